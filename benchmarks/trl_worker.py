@@ -1,0 +1,202 @@
+"""TRL's side of benchmarks/online_dpo_step.py: OnlineDPOTrainer, one optimizer step per line of stdin.
+
+Run by the Python of TRL's own environment (`peer_env.ensure("trl", peer_env.TRL)`), never by ours:
+
+    python trl_worker.py MODEL_DIR PROMPTS.npy [--new-tokens 53] [--threads 2] [--seed 0]
+
+Protocol, one line each way, so that a parent can take turns between our step and TRL's:
+
+    'step' -> one step of `trainer.train()`: prompts to ids, generation, reward, losses, backward, AdamW. Answer:
+              {"step": int, "seconds": float, "new_tokens": [least, most]}
+    'quit' or end of input -> exit 0, no answer.
+    anything that goes wrong -> {"error": "one line"} and exit 1.
+
+Nothing is printed before the first answer; the first step's seconds hold torch's warm-up, and loading is in none.
+Only answers go to stdout, the libraries' own talk to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+BATCH = 16  # prompts a step; TRL always draws 2 responses to each
+TEMPERATURE, BETA = 0.7, 0.1
+LEARNING_RATE = 5e-7  # TRL's default; the time of a step does not depend on it
+
+
+class Quit(Exception):
+    """The parent asked us to stop: raised inside train(), whose step would otherwise begin regardless."""
+
+
+def claim_stdout() -> TextIO:
+    """Returns the real stdout for answers and points file descriptor 1 at stderr for everyone else."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def id_tokenizer(vocab_size: int, eos_id: int) -> Any:
+    """A tokenizer whose words are the ids: '<7> <30>' <-> [7, 30].
+
+    TRL takes text and tokenizes it in every step. Decoding ids with the model's own BPE and encoding them again
+    may merge them differently, and then the prompts would not be of the length we time. The <> keep the special
+    word <0> from matching inside <10>.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"<{i}>": i for i in range(vocab_size)}, unk_token=f"<{eos_id}>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=f"<{eos_id}>", pad_token=f"<{eos_id}>")
+
+
+def load_prompts(path: Path, tokenizer: Any) -> list[str]:
+    """Reads prompt ids [N, L] and returns them as N texts that TRL will turn back into exactly these ids."""
+    import numpy as np
+
+    ids_NxL = np.load(path)
+    if ids_NxL.ndim != 2 or ids_NxL.dtype.kind not in "iu" or len(ids_NxL) < BATCH:
+        raise ValueError(f"{path.name}: {ids_NxL.dtype} {list(ids_NxL.shape)}; valid: integers [N >= {BATCH}, L]")
+    if ids_NxL.min() < 0 or ids_NxL.max() >= len(tokenizer):
+        raise ValueError(f"{path.name}: ids {ids_NxL.min()}..{ids_NxL.max()}; valid: 0..{len(tokenizer) - 1}")
+    texts = [" ".join(f"<{i}>" for i in row) for row in ids_NxL]
+    if tokenizer(texts, add_special_tokens=False)["input_ids"] != ids_NxL.tolist():
+        raise ValueError(f"{path.name}: the ids changed on their way through text")
+    return texts
+
+
+def fixed_reward(new_tokens: int, eos_id: int, seen: dict[str, Any]) -> Any:
+    """A reward that costs nothing, a fixed function of the ids, which also checks the responses' lengths.
+
+    Args:
+      new_tokens: tokens every response must have.
+      eos_id: a response holding it was cut short: TRL would mask what follows.
+      seen: receives 'new_tokens', the least and the most unmasked tokens of a response in this step.
+    """
+
+    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        lengths = [ids.index(eos_id) + 1 if eos_id in ids else len(ids) for ids in completion_ids]
+        seen["new_tokens"] = [min(lengths), max(lengths)]
+        if len(lengths) != 2 * BATCH or seen["new_tokens"] != [new_tokens, new_tokens]:
+            raise ValueError(f"{len(lengths)} responses of {seen['new_tokens']} tokens, not {2 * BATCH} x {new_tokens}")
+        return [float(sum(ids) % 97) for ids in completion_ids]
+
+    return reward
+
+
+def tuned_config(new_tokens: int, seed: int, folder: str) -> Any:
+    """OnlineDPOConfig at its fastest on CPU with the same work done: what differs from TRL's defaults, and why.
+
+    Tried on two cores and left out: torch_compile and a static cache (no gain outside the noise), eager attention
+    (slower), one thread (half as slow again). Clipping stays on: the trainer computes the norm in any case.
+    """
+    from trl.experimental.online_dpo import OnlineDPOConfig  # pyright: ignore[reportMissingImports]
+
+    return OnlineDPOConfig(
+        output_dir=folder,
+        use_cpu=True,
+        bf16=False,  # TRL's default autocasts to bf16; the comparison is in fp32
+        # The one setting that matters: with checkpointing TRL also generates without a key-value cache.
+        gradient_checkpointing=False,
+        optim="adamw_torch_fused",  # one pass over the parameters; has a CPU kernel
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        beta=[BETA],
+        temperature=TEMPERATURE,
+        max_new_tokens=new_tokens,
+        generation_kwargs={"min_new_tokens": new_tokens},  # top-k, top-p and penalties are off by default
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=1,
+        dataloader_drop_last=True,  # no short batch at an epoch's end
+        dataloader_pin_memory=False,
+        max_steps=2**31,  # until told to quit
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+    )
+
+
+def turn_taker(answers: TextIO, seen: dict[str, Any]) -> Any:
+    """A callback that holds every step until the parent says so, and times it until its end.
+
+    The time holds all of a step but the look-up of its 16 texts, which the trainer does before on_step_begin.
+    """
+    from transformers import TrainerCallback
+
+    class TurnTaker(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            line = sys.stdin.readline()
+            command = line.strip()
+            if not line or command == "quit":
+                raise Quit
+            if command != "step":
+                raise ValueError(f"command: {command!r}; valid: 'step', 'quit'")
+            self.began_s = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            seconds = time.perf_counter() - self.began_s
+            print(json.dumps({"step": state.global_step, "seconds": seconds, **seen}), file=answers, flush=True)
+
+    return TurnTaker()
+
+
+def train(args: argparse.Namespace, answers: TextIO) -> None:
+    """Builds the trainer and trains, one step per 'step' on stdin, until Quit."""
+    import torch
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from transformers import AutoModelForCausalLM
+    from trl.experimental.online_dpo import OnlineDPOTrainer  # pyright: ignore[reportMissingImports]
+
+    if not (args.model / "config.json").is_file():
+        raise ValueError(f"model: {args.model.name!r} holds no config.json; valid: a folder of GPTNeoXForCausalLM")
+    torch.set_num_threads(args.threads)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    eos_id = model.config.eos_token_id or 0
+    tokenizer = id_tokenizer(model.config.vocab_size, eos_id)
+    seen: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = OnlineDPOTrainer(
+            model=model,
+            reward_funcs=fixed_reward(args.new_tokens, eos_id, seen),
+            args=tuned_config(args.new_tokens, args.seed, folder),
+            train_dataset=Dataset.from_dict({"prompt": load_prompts(args.prompts, tokenizer)}),
+            processing_class=tokenizer,
+            callbacks=[turn_taker(answers, seen)],
+        )
+        trainer.train()
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="Hugging Face folder of a GPTNeoXForCausalLM")
+    parser.add_argument("prompts", type=Path, help=".npy of prompt ids [N, L] int32")
+    parser.add_argument("--new-tokens", type=int, default=53, help="tokens of every response")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (cores)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the batches and of the sampling")
+    args = parser.parse_args()
+    # Set before the libraries are imported: no look-ups beyond this machine, no notice about experimental modules.
+    os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_PARALLELISM="false")
+    answers = claim_stdout()
+    try:
+        train(args, answers)
+    except Quit:
+        return 0
+    except Exception as error:  # whatever it is, the parent is waiting for a line
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        print(json.dumps({"error": message}), file=answers, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The miniature, end to end on two CPU cores.
+
+    python -m sea_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Every field of a run; override any with --config.<field>=<value>."""
+    config = ConfigDict()
+    config.methods = ("passive", "sea")  # rows of sea_jax.methods.METHODS
+    config.seed = 0  # replicate i uses seed + i and oracle_seed + i
+    config.num_seeds = 2
+    config.cache_dir = ""  # of trained parts; empty: <workdir>/cache
+    config.progress = True
+
+    config.task = ConfigDict(dict(name="mini_tldr", oracle_seed=100))
+    config.oracle = ConfigDict(dict(labels="threshold", flip_probability=0.0))
+    config.policy = ConfigDict(dict(num_layers=2, width=128, num_heads=4, mlp_width=512))
+    config.sft = ConfigDict(
+        dict(seed=0, steps=600, batch_size=64, learning_rate=3e-3, prompt_weight=0.5)
+    )
+    config.backbone = ConfigDict(
+        dict(
+            seed=0, num_prompts=6000, num_responses=4, num_rewards=256, temperature=1.0,
+            steps=400, batch_size=64, learning_rate=5e-3, decoder_rate=0.1,
+            pooled_width=192, width=128, gate_hidden=128,
+        )
+    )  # fmt: skip
+    config.train = ConfigDict(
+        dict(
+            batch_size=32, query_budget=1024, temperature=0.7,
+            dap="dpo", beta=0.1, learning_rate=3e-4, warmup_steps=5, schedule="constant",
+            max_grad_norm=1.0,
+        )
+    )  # fmt: skip
+    config.ensemble = ConfigDict(
+        dict(
+            num_members=20, hidden=(128, 128), prior_scale=1.0, learning_rate=1e-3, steps=5,
+            batch_size=128, regularization=0.5, scale_by_data=True, capacity=8192,
+        )
+    )  # fmt: skip
+    config.sea = ConfigDict(
+        dict(
+            num_responses=20, gamma=0.7, burn_in=256, gamma_mode="count",
+            synthetic_pairs="thompson",
+        )
+    )  # fmt: skip
+    config.eval = ConfigDict(
+        dict(
+            split="heldout", num_prompts=500, batch_size=250, every_queries=128, num_pairs=500,
+            num_samples=4, levels=(0.7, 0.8, 0.9),
+        )
+    )  # fmt: skip
+    return config

@@ -1,0 +1,246 @@
+"""Algorithm 2 as three pure functions: `propose` (lines 5-7), `assign_labels` (8), `update` (9-10).
+
+No I/O here; the host loop in `train.py` samples, asks the oracle and calls these.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sea_jax.ensemble import experience as buffer
+from sea_jax.ensemble import heads, selection
+from sea_jax.losses import DAP_LOSSES, sequence_logprobs, weighted_mean
+from sea_jax.models.decoder import Decoder
+from sea_jax.types import (
+    Array,
+    Candidates,
+    Duel,
+    EnsembleState,
+    Params,
+    PolicyState,
+    PreferenceBatch,
+    PromptBatch,
+    SeaState,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What `update` needs besides arrays; all static under jit."""
+
+    model: Decoder
+    policy_optimizer: optax.GradientTransformation
+    ensemble_optimizer: optax.GradientTransformation
+    dap: str = "dpo"
+    dap_options: tuple[tuple[str, Any], ...] = (("beta", 0.1),)
+    learn_ensemble: bool = True
+    ensemble_steps: int = 5  # m
+    ensemble_batch: int = 128
+    regularization: float = 0.5  # λ
+    scale_by_data: bool = True
+
+
+def propose(
+    key: Array,
+    label_key: Array,
+    rewards: Array,
+    candidates: Candidates,
+    remaining: Array | int,
+    *,
+    strategy: str,
+    gamma: float,
+    gamma_mode: str = "count",
+    synthetic_pairs: str = "thompson",
+) -> Duel:
+    """Chooses each prompt's duel, and which duels the oracle judges (lines 5-8).
+
+    Args:
+        key: [] key of the selection.
+        label_key: [] key of the head that labels synthetic duels; `assign_labels` gets the same.
+        rewards: [K, B, M] f32, r_φ of every candidate under every member.
+        candidates: the proposal sets S_t.
+        remaining: [] int32, queries left in the budget; duels past it are dropped.
+        strategy: a row of `selection.STRATEGIES`.
+        gamma: γ, the oracle's share of the duels.
+        gamma_mode: 'count' asks the oracle about round(γ B) prompts of each batch; 'bernoulli'
+            draws g < γ for every prompt, as line 8 prints it.
+        synthetic_pairs: 'thompson' takes the strategy's duel; 'max_margin' the labelling head's
+            best and worst response (the first implementation's variant).
+
+    Returns:
+        Duel; query_oracle is False for a clash: no label is bought for two equal responses, nor
+        past the budget.
+    """
+    select_key, gamma_key = jax.random.split(key)
+    B = rewards.shape[1]
+    rewards, original = _merge_duplicates(rewards, candidates)
+    duel = selection.STRATEGIES[strategy](select_key, rewards)
+    if gamma_mode == "count":
+        query = jnp.arange(B) < round(gamma * B)
+    else:
+        query = jax.random.uniform(gamma_key, (B,)) < gamma
+    if synthetic_pairs == "max_margin":
+        drawn = _labelling_head(label_key, rewards)
+        first = jnp.where(query, duel.first, jnp.argmax(drawn, -1))
+        second = jnp.where(query, duel.second, jnp.argmin(drawn, -1))
+        duel = duel._replace(first=first, second=second)
+    rows = jnp.arange(B)
+    clash = duel.clash | (original[rows, duel.first] == original[rows, duel.second])
+    query &= ~clash
+    over = query & (jnp.cumsum(query) > remaining)
+    return duel._replace(query_oracle=query & ~over, clash=clash | over)
+
+
+def assign_labels(
+    label_key: Array,
+    rewards: Array,
+    prompts: PromptBatch,
+    candidates: Candidates,
+    duel: Duel,
+    oracle_prefers_first: Array,
+) -> PreferenceBatch:
+    """Orders each duel into (y+, y−): by the oracle, or by a head drawn for the prompt (line 8).
+
+    Args:
+        label_key: [] key, the same as `propose` got.
+        rewards: [K, B, M] f32.
+        prompts, candidates, duel: of this step.
+        oracle_prefers_first: [B] bool; read only where duel.query_oracle.
+
+    Returns:
+        PreferenceBatch with weight 0 on clashes.
+    """
+    rows = jnp.arange(duel.first.shape[0])
+    drawn = _labelling_head(label_key, rewards)
+    head_prefers_first = drawn[rows, duel.first] > drawn[rows, duel.second]
+    first_wins = jnp.where(duel.query_oracle, oracle_prefers_first, head_prefers_first)
+    winner = jnp.where(first_wins, duel.first, duel.second)
+    loser = jnp.where(first_wins, duel.second, duel.first)
+    pair = jnp.stack([winner, loser], axis=1)  # [B, 2]
+    take = lambda x: x[rows[:, None], pair]  # noqa: E731
+    return PreferenceBatch(
+        prompts.tokens,
+        prompts.mask,
+        take(candidates.tokens),
+        take(candidates.mask),
+        take(candidates.features),
+        duel.query_oracle,
+        (~duel.clash).astype(jnp.float32),
+    )
+
+
+def update(
+    learner: Learner, state: SeaState, ref_params: Params, batch: PreferenceBatch
+) -> tuple[SeaState, dict[str, Array]]:
+    """Experience, reward learning and policy learning of one step (lines 8-10).
+
+    Jit it with `learner` static and `state` donated; ref_params never are.
+
+    Args:
+        learner: static settings.
+        state: before the step.
+        ref_params: π_ref.
+        batch: B_t.
+
+    Returns:
+        The new state, and metrics as f32 scalars still on the device.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    _, ensemble_key = jax.random.split(key)
+    bought = batch.from_oracle & (batch.weight > 0)
+    experience, ensemble, metrics = state.experience, state.ensemble, {}
+    if learner.learn_ensemble:
+        # Synthetic pairs never enter D_t: reward learning sees the oracle's labels only.
+        experience = buffer.add(experience, batch.features, batch.weight, bought)
+        ensemble, metrics = _update_ensemble(learner, ensemble_key, state.ensemble, experience, batch)
+    policy, policy_metrics = _update_policy(learner, state.policy, ref_params, batch)
+    num_queries = state.num_queries + bought.sum(dtype=jnp.int32)
+    new = SeaState(policy, ensemble, experience, state.key, state.step + 1, num_queries)
+    # A step that is not finite changes nothing, so that state and batch can be saved as its inputs.
+    finite = jnp.isfinite(policy_metrics["policy/loss"] + policy_metrics["policy/grad_norm"])
+    if "ensemble/loss" in metrics:
+        finite &= jnp.isfinite(metrics["ensemble/loss"])
+    new = jax.tree.map(lambda after, before: _select(finite, after, before), new, state)
+    return new, metrics | policy_metrics | {"step/finite": finite.astype(jnp.float32)}
+
+
+def _select(finite: Array, after: Array, before: Array) -> Array:
+    return jax.lax.select(jnp.broadcast_to(finite, after.shape), after, before)
+
+
+def _merge_duplicates(rewards: Array, candidates: Candidates) -> tuple[Array, Array]:
+    """Gives equal responses the reward of their first copy, to the bit, so that argmax meets one.
+
+    Returns rewards [K, B, M] and, for each response, the index of its first copy [B, M].
+    """
+    tokens = jnp.where(candidates.mask, candidates.tokens, -1)
+    equal = (tokens[:, :, None] == tokens[:, None]).all(-1)  # [B, M, M]
+    original = jnp.argmax(equal, axis=-1)
+    return jnp.take_along_axis(rewards, original[None], axis=2), original
+
+
+def _labelling_head(key: Array, rewards: Array) -> Array:
+    """The rewards [B, M] of one head drawn for each prompt."""
+    K, B, _ = rewards.shape
+    return rewards[jax.random.randint(key, (B,), 0, K), jnp.arange(B)]
+
+
+def _update_ensemble(
+    learner: Learner, key: Array, state: EnsembleState, experience: Any, batch: PreferenceBatch
+) -> tuple[EnsembleState, dict[str, Array]]:
+    """Line 9, with the accuracy of the posterior before it saw the batch's labels."""
+    before = heads.rewards(state.params, batch.features)  # [K, B, 2]
+    margin = before[..., 0] - before[..., 1]
+    probability = jax.nn.sigmoid(margin).mean(0)
+    bought = (batch.from_oracle & (batch.weight > 0)).astype(jnp.float32)
+    state, metrics = heads.update(
+        key,
+        state,
+        experience,
+        learner.ensemble_optimizer,
+        num_steps=learner.ensemble_steps,
+        batch_size=learner.ensemble_batch,
+        regularization=learner.regularization,
+        scale_by_data=learner.scale_by_data,
+    )
+    return state, metrics | {
+        "ensemble/accuracy_chosen": weighted_mean((probability > 0.5).astype(jnp.float32), bought),
+        "ensemble/nll_chosen": weighted_mean(-jnp.log(probability + 1e-6), bought),
+        "ensemble/probability_std": weighted_mean(jax.nn.sigmoid(margin).std(0), bought),
+    }
+
+
+def _update_policy(
+    learner: Learner, state: PolicyState, ref_params: Params, batch: PreferenceBatch
+) -> tuple[PolicyState, dict[str, Array]]:
+    """Line 10: one optimizer step on F (Eq. 9)."""
+    inputs = (batch.prompts, batch.prompt_mask, batch.tokens, batch.mask)
+    ref_logps = sequence_logprobs(learner.model, ref_params, *inputs)
+    lengths = batch.mask.sum(-1)
+    loss_fn = DAP_LOSSES[learner.dap]
+
+    def objective(params):
+        logps = sequence_logprobs(learner.model, params, *inputs)
+        losses = loss_fn(logps, ref_logps, lengths, **dict(learner.dap_options))
+        return weighted_mean(losses, batch.weight), logps
+
+    (loss, logps), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    updates, opt_state = learner.policy_optimizer.update(grads, state.opt_state, state.params)
+    ratio = logps - ref_logps
+    metrics = {
+        "policy/loss": loss,
+        "policy/grad_norm": optax.global_norm(grads),
+        "policy/implicit_accuracy": weighted_mean(
+            (ratio[:, 0] > ratio[:, 1]).astype(jnp.float32), batch.weight
+        ),
+        "policy/log_ratio_chosen": weighted_mean(ratio[:, 0], batch.weight),
+        "policy/log_ratio_rejected": weighted_mean(ratio[:, 1], batch.weight),
+        "duel/length_chosen": weighted_mean(lengths[:, 0].astype(jnp.float32), batch.weight),
+        "duel/length_rejected": weighted_mean(lengths[:, 1].astype(jnp.float32), batch.weight),
+        "duel/clash": 1.0 - batch.weight.mean(),
+        "duel/from_oracle": batch.from_oracle.mean(dtype=jnp.float32),
+    }
+    return PolicyState(optax.apply_updates(state.params, updates), opt_state), metrics

@@ -1,0 +1,181 @@
+"""What every run of an experiment shares: task, starting policy, frozen backbone, evaluation sets."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file, save_file
+
+from sea_jax import models, sft
+from sea_jax.ensemble import features, pretrain
+from sea_jax.evaluate import EvalSet, greedy_responses
+from sea_jax.models import Decoder, PythiaConfig, generate
+from sea_jax.oracles.bradley_terry import BradleyTerryOracle
+from sea_jax.tasks import mini_tldr
+from sea_jax.tasks.protocol import Task
+from sea_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Assets:
+    """Built once, read by all runs; only the oracle differs between seeds."""
+
+    task: Task
+    model: Decoder
+    ref_params: Params
+    backbone: features.Backbone
+    eval_set: EvalSet
+    pairs: EvalSet  # pairs of SFT samples on the tuning split: `sft` and `references` are the two
+    pair_features: jax.Array  # [N, 2, E] f32
+
+    def sampler(self, num_responses: int, temperature: float) -> Callable:
+        """A jitted (params, tokens [B, L], mask, key) -> Responses [B, M, T]."""
+        return make_sampler(
+            self.model, num_responses, self.task.response_length, temperature,
+            self.task.eos_id, self.task.pad_id,
+        )  # fmt: skip
+
+    def oracle(self, oracle_seed: int) -> BradleyTerryOracle:
+        """The preference oracle of one hidden reward."""
+        return BradleyTerryOracle(mini_tldr.reward_fn(oracle_seed))
+
+
+@functools.lru_cache(maxsize=None)
+def make_sampler(
+    model: Decoder, num_responses: int, max_tokens: int, temperature: float, eos_id: int, pad_id: int
+) -> Callable:
+    """`generate` with its static arguments bound, compiled once a process."""
+    return jax.jit(
+        functools.partial(
+            generate, model, num_responses=num_responses, max_tokens=max_tokens,
+            temperature=temperature, eos_id=eos_id, pad_id=pad_id,
+        )
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=None)
+def make_extractor(model: Decoder, pooling: features.GatedPooling) -> Callable:
+    """`features.extract`, jitted: (backbone params, prompts, mask, tokens, mask) -> [B, M, E]."""
+    return jax.jit(functools.partial(features.extract, model, pooling))
+
+
+def prepare(config, cache: Path, task: Task) -> Assets:
+    """Builds or reads everything that runs share.
+
+    Args:
+        config: the experiment's config.
+        cache: folder of trained parts, each under a fingerprint of the config fields it depends on.
+        task: the embedded task.
+
+    Returns:
+        Assets on the default device.
+    """
+    model = Decoder(policy_config(config, task))
+    policy_fields = {"policy": config.policy.to_dict(), "sft": config.sft.to_dict()}
+    folder = cache / f"sft-{_fingerprint(policy_fields)}"
+    if not (folder / "model.safetensors").exists():
+        key = jax.random.key(config.sft.seed)
+        params = sft.train(config.sft, task, model, key, progress=config.progress)
+        _publish(folder, lambda part: models.save(part, model, params, task.tokenizer))
+    _, params = models.load(str(folder))
+    params = jax.tree.map(jnp.asarray, params)
+
+    fields = policy_fields | {"backbone": config.backbone.to_dict()}
+    backbone = _backbone(config, cache / f"backbone-{_fingerprint(fields)}", task, model, params)
+    eval_set = _eval_set(config, task, model, params)
+    pairs, pair_features = _heldout_pairs(config, task, model, params, backbone)
+    return Assets(task, model, params, backbone, eval_set, pairs, pair_features)
+
+
+def policy_config(config, task: Task) -> PythiaConfig:
+    """The policy's shape; its vocabulary and context are the task's."""
+    return PythiaConfig(
+        vocab_size=task.tokenizer.get_vocab_size(),
+        num_layers=config.policy.num_layers,
+        width=config.policy.width,
+        num_heads=config.policy.num_heads,
+        mlp_width=config.policy.mlp_width,
+        max_length=task.prompt_length + task.response_length,
+    )
+
+
+def _backbone(config, folder: Path, task: Task, model: Decoder, params: Params) -> features.Backbone:
+    cfg = config.backbone
+    pooling = features.GatedPooling(cfg.pooled_width, model.config.vocab_size, cfg.gate_hidden)
+    file = folder / "backbone.safetensors"
+    if not file.exists():
+        prompts, rewards = _ranking_data(cfg, task, model, params)
+        key = jax.random.key(cfg.seed)
+        trained = pretrain.pretrain(cfg, model, params, prompts, rewards, key, config.progress)
+        flat = {k: np.asarray(v) for k, v in flatten_dict(trained.params, sep="/").items()}
+        _publish(folder, lambda part: save_file(flat, part / "backbone.safetensors"))
+    frozen = unflatten_dict(load_file(file), sep="/")
+    return features.Backbone(model, pooling, jax.tree.map(jnp.asarray, frozen))
+
+
+def _ranking_data(cfg, task: Task, model: Decoder, params: Params):
+    """Samples of π_sft on train prompts, rewarded by S draws of the family, none an oracle's."""
+    texts = task.prompts["train"][: cfg.num_prompts]
+    prompts, mask = task.encode_prompts(texts)
+    sample = make_sampler(
+        model, cfg.num_responses, task.response_length, cfg.temperature, task.eos_id, task.pad_id
+    )
+    key, batch, parts = jax.random.key(cfg.seed), 100, []
+    for start in range(0, len(texts), batch):
+        rows = np.arange(start, start + batch) % len(texts)
+        out = sample(params, prompts[rows], mask[rows], jax.random.fold_in(key, start))
+        parts.append((np.asarray(out.tokens), np.asarray(out.mask)))
+    tokens = np.concatenate([t for t, _ in parts])[: len(texts)]
+    token_mask = np.concatenate([m for _, m in parts])[: len(texts)]
+    repeated = [text for text in texts for _ in range(cfg.num_responses)]
+    flat = [text for row in task.decode(tokens, token_mask) for text in row]
+    basis = mini_tldr.reward_basis_batch(repeated, flat)
+    weights = np.stack(
+        [mini_tldr.draw_reward(pretrain.SEED_OFFSET + s) for s in range(cfg.num_rewards)], axis=1
+    )
+    rewards = (basis @ weights).reshape(*tokens.shape[:2], -1).astype(np.float32)
+    return (prompts, mask, tokens, token_mask), rewards
+
+
+def _eval_set(config, task: Task, model: Decoder, params: Params) -> EvalSet:
+    n = config.eval.num_prompts
+    prompts = task.prompts[config.eval.split][:n]
+    tokens, mask = task.encode_prompts(prompts)
+    sample = make_sampler(model, 1, task.response_length, 0.0, task.eos_id, task.pad_id)
+    greedy, _ = greedy_responses(task, sample, params, tokens, mask, config.eval.batch_size)
+    return EvalSet(prompts, tokens, mask, task.references[config.eval.split][:n], greedy)
+
+
+def _heldout_pairs(config, task: Task, model: Decoder, params: Params, backbone: features.Backbone):
+    """Two samples of π_sft on each tuning prompt, and their features."""
+    prompts = task.prompts["tuning"][: config.eval.num_pairs]
+    tokens, mask = task.encode_prompts(prompts)
+    sample = make_sampler(
+        model, 2, task.response_length, config.train.temperature, task.eos_id, task.pad_id
+    )
+    out = sample(params, tokens, mask, jax.random.key(7))
+    extract = make_extractor(backbone.model, backbone.pooling)
+    pair_features = extract(backbone.params, tokens, mask, out.tokens, out.mask)
+    texts = task.decode(np.asarray(out.tokens), np.asarray(out.mask))
+    first, second = (tuple(row[i] for row in texts) for i in (0, 1))
+    return EvalSet(prompts, tokens, mask, second, first), pair_features
+
+
+def _fingerprint(fields: dict) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Writes a folder whole or not at all, so that a killed run leaves no half of a model."""
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    write(part)
+    part.rename(folder)

@@ -1,0 +1,46 @@
+"""D_t: a ring buffer of oracle-labelled pairs, of fixed shape, on the device."""
+
+import jax
+import jax.numpy as jnp
+
+from sea_jax.types import Array, Experience
+
+
+def init(capacity: int, feature_width: int) -> Experience:
+    """An empty buffer of C pairs."""
+    return Experience(
+        jnp.zeros((capacity, 2, feature_width), jnp.float32),
+        jnp.zeros((capacity,), jnp.float32),
+        jnp.int32(0),
+        jnp.int32(0),
+    )
+
+
+def add(data: Experience, features: Array, weight: Array, keep: Array) -> Experience:
+    """Appends the rows marked in `keep`, over the oldest once the buffer is full.
+
+    Args:
+        data: D_{t−1}.
+        features: [B, 2, E] f32.
+        weight: [B] f32.
+        keep: [B] bool; rows not kept (synthetic labels, clashes) leave no trace.
+
+    Returns:
+        D_t.
+    """
+    capacity = data.weight.shape[0]
+    slot = (data.cursor + jnp.cumsum(keep) - 1) % capacity
+    slot = jnp.where(keep, slot, capacity)  # out of bounds: dropped
+    kept = keep.sum(dtype=jnp.int32)
+    return Experience(
+        data.features.at[slot].set(features, mode="drop"),
+        data.weight.at[slot].set(weight, mode="drop"),
+        (data.cursor + kept) % capacity,
+        jnp.minimum(data.size + kept, capacity),
+    )
+
+
+def sample(key: Array, data: Experience, batch_size: int) -> tuple[Array, Array]:
+    """A uniform batch with replacement: features [B, 2, E], weight [B] (0 if D_t is empty)."""
+    index = jax.random.randint(key, (batch_size,), 0, jnp.maximum(data.size, 1))
+    return data.features[index], jnp.where(data.size > 0, data.weight[index], 0.0)

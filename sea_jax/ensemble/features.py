@@ -1,0 +1,84 @@
+"""φ(x, y): features of a response from a frozen backbone (Sec. 4.2.1).
+
+The backbone is a decoder followed by gated pooling: every response token adds its value vector,
+gated by the decoder's states before and after it,
+
+    z(x, y) = Σ_t σ(G [h_t; h_{t+1}]) ⊙ U h_{t+1},
+
+and the features are z in coordinates where a reward drawn from the pretraining family is close to a
+standard normal linear function (see `pretrain.py`).
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sea_jax.losses.logprobs import response_states
+from sea_jax.models.decoder import Decoder
+from sea_jax.types import Array, Params
+
+
+class GatedPooling(nn.Module):
+    """States before and after each token [..., T + 1, W], tokens and mask [..., T] -> [..., E] f32."""
+
+    width: int
+    vocab_size: int
+    gate_hidden: int = 128
+
+    @nn.compact
+    def __call__(self, states: Array, tokens: Array, mask: Array) -> Array:
+        both = jnp.concatenate([states[..., :-1, :], states[..., 1:, :]], -1)
+        gate = nn.Dense(self.width, name="gate")(
+            nn.gelu(nn.Dense(self.gate_hidden, name="gate_hidden")(both))
+        )
+        value = nn.Embed(self.vocab_size, self.width, name="value")(tokens)
+        return jnp.sum(jax.nn.sigmoid(gate) * value * mask[..., None], -2).astype(jnp.float32)
+
+
+class Backbone(NamedTuple):
+    """A frozen feature extractor: modules and their parameters."""
+
+    model: Decoder
+    pooling: GatedPooling
+    params: Params  # {"decoder", "pooling", "projection": [E', E], "mean": [E]}
+
+    @property
+    def feature_width(self) -> int:
+        return self.params["projection"].shape[-1]
+
+
+def pooled(model: Decoder, pooling: GatedPooling, params: Params, batch: Any) -> Array:
+    """z(x, y): batch (prompts [B, L], mask, tokens [B, M, T], mask) -> [B, M, E'] f32."""
+    states = response_states(model, params["decoder"], *batch)
+    return pooling.apply({"params": params["pooling"]}, states, batch[2], batch[3])
+
+
+def extract(
+    model: Decoder, pooling: GatedPooling, params: Params, prompts: Array, prompt_mask: Array,
+    tokens: Array, mask: Array,
+) -> Array:  # fmt: skip
+    """Features of B·M responses: the prompt is read once for its M responses.
+
+    Args:
+        model, pooling, params: of a Backbone.
+        prompts: [B, L] int32, left-padded.
+        prompt_mask: [B, L] bool.
+        tokens: [B, M, T] int32.
+        mask: [B, M, T] bool.
+
+    Returns:
+        [B, M, E] f32.
+    """
+    z = pooled(model, pooling, params, (prompts, prompt_mask, tokens, mask))
+    return z @ params["projection"] - params["mean"]
+
+
+def mean_states(
+    model: Decoder, params: Params, prompts: Array, prompt_mask: Array, tokens: Array, mask: Array
+) -> Array:
+    """The policy's own states, averaged over response tokens: the comparison features [B, M, W]."""
+    states = response_states(model, params, prompts, prompt_mask, tokens, mask)[:, :, 1:]
+    total = jnp.sum(states * mask[..., None], -2)
+    return total / jnp.maximum(mask.sum(-1), 1)[..., None]

@@ -1,0 +1,131 @@
+"""K reward heads on frozen features: a vmapped MLP (Sec. 4.2.1, App. F.1)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from sea_jax.ensemble import experience as buffer
+from sea_jax.losses.reward import anchor_penalty, preference_nll, weighted_mean
+from sea_jax.types import Array, EnsembleState, Experience, Params
+
+
+class Head(nn.Module):
+    """One reward function r_φ: features [..., E] -> [...] f32.
+
+    The output layer is scaled so that a fresh head has rewards of standard deviation about
+    `prior_scale` over features of unit variance: the prior's width, in logits of Eq. 3.
+    """
+
+    hidden: tuple[int, ...] = (128, 128)
+    prior_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        x = features
+        for i, width in enumerate(self.hidden):
+            x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal(), name=f"hidden_{i}")(x))
+        last = nn.initializers.variance_scaling(self.prior_scale**2, "fan_in", "normal")
+        # Without bias: a constant cancels in every comparison.
+        return nn.Dense(1, use_bias=False, kernel_init=last, name="out")(x)[..., 0]
+
+
+def init(
+    key: Array, head: Head, num_members: int, feature_width: int, optimizer: optax.GradientTransformation
+) -> EnsembleState:
+    """K independent heads; where they begin is kept as their anchors φ⁰."""
+    features = jnp.zeros((1, feature_width))
+    params = jax.vmap(lambda k: head.init(k, features)["params"])(jax.random.split(key, num_members))
+    anchor = jax.tree.map(jnp.copy, params)  # a copy: the state is donated leaf by leaf
+    return EnsembleState(params, anchor, jax.vmap(optimizer.init)(params))
+
+
+def rewards(params: Params, features: Array) -> Array:
+    """r_φk(x, y) for every member.
+
+    Args:
+        params: leaves [K, ...].
+        features: [..., E] f32.
+
+    Returns:
+        [K, ...] f32.
+    """
+    num_hidden = sum(name.startswith("hidden_") for name in params)
+    head = Head(hidden=tuple(params[f"hidden_{i}"]["bias"].shape[-1] for i in range(num_hidden)))
+    return jax.vmap(lambda p: head.apply({"params": p}, features))(params)
+
+
+def member_loss(
+    params: Params, anchor: Params, features: Array, weight: Array, regularization: Array
+) -> Array:
+    """Eq. 8 for one member: weighted NLL plus λ' · mean((φ − φ⁰)²).
+
+    Args:
+        params, anchor: one member's (no K axis).
+        features: [B, 2, E] f32, axis 1 is (y+, y−).
+        weight: [B] f32.
+        regularization: [] f32, λ'.
+
+    Returns:
+        [] f32.
+    """
+    pair = rewards(jax.tree.map(lambda p: p[None], params), features)[0]
+    return weighted_mean(preference_nll(pair), weight) + regularization * anchor_penalty(params, anchor)
+
+
+def update(
+    key: Array,
+    state: EnsembleState,
+    data: Experience,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    batch_size: int,
+    regularization: float,
+    scale_by_data: bool = True,
+) -> tuple[EnsembleState, dict[str, Array]]:
+    """m optimizer steps of Eq. 8 on random batches of D_t (Alg. 2, line 9), in one scan.
+
+    Every member sees batches of its own, as a bootstrap does. An empty D_t changes nothing.
+
+    Args:
+        key: [] key.
+        state: the ensemble.
+        data: D_t.
+        optimizer: applied to each member by itself.
+        num_steps: m.
+        batch_size: pairs in a batch.
+        regularization: λ.
+        scale_by_data: weigh the penalty by B / |D_t|, as a prior is; False keeps λ constant.
+
+    Returns:
+        The new state; metrics of the last step, means over members.
+    """
+    size = jnp.maximum(data.size, 1).astype(jnp.float32)
+    strength = regularization * (batch_size / size if scale_by_data else 1.0)
+    num_members = jax.tree.leaves(state.params)[0].shape[0]
+
+    def member_step(params, anchor, opt_state, key):
+        features, weight = buffer.sample(key, data, batch_size)
+        loss, grads = jax.value_and_grad(member_loss)(params, anchor, features, weight, strength)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    def step(carry, key):
+        params, opt_state = carry
+        keys = jax.random.split(key, num_members)
+        params, opt_state, loss = jax.vmap(member_step)(params, state.anchor, opt_state, keys)
+        return (params, opt_state), loss
+
+    keys = jax.random.split(key, num_steps)
+    (params, opt_state), losses = jax.lax.scan(step, (state.params, state.opt_state), keys)
+    keep: Any = data.size > 0
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(keep, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    return EnsembleState(params, state.anchor, opt_state), {
+        "ensemble/loss": jnp.where(keep, losses[-1].mean(), 0.0),
+        "ensemble/drift": jax.vmap(anchor_penalty)(params, state.anchor).mean(),
+    }

@@ -1,0 +1,142 @@
+"""Pretraining of the frozen backbone as a ranker under many random rewards.
+
+The paper's backbone is a pretrained 0.4B preference encoder. The miniature's counterpart learns, from
+the starting policy's own samples, to predict many rewards drawn from the task's family at once. The
+oracle's reward is never among them: it has seeds below `SEED_OFFSET`, these have seeds above.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from sea_jax.ensemble.features import Backbone, GatedPooling, pooled
+from sea_jax.models.decoder import Decoder
+from sea_jax.types import Array, Params
+
+SEED_OFFSET = 1_000_000
+
+
+def regression_loss(
+    model: Decoder, pooling: GatedPooling, params: Params, batch: Any, rewards: Array
+) -> Array:
+    """Mean squared error of reward differences within each prompt, over S rewards.
+
+    Rewards matter up to a constant of the prompt (Eq. 3), so both sides are centred over M.
+
+    Args:
+        model, pooling: modules.
+        params: {"decoder", "pooling", "heads": [E', S]}.
+        batch: prompts [B, L], prompt_mask, tokens [B, M, T], mask.
+        rewards: [B, M, S] f32.
+
+    Returns:
+        [] f32.
+    """
+    predicted = pooled(model, pooling, params, batch) @ params["heads"]
+    centred = lambda r: r - r.mean(1, keepdims=True)  # noqa: E731
+    return jnp.mean((centred(predicted) - centred(rewards)) ** 2)
+
+
+def prior_projection(heads: Array, width: int) -> np.ndarray:
+    """Coordinates in which a standard normal head is a draw from the pretraining family.
+
+    With C = heads headsᵀ / S, the reward w·z with w ~ N(0, C) equals v·(C^½ z) with v ~ N(0, I).
+    The columns are C's leading eigenvectors, scaled by the roots of their eigenvalues.
+
+    Args:
+        heads: [E', S] f32.
+        width: E ≤ E', features kept.
+
+    Returns:
+        [E', E] f32.
+    """
+    heads = np.asarray(heads, np.float64)
+    values, vectors = np.linalg.eigh(heads @ heads.T / heads.shape[1])
+    keep = np.argsort(values)[::-1][:width]
+    return (vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0))).astype(np.float32)
+
+
+def pretrain(
+    config, model: Decoder, policy_params: Params, data: Any, rewards: np.ndarray, key: Array,
+    progress: bool = True,
+) -> Backbone:  # fmt: skip
+    """Trains decoder and pooling together, from the starting policy's weights.
+
+    Args:
+        config: steps, batch_size (prompts), learning_rate, decoder_rate (its share of it),
+            pooled_width E', width E, gate_hidden.
+        model: the policy's module.
+        policy_params: π_sft, where the decoder begins.
+        data: NumPy arrays prompts [N, L], prompt_mask, tokens [N, M, T], mask.
+        rewards: [N, M, S] f32.
+        key: [] key.
+
+    Returns:
+        The frozen backbone; features over `data` have mean 0 and, on average, unit variance.
+    """
+    pooling = GatedPooling(config.pooled_width, model.config.vocab_size, config.gate_hidden)
+    init_key, head_key, order_key = jax.random.split(key, 3)
+    states = jnp.zeros((1, 1, 2, model.config.width))
+    params = {
+        "decoder": jax.tree.map(jnp.asarray, policy_params),
+        "pooling": pooling.init(init_key, states, jnp.zeros((1, 1, 1), jnp.int32), jnp.ones((1, 1, 1)))[
+            "params"
+        ],
+        "heads": jax.random.normal(head_key, (config.pooled_width, rewards.shape[-1]))
+        * config.pooled_width**-0.5,
+    }
+    optimizer = _optimizer(config)
+
+    @jax.jit
+    def step(params, opt_state, batch, rewards):
+        loss, grads = jax.value_and_grad(
+            lambda p: regression_loss(model, pooling, p, batch, rewards)
+        )(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    opt_state = optimizer.init(params)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
+    bar = tqdm(range(config.steps), desc="backbone", unit="step", disable=not progress)
+    for i in bar:
+        rows = rng.choice(len(rewards), config.batch_size, replace=False)
+        batch = tuple(x[rows] for x in data)
+        params, opt_state, loss = step(params, opt_state, batch, rewards[rows])
+        if i % 20 == 19 or i == config.steps - 1:
+            if not np.isfinite(float(loss)):
+                raise FloatingPointError(f"backbone loss at step {i + 1}: {loss}, must be finite")
+            bar.set_postfix(mse=f"{float(loss):.3f}")
+    return _freeze(config, model, pooling, params, data)
+
+
+def _optimizer(config) -> optax.GradientTransformation:
+    def adam(rate: float) -> optax.GradientTransformation:
+        warmup = max(config.steps // 20, 1)
+        return optax.adam(optax.warmup_cosine_decay_schedule(0, rate, warmup, config.steps, rate / 20))
+
+    parts = {
+        "decoder": adam(config.learning_rate * config.decoder_rate),
+        "pooling": adam(config.learning_rate),
+        "heads": adam(config.learning_rate),
+    }
+    label = lambda params: {k: jax.tree.map(lambda _: k, v) for k, v in params.items()}  # noqa: E731
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(parts, label))
+
+
+def _freeze(config, model: Decoder, pooling: GatedPooling, params: Params, data: Any) -> Backbone:
+    """Replaces the ranking heads by the projection, centred and scaled on up to 500 prompts."""
+    projection = prior_projection(params["heads"], config.width)
+    z = np.asarray(jax.jit(lambda b: pooled(model, pooling, params, b))(tuple(x[:500] for x in data)))
+    z = z.reshape(-1, z.shape[-1]) @ projection
+    scale = 1 / np.sqrt(z.var(0).mean())
+    frozen = {
+        "decoder": params["decoder"],
+        "pooling": params["pooling"],
+        "projection": jnp.asarray(projection * scale),
+        "mean": jnp.asarray(z.mean(0) * scale),
+    }
+    return Backbone(model, pooling, frozen)

@@ -1,0 +1,109 @@
+"""Which two of M responses to compare: pure functions (key, rewards [K, B, M]) -> Duel.
+
+A head is drawn for each prompt by itself, not once for the batch. Ties go to the lowest index.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sea_jax.ensemble.uncertainty import logit_variance, pair_logit_variance, preference_variance
+from sea_jax.types import Array, Duel
+
+
+def _duel(first: Array, second: Array, clash: Array | None = None) -> Duel:
+    clash = jnp.zeros(first.shape, bool) if clash is None else clash
+    return Duel(first.astype(jnp.int32), second.astype(jnp.int32), ~clash, clash)
+
+
+def thompson_draw(key: Array, rewards: Array) -> Array:
+    """argmax_b r_φ(x, b) with φ ~ Uniform(Φ), a head a prompt (Alg. 2, line 5).
+
+    Args:
+        key: [] key.
+        rewards: [K, B, M] f32.
+
+    Returns:
+        [B] int32.
+    """
+    K, B, _ = rewards.shape
+    member = jax.random.randint(key, (B,), 0, K)
+    return jnp.argmax(rewards[member, jnp.arange(B)], axis=-1)
+
+
+def _most_uncertain_against_first(key: Array, rewards: Array, variance) -> Duel:
+    first = thompson_draw(key, rewards)
+    # y_t and its copies (equal under every head) have variance 0 with it, and would win where all
+    # members agree on every margin, as one head alone does.
+    chosen = jnp.take_along_axis(rewards, first[None, :, None], axis=2)
+    scores = jnp.where((rewards == chosen).all(axis=0), -1.0, variance(rewards, first))
+    itself = jnp.arange(rewards.shape[-1]) == first[:, None]
+    return _duel(first, jnp.argmax(jnp.where(itself, -jnp.inf, scores), axis=-1))
+
+
+def bai_ts(key: Array, rewards: Array) -> Duel:
+    """Best-arm identification: a Thompson draw, and the response whose preference against it is
+    most uncertain, argmax_b V_φ[σ(r_φ(y_t) − r_φ(b))] (Alg. 2, lines 5 and 7)."""
+    return _most_uncertain_against_first(key, rewards, preference_variance)
+
+
+def bai_ts_logits(key: Array, rewards: Array) -> Duel:
+    """`bai_ts` with the variance of the logits in place of the preference's (docs/deviations.md)."""
+    return _most_uncertain_against_first(key, rewards, logit_variance)
+
+
+def ee_ts(key: Array, rewards: Array) -> Duel:
+    """Explore and exploit: two Thompson draws, "repeat until y' ≠ y" (Alg. 2, lines 5 and 6).
+
+    Redrawing until the two differ is one draw from the heads whose argmax differs from y_t, so no
+    loop is needed. Where no head differs the loop would never end: the duel is a clash.
+    """
+    first_key, second_key = jax.random.split(key)
+    first = thompson_draw(first_key, rewards)
+    best = jnp.argmax(rewards, axis=-1)  # [K, B]
+    differs = best != first
+    clash = ~differs.any(axis=0)
+    logits = jnp.where(differs | clash, 0.0, -jnp.inf)
+    member = jax.random.categorical(second_key, logits, axis=0)
+    return _duel(first, jnp.take_along_axis(best, member[None], axis=0)[0], clash)
+
+
+def uncertainty(key: Array, rewards: Array) -> Duel:
+    """Pure exploration: the pair whose logits' difference varies most over members (App. G.1)."""
+    del key
+    B, M = rewards.shape[1:]
+    above = jnp.triu(jnp.ones((M, M), bool), k=1)
+    copies = (rewards[..., :, None] == rewards[..., None, :]).all(axis=0)
+    scores = jnp.where(copies, -1.0, pair_logit_variance(rewards))
+    scores = jnp.where(above, scores, -jnp.inf)
+    best = jnp.argmax(scores.reshape(B, -1), axis=-1)
+    return _duel(best // M, best % M)
+
+
+def passive(key: Array, rewards: Array) -> Duel:
+    """Online DAP: the first two responses, which are i.i.d. draws from π_θ (App. E)."""
+    del key
+    B = rewards.shape[1]
+    return _duel(jnp.zeros((B,), jnp.int32), jnp.ones((B,), jnp.int32))
+
+
+def best_vs_random(key: Array, rewards: Array) -> Duel:
+    """A Thompson draw against a response drawn uniformly from the rest.
+
+    With the oracle's own reward as the only member (K = 1) this is the ceiling that the miniature's
+    figure shows: every variance is 0 there, so line 7 has nothing to choose by.
+    """
+    first_key, second_key = jax.random.split(key)
+    first = thompson_draw(first_key, rewards)
+    B, M = rewards.shape[1:]
+    other = jax.random.randint(second_key, (B,), 0, M - 1)
+    return _duel(first, other + (other >= first))
+
+
+STRATEGIES = {
+    "bai_ts": bai_ts,
+    "bai_ts_logits": bai_ts_logits,
+    "ee_ts": ee_ts,
+    "uncertainty": uncertainty,
+    "passive": passive,
+    "best_vs_random": best_vs_random,
+}

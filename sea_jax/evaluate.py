@@ -1,0 +1,105 @@
+"""How good a policy is: win rates on fixed prompts (App. F.1, Metrics), and the ensemble's accuracy."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from sea_jax.ensemble import heads
+from sea_jax.tasks.protocol import Task
+from sea_jax.types import Array, Params
+
+
+class EvalSet(NamedTuple):
+    """Fixed prompts, and what the policy is measured against there."""
+
+    prompts: tuple[str, ...]
+    tokens: np.ndarray  # [N, L] int32
+    mask: np.ndarray  # [N, L] bool
+    references: tuple[str, ...]
+    sft: tuple[str, ...]  # the starting policy's greedy responses
+
+
+def wins(probability: np.ndarray, mode: str) -> np.ndarray:
+    """The share of the comparison each first response wins.
+
+    Args:
+        probability: [N] f64, P(first ≻ second | x).
+        mode: 'threshold' counts 1, a tie 1/2; 'bernoulli' counts P.
+
+    Returns:
+        [N] f64 in [0, 1].
+    """
+    if mode == "bernoulli":
+        return np.asarray(probability)
+    return np.where(probability == 0.5, 0.5, probability > 0.5)
+
+
+def greedy_responses(
+    task: Task, sample: Callable, params: Params, tokens: np.ndarray, mask: np.ndarray, batch: int
+) -> tuple[tuple[str, ...], float]:
+    """Greedy texts of every prompt, and their mean length in tokens.
+
+    Args:
+        task: decodes.
+        sample: jitted (params, tokens [batch, L], mask, key) -> Responses [batch, 1, T].
+        params: the policy's.
+        tokens, mask: [N, L].
+        batch: prompts at once; the last batch is filled up with its first prompts, for one shape.
+
+    Returns:
+        N texts; tokens a response, EOS in.
+    """
+    texts, lengths = [], []
+    for start in range(0, len(tokens), batch):
+        rows = np.arange(start, start + batch) % len(tokens)
+        out = sample(params, tokens[rows], mask[rows], jax.random.key(0))
+        out_tokens, out_mask = np.asarray(out.tokens[:, 0]), np.asarray(out.mask[:, 0])
+        kept = min(batch, len(tokens) - start)
+        texts += task.decode(out_tokens, out_mask)[:kept]
+        lengths += out_mask.sum(-1)[:kept].tolist()
+    return tuple(texts), float(np.mean(lengths))
+
+
+def evaluate_policy(
+    oracle, mode: str, data: EvalSet, responses: Sequence[str], mean_length: float
+) -> dict[str, float]:
+    """Win rate against the starting policy and the references. Buys no label.
+
+    Args:
+        oracle: the preference oracle; its probabilities are read, not counted.
+        mode: as `wins`.
+        data: the prompts and opponents.
+        responses: N texts, one a prompt.
+        mean_length: tokens.
+
+    Returns:
+        Metrics; `_se` is the standard error over prompts.
+    """
+    metrics = {"eval/mean_length": mean_length}
+    for name, opponent in (("sft", data.sft), ("reference", data.references)):
+        won = wins(oracle.probability(data.prompts, responses, opponent), mode)
+        metrics[f"eval/win_rate_{name}"] = float(won.mean())
+        metrics[f"eval/win_rate_{name}_se"] = float(won.std(ddof=1) / np.sqrt(len(won)))
+    if hasattr(oracle, "rewards"):
+        metrics["eval/reward"] = float(oracle.rewards(data.prompts, responses).mean())
+    return metrics
+
+
+def ensemble_accuracy(params: Params, features: Array) -> dict[str, float]:
+    """The posterior on held-out pairs ordered by the oracle.
+
+    Args:
+        params: heads, leaves [K, ...].
+        features: [N, 2, E] f32, axis 1 is (y+, y−).
+
+    Returns:
+        Accuracy of the mean preference, and its NLL in nats.
+    """
+    rewards = heads.rewards(params, features)
+    probability = np.asarray(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
+    return {
+        "ensemble/accuracy_heldout": float((probability > 0.5).mean()),
+        "ensemble/nll_heldout": float(-np.log(np.maximum(probability, 1e-6)).mean()),
+    }

@@ -1,0 +1,48 @@
+"""All runs of a config: methods × seeds on shared assets, then the report."""
+
+import json
+from pathlib import Path
+
+import jax
+
+from sea_jax import assets, models, report
+from sea_jax import config as config_lib
+from sea_jax.runtime.metrics import MetricWriter
+from sea_jax.tasks import mini_tldr
+from sea_jax.train import Run
+
+
+def run(config, workdir: str) -> str:
+    """Runs a config from the task to the table.
+
+    Args:
+        config: see configs/quickstart.py.
+        workdir: of this config; trained parts found in its cache are not trained again.
+
+    Returns:
+        The report, as printed.
+
+    Raises:
+        ValueError: on a config or work directory that cannot work, before anything is trained.
+    """
+    folder = Path(workdir)
+    cache = Path(config.cache_dir or folder / "cache")
+    task = mini_tldr.load(cache / "task")
+    config_lib.validate(config, task)
+    config_lib.claim_workdir(config, folder)
+    shared = assets.prepare(config, cache, task)
+    for replicate in range(config.num_seeds):
+        for method in config.methods:
+            train_one(config, shared, method, replicate, folder)
+    return report.write(folder, config)
+
+
+def train_one(config, shared: assets.Assets, method: str, replicate: int, folder: Path) -> None:
+    """One method on one seed: metrics, samples and the final policy in a folder of its own."""
+    run_folder = folder / "runs" / f"{method}-seed{config.seed + replicate}"
+    training = Run(config, shared, method, replicate, run_folder)
+    with MetricWriter(run_folder) as writer:
+        training.loop(writer)
+    params = jax.device_get(training.state.policy.params)
+    models.save(run_folder / "policy", shared.model, params, shared.task.tokenizer)
+    (run_folder / "done.json").write_text(json.dumps({"queries": training.labeller.num_queries}))

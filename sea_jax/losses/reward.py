@@ -1,0 +1,38 @@
+"""The reward model's loss: Bradley-Terry likelihood, and its anchored form for an ensemble member."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from sea_jax.types import Array, Params
+
+
+def preference_nll(rewards: Array) -> Array:
+    """−log σ(r(x, y+) − r(x, y−)).
+
+    References:
+        Eq. 5; Bradley and Terry (1952).
+
+    Args:
+        rewards: [..., 2] f32, axis −1 is (y+, y−).
+
+    Returns:
+        [...] f32 nats.
+    """
+    chex.assert_axis_dimension(rewards, -1, 2)
+    return -jax.nn.log_sigmoid(rewards[..., 0] - rewards[..., 1])
+
+
+def weighted_mean(values: Array, weight: Array) -> Array:
+    """Σ w v / Σ w, and 0 where every weight is 0: [B] f32, [B] f32 -> [] f32."""
+    return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
+
+
+def anchor_penalty(params: Params, anchor: Params) -> Array:
+    """mean((φ_k − φ_k⁰)²) over one member's parameters: a pytree, a pytree -> [] f32.
+
+    Eq. 8 prints −λ‖φ − φ⁰‖; a regulariser is added, and is usually squared (docs/deviations.md).
+    """
+    squares = jax.tree.map(lambda p, a: jnp.sum((p - a) ** 2), params, anchor)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return sum(jax.tree.leaves(squares)) / count

@@ -1,0 +1,147 @@
+"""Hugging Face folders to and from our parameters, driven by each architecture's PARAMS table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sea_jax.models.decoder import Decoder
+from sea_jax.models.pythia import PythiaConfig
+from sea_jax.types import Params
+
+ARCHITECTURES = {"gpt_neox": PythiaConfig}
+
+# Buffers that old checkpoints store and that no parameter corresponds to.
+_BUFFERS = (".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq")
+
+
+def load(name: str, **overrides: Any) -> tuple[Decoder, Params]:
+    """Opens a model in Hugging Face's layout.
+
+    Args:
+        name: a folder with config.json and safetensors, or a name on the hub.
+        **overrides: fields of the architecture's config, e.g. dtype or remat.
+
+    Returns:
+        The module and its parameters (host arrays, f32), for `model.apply({"params": params}, …)`.
+
+    Raises:
+        ValueError: on an unknown architecture, or a missing, extra or misshapen tensor.
+        FileNotFoundError: if the folder lacks a file.
+    """
+    folder = Path(name) if Path(name).is_dir() else _download(name)
+    hf = json.loads((folder / "config.json").read_text())
+    if hf.get("model_type") not in ARCHITECTURES:
+        raise ValueError(
+            f"model_type={hf.get('model_type')!r} in {folder / 'config.json'}: "
+            f"not one of {sorted(ARCHITECTURES)}"
+        )
+    config = ARCHITECTURES[hf["model_type"]].from_hf(hf, **overrides)
+    model = Decoder(config)
+    return model, from_hf(model, _read_tensors(folder))
+
+
+def save(folder: str | Path, model: Decoder, params: Params, tokenizer: Any = None) -> None:
+    """Writes config.json, model.safetensors and tokenizer.json, which transformers and vLLM open.
+
+    Args:
+        folder: made if absent.
+        model: the module.
+        params: its parameters.
+        tokenizer: a `tokenizers.Tokenizer`, or None.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config.to_hf()
+    if tokenizer is not None:
+        tokenizer.save(str(folder / "tokenizer.json"))
+        eos = tokenizer.token_to_id("<|endoftext|>")
+        config |= dict(eos_token_id=eos, bos_token_id=eos)
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(dict(tokenizer_class="PreTrainedTokenizerFast", eos_token="<|endoftext|>"))
+        )
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file(to_hf(model, params), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def to_hf(model: Decoder, params: Params) -> dict[str, np.ndarray]:
+    """Our parameters under Hugging Face's names, one array a layer."""
+    flat = flatten_dict(params, sep="/")
+    _check_covered(set(flat), {row.path for row in model.config.params_table}, "PARAMS row")
+    tensors = {}
+    for row in model.config.params_table:
+        array = np.asarray(flat[row.path])
+        parts = array if row.stacked else [array]
+        for name, part in zip(row.hf_names(model.config.num_layers), parts, strict=True):
+            tensors[name] = row.to_hf(part)
+    return tensors
+
+
+def from_hf(model: Decoder, tensors: dict[str, np.ndarray]) -> Params:
+    """Inverse of `to_hf`; every tensor must be there, with its shape, and no other."""
+    expected = shapes(model)
+    table, layers = model.config.params_table, model.config.num_layers
+    names = {name for row in table for name in row.hf_names(layers)}
+    _check_covered({n for n in tensors if not n.endswith(_BUFFERS)}, names, "tensor")
+    flat = {}
+    for row in table:
+        shape = expected[row.path].shape[1:] if row.stacked else expected[row.path].shape
+        parts = []
+        for name in row.hf_names(layers):
+            if tensors[name].shape != row.hf_shape(shape):
+                raise ValueError(
+                    f"tensor {name}: shape {tensors[name].shape}, expected {row.hf_shape(shape)}"
+                )
+            parts.append(row.from_hf(tensors[name], shape).astype(np.float32))
+        flat[row.path] = np.stack(parts) if row.stacked else np.array(parts[0])
+    return unflatten_dict(flat, sep="/")
+
+
+def shapes(model: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter by path, without allocating any."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    tree = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))["params"]
+    return flatten_dict(tree, sep="/")
+
+
+def _check_covered(found: set[str], expected: set[str], what: str) -> None:
+    for problem, names in (("missing", expected - found), ("unexpected", found - expected)):
+        if names:
+            some = ", ".join(sorted(names)[:3])
+            raise ValueError(f"{problem} {what}: {some} ({len(names)} in all)")
+
+
+def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        files = ["model.safetensors"]
+    tensors = {}
+    for file in files:
+        if not (folder / file).exists():
+            raise FileNotFoundError(f"{folder / file}: no such file; valid: a Hugging Face folder")
+        try:
+            with safe_open(folder / file, framework="flax") as f:
+                tensors |= {k: np.asarray(f.get_tensor(k).astype(jnp.float32)) for k in f.keys()}
+        except SafetensorError as e:
+            raise ValueError(f"{folder / file}: not a whole safetensors file ({e})") from e
+    return tensors
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as e:
+        reason = str(e).splitlines()[0]
+        raise FileNotFoundError(
+            f"model {name!r}: neither a folder here nor to be had from the hub ({reason})"
+        ) from e

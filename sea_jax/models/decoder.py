@@ -1,0 +1,105 @@
+"""A decoder-only language model around an architecture's block: embedding, scanned layers, head."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from sea_jax.models.layers import Past, Prefix
+from sea_jax.types import Array
+
+
+class Decoder(nn.Module):
+    """Tokens to hidden states and logits.
+
+    `config` is an architecture's config (e.g. `pythia.PythiaConfig`); it names its block, so that a
+    new architecture needs one file and no change here. All layers are one scanned block: compile
+    time does not grow with depth.
+    """
+
+    config: Any
+
+    def setup(self):
+        cfg = self.config
+        self.embed = nn.Embed(cfg.vocab_size, cfg.width, dtype=cfg.dtype, param_dtype=jnp.float32)
+        block = cfg.block
+        if cfg.remat:
+            block = nn.remat(block, prevent_cse=False)
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
+            length=cfg.num_layers,
+            unroll=cfg.num_layers if cfg.num_layers <= 4 else 1,
+        )(cfg)
+        self.final_norm = cfg.norm()
+        self.head = nn.Dense(
+            cfg.vocab_size, use_bias=False, dtype=cfg.dtype, param_dtype=jnp.float32
+        )
+
+    def __call__(self, tokens: Array, mask: Array | None = None) -> Array:
+        """Logits of whole sequences.
+
+        Args:
+            tokens: [B, L] int32.
+            mask: [B, L] bool, False on padding (left, right or both); None means no padding.
+
+        Returns:
+            [B, L, V] f32.
+        """
+        if mask is None:
+            mask = jnp.ones(tokens.shape, bool)
+        hidden, _, _ = self.encode(tokens[:, None], mask[:, None])
+        return self.logits(hidden[:, 0])
+
+    def prefill(self, tokens: Array, mask: Array) -> tuple[Array, Prefix]:
+        """Reads prompts once.
+
+        Args:
+            tokens: [B, L] int32, left-padded.
+            mask: [B, L] bool.
+
+        Returns:
+            hidden state of each prompt's last token [B, W], and the cache its responses share.
+        """
+        hidden, keys, values = self.encode(tokens[:, None], mask[:, None])
+        # [N, B, 1, L, H, D] -> the layouts of Prefix
+        keys, values = keys[:, :, 0].transpose(0, 1, 3, 4, 2), values[:, :, 0].transpose(0, 1, 3, 2, 4)
+        return hidden[:, 0, -1], Prefix(keys, values, mask)
+
+    def encode(
+        self, tokens: Array, mask: Array, prefix: Prefix | None = None, past: Past | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Hidden states of responses after their shared prompt, or of bare sequences.
+
+        Args:
+            tokens: [B, M, T] int32.
+            mask: [B, M, T] bool; left padding only where there is no prefix.
+            prefix: cache of the prompts; None for bare sequences, which need M = 1.
+            past: cache of the response tokens before these; needs a prefix.
+
+        Returns:
+            hidden [B, M, T, W] after the final norm; the new keys and values [N, B, M, T, H, D].
+        """
+        positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)
+        if prefix is not None:
+            positions += prefix.mask.sum(-1)[:, None, None]
+        if past is not None:
+            positions += past.length
+        prefix_mask = None if prefix is None else prefix.mask
+        past_length = None if past is None else past.length
+        hidden = self.embed(tokens)
+        hidden, (keys, values) = self.layers(
+            hidden,
+            positions,
+            mask,
+            (prefix_mask, past_length),
+            None if prefix is None else (prefix.keys, prefix.values),
+            None if past is None else (past.keys, past.values),
+        )
+        return self.final_norm(hidden), keys, values
+
+    def logits(self, hidden: Array) -> Array:
+        """Logits [..., V] f32 of hidden states [..., W]."""
+        return self.head(hidden).astype(jnp.float32)

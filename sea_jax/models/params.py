@@ -1,0 +1,60 @@
+"""The row type of an architecture's PARAMS table, and the walk from rows to arrays."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Param(NamedTuple):
+    """One parameter, here and in Hugging Face's layout.
+
+    Attributes:
+        path: our path, '/'-separated; under 'layers/' the leaf has a leading layer axis.
+        hf_name: Hugging Face's name, with '{i}' for the layer.
+        layout: how Hugging Face stores it: 'none' as ours; 'flat' with our axes merged into one;
+            'dense_out' [merged outputs, input]; 'dense_in' [output, merged inputs].
+        axes: our logical axes, without the layer axis; the sharding rules read them.
+    """
+
+    path: str
+    hf_name: str
+    layout: str
+    axes: tuple[str | None, ...]
+
+    @property
+    def stacked(self) -> bool:
+        return self.path.startswith("layers/")
+
+    def hf_names(self, num_layers: int) -> Iterator[str]:
+        """The one name, or one for each layer."""
+        if not self.stacked:
+            yield self.hf_name
+        else:
+            yield from (self.hf_name.format(i=i) for i in range(num_layers))
+
+    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Hugging Face's shape of one (unstacked) array of ours."""
+        if self.layout == "none":
+            return shape
+        if self.layout == "flat":
+            return (int(np.prod(shape)),)
+        if self.layout == "dense_out":
+            return int(np.prod(shape[1:])), shape[0]
+        if self.layout == "dense_in":
+            return shape[-1], int(np.prod(shape[:-1]))
+        raise ValueError(f"layout={self.layout!r} of {self.path}: unknown")
+
+    def to_hf(self, array: np.ndarray) -> np.ndarray:
+        """One (unstacked) array of ours in Hugging Face's layout."""
+        if self.layout == "dense_out":
+            return np.ascontiguousarray(array.reshape(array.shape[0], -1).T)
+        if self.layout == "dense_in":
+            return np.ascontiguousarray(array.reshape(-1, array.shape[-1]).T)
+        return np.ascontiguousarray(array.reshape(self.hf_shape(array.shape)))
+
+    def from_hf(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Inverse of `to_hf`; `shape` is ours, unstacked."""
+        if self.layout in ("dense_out", "dense_in"):
+            array = array.T
+        return array.reshape(shape)

@@ -1,0 +1,43 @@
+"""An oracle with a reward of its own, after Bradley and Terry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+class BradleyTerryOracle:
+    """P(y ≻ y' | x) = σ(r*(x, y) − r*(x, y')), Eq. 3 of the paper.
+
+    Args:
+      reward_fn: r*, of B prompts and B responses to [B] finite rewards.
+    """
+
+    def __init__(self, reward_fn: Callable[[Sequence[str], Sequence[str]], np.ndarray]):
+        self._reward_fn = reward_fn
+
+    def rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """r*(x, y): [B] float32, in nats of preference log-odds. Asking it buys no label.
+
+        Raises:
+          ValueError: lengths differ, or the reward function's answer is not [B].
+        """
+        if len(prompts) != len(responses):
+            raise ValueError(
+                f"responses: {len(responses)} given, must be one per prompt, {len(prompts)}"
+            )
+        rewards = np.asarray(self._reward_fn(prompts, responses), np.float32)
+        if rewards.shape != (len(prompts),):
+            raise ValueError(
+                f"reward_fn: answer of shape {rewards.shape}, must be ({len(prompts)},)"
+            )
+        return rewards
+
+    def probability(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> np.ndarray:
+        """P(first ≻ second | x): [B] float64."""
+        margin = self.rewards(prompts, first).astype(np.float64) - self.rewards(prompts, second)
+        # σ through tanh: no overflow at large margins, and exactly 1/2 at a tie.
+        return 0.5 * (1.0 + np.tanh(0.5 * margin))

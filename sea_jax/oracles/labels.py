@@ -1,0 +1,94 @@
+"""From an oracle's probabilities to binary labels, with every bought comparison counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sea_jax.oracles import protocol
+
+MODES = ("threshold", "bernoulli")
+_STREAM = 5_180_417  # keeps these draws apart from any other use of the same seed
+
+
+class Labeller:
+    """Asks an oracle P and draws z ∈ {first preferred, second preferred} (paper, Sec. 2).
+
+    Args:
+      oracle: who is asked.
+      mode: 'threshold' is z = [P > 1/2], an exact tie decided by a fair coin;
+        'bernoulli' is z ~ Bernoulli(P).
+      flip_probability: chance in [0, 1] that a finished label is turned round (App. G.4).
+      num_queries: comparisons asked before, when a run is resumed.
+
+    Attributes:
+      num_queries: comparisons asked so far, in queries.
+    """
+
+    def __init__(
+        self,
+        oracle: protocol.Oracle,
+        mode: str = "threshold",
+        flip_probability: float = 0.0,
+        num_queries: int = 0,
+    ):
+        if mode not in MODES:
+            raise ValueError(f"mode: {mode!r}, must be one of {MODES}")
+        if not 0.0 <= flip_probability <= 1.0:
+            raise ValueError(f"flip_probability: {flip_probability}, must lie in [0, 1]")
+        if num_queries < 0:
+            raise ValueError(f"num_queries: {num_queries}, must be at least 0")
+        self.num_queries = num_queries
+        self._oracle = oracle
+        self._mode = mode
+        self._flip_probability = flip_probability
+
+    def label(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], rng_seed: int
+    ) -> np.ndarray:
+        """Buys B labels.
+
+        The B comparisons are counted once the oracle has answered, even if the answer turns out to
+        be unusable; a call that the oracle fails to answer costs nothing.
+
+        Args:
+          prompts, first, second: B texts each.
+          rng_seed: non-negative; the same seed and answer give the same labels.
+
+        Returns:
+          [B] bool, true where `first` is preferred.
+
+        Raises:
+          ValueError: lengths differ, or the answer is not [B] numbers within [0, 1].
+        """
+        for name, texts in (("first", first), ("second", second)):
+            if len(texts) != len(prompts):
+                raise ValueError(
+                    f"{name}: {len(texts)} given, must be one per prompt, {len(prompts)}"
+                )
+        if not len(prompts):
+            return np.zeros(0, bool)
+        answer = self._oracle.probability(prompts, first, second)
+        self.num_queries += len(prompts)
+        probability = _checked(answer, len(prompts))
+        # All three are always drawn, so that a label depends on its seed and its own answer only.
+        coin, chance, noise = np.random.default_rng([_STREAM, rng_seed]).random((3, len(prompts)))
+        if self._mode == "threshold":
+            labels = np.where(probability == 0.5, coin < 0.5, probability > 0.5)
+        else:
+            labels = chance < probability
+        return labels ^ (noise < self._flip_probability)
+
+
+def _checked(answer: np.ndarray, size: int) -> np.ndarray:
+    probability = np.asarray(answer, np.float64)
+    if probability.shape != (size,):
+        raise ValueError(f"oracle: answer of shape {probability.shape}, must be ({size},)")
+    # A NaN fails both comparisons, so it is caught here too.
+    bad = np.flatnonzero(~((probability >= 0.0) & (probability <= 1.0)))
+    if bad.size:
+        raise ValueError(
+            f"oracle: probability[{bad[0]}] is {probability[bad[0]]}, must lie in [0, 1]"
+        )
+    return probability

@@ -1,0 +1,135 @@
+"""From the metrics.jsonl of one or many runs to a figure and a table.
+
+    python -m sea_jax.report --workdir=runs/quickstart
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from sea_jax.methods import METHODS
+
+STAGES = ("generate", "select", "oracle", "learn", "evaluate")
+
+
+def read_runs(folder: Path, last_seeds: tuple[int, ...] | None = None) -> dict[str, list[list[dict]]]:
+    """Rows of every finished run below a folder.
+
+    Args:
+        folder: a work directory, or a folder of many.
+        last_seeds: keep these seeds only.
+
+    Returns:
+        method -> runs -> rows, in the order of METHODS and of run names.
+    """
+    runs = defaultdict(list)
+    for done in sorted(folder.glob("**/runs/*/done.json")):
+        method, seed = done.parent.name.rsplit("-seed", 1)
+        if last_seeds is None or int(seed) in last_seeds:
+            lines = (done.parent / "metrics.jsonl").read_text().splitlines()
+            runs[method].append([json.loads(line) for line in lines])
+    return {method: runs[method] for method in METHODS if method in runs}
+
+
+def curve(rows: list[dict], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """(queries, values) of one run where the metric was logged."""
+    points = [(row["queries"], row[metric]) for row in rows if row.get(metric) is not None]
+    return tuple(np.array(points, float).T) if points else (np.empty(0), np.empty(0))
+
+
+def mean_curve(runs: list[list[dict]], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and standard error over seeds, on the queries of the first run (others interpolated)."""
+    curves = [curve(rows, metric) for rows in runs]
+    at = curves[0][0]
+    values = np.stack([np.interp(at, x, y) for x, y in curves])
+    error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros(len(at))
+    return at, values.mean(0), error
+
+
+def queries_to(rows: list[dict], metric: str, level: float) -> float:
+    """Oracle queries at which one run first reaches a level, between evaluations linearly; else inf."""
+    x, y = curve(rows, metric)
+    reached = np.flatnonzero(y >= level)
+    if not len(reached):
+        return float("inf")
+    i = reached[0]
+    if i == 0:
+        return float(x[0])
+    return float(x[i - 1] + (level - y[i - 1]) / (y[i] - y[i - 1]) * (x[i] - x[i - 1]))
+
+
+def table(runs: dict[str, list[list[dict]]], levels: tuple[float, ...]) -> str:
+    """Method, queries, win rate ± s.e., queries to each level, seconds by stage."""
+    header = ["method", "seeds", "queries", "win rate vs SFT", "vs reference", "mean r*"]
+    header += [f"queries to {level:g}" for level in levels] + [f"{s} s" for s in STAGES]
+    lines = [header]
+    for method, rows in runs.items():
+        line = [METHODS[method].label, str(len(rows)), f"{max(r[-1]['queries'] for r in rows)}"]
+        for metric in ("eval/win_rate_sft", "eval/win_rate_reference", "eval/reward"):
+            _, mean, error = mean_curve(rows, metric)
+            line.append(f"{mean[-1]:.3f} ± {error[-1]:.3f}" if len(mean) else "-")
+        line += [_levels(rows, "eval/win_rate_sft", level) for level in levels]
+        for stage in STAGES:
+            line.append(f"{sum(r.get(f'time/{stage}_s') or 0 for run in rows for r in run):.1f}")
+        lines.append(line)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def _levels(runs: list[list[dict]], metric: str, level: float) -> str:
+    """Mean ± s.e. over seeds; where some seeds never got there, how many did."""
+    found = np.array([queries_to(rows, metric, level) for rows in runs])
+    ok = found[np.isfinite(found)]
+    if len(ok) < len(found):
+        return f"{len(ok)} of {len(found)} seeds"
+    error = ok.std(ddof=1) / np.sqrt(len(ok)) if len(ok) > 1 else 0.0
+    return f"{ok.mean():.0f} ± {error:.0f}"
+
+
+def figure(runs: dict[str, list[list[dict]]], levels: tuple[float, ...], file: Path) -> None:
+    """Win rate against oracle queries (Fig. 3), and passive's queries against each method's (Fig. 1)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for method, rows in runs.items():
+        x, mean, error = mean_curve(rows, "eval/win_rate_sft")
+        (line,) = left.plot(x, mean, label=f"{METHODS[method].label} ({len(rows)} seeds)")
+        left.fill_between(x, mean - error, mean + error, alpha=0.2, color=line.get_color())
+    left.set(xlabel="oracle queries", ylabel="win rate against SFT", title="mean ± s.e. over seeds")
+    left.grid(alpha=0.3)
+    left.legend(loc="lower right")
+    _efficiency(right, runs, levels)
+    fig.savefig(file, dpi=130)
+    plt.close(fig)
+
+
+def _efficiency(axes, runs: dict[str, list[list[dict]]], levels: tuple[float, ...]) -> None:
+    """Queries of each method to levels of the mean curve, as bars."""
+    width = 0.8 / max(len(runs), 1)
+    for i, (method, rows) in enumerate(runs.items()):
+        x, mean, _ = mean_curve(rows, "eval/win_rate_sft")
+        mean_rows = [{"queries": q, "w": w} for q, w in zip(x, mean, strict=True)]
+        needed = [queries_to(mean_rows, "w", level) for level in levels]
+        at = np.arange(len(levels)) + (i - (len(runs) - 1) / 2) * width
+        bars = axes.bar(at, [n if np.isfinite(n) else 0 for n in needed], width * 0.9)
+        axes.bar_label(bars, [f"{n:.0f}" if np.isfinite(n) else "not\nreached" for n in needed], fontsize=8)
+    axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
+    axes.set(xlabel="win rate of the mean curve", ylabel="oracle queries needed")
+    axes.set_title("fewer is better")
+
+
+def write(folder: Path, config) -> str:
+    """Writes report.txt and report.png of a work directory, and returns what to print."""
+    seeds = tuple(range(config.seed, config.seed + config.num_seeds))
+    runs = {m: r for m, r in read_runs(folder, seeds).items() if m in config.methods}
+    levels = tuple(config.eval.levels)
+    text = table(runs, levels)
+    figure(runs, levels, folder / "report.png")
+    (folder / "report.txt").write_text(text + "\n")
+    return f"{text}\n\nfigure: {folder / 'report.png'}"

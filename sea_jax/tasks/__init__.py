@@ -1,0 +1,1 @@
+"""Prompt sets with references, and what is needed to turn their text into tokens."""

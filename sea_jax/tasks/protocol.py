@@ -1,0 +1,128 @@
+"""What a task is: prompts and references by split, and one tokenizer for both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+SPLITS = ("train", "tuning", "heldout")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """One alignment task. Letters: B texts, L = `prompt_length`, T = `response_length`.
+
+    A prompt and its response are tokenised apart, and a response starts with the space that divides
+    it from its prompt: the tokens of `prompt + response` are the two token lists put together.
+
+    Attributes:
+      name: the task's name.
+      tokenizer: shared by prompts and responses; adds no special tokens of its own.
+      pad_id: id of the padding token.
+      eos_id: id of the token that ends a response.
+      prompt_length: tokens, the most a prompt may have.
+      response_length: tokens, the most a response may have, its EOS included.
+      prompts: split ('train', 'tuning', 'heldout') to prompt texts.
+      references: split to reference responses, one per prompt.
+      demonstrations: noisy responses for supervised fine-tuning, one per train prompt.
+    """
+
+    name: str
+    tokenizer: tokenizers.Tokenizer
+    pad_id: int
+    eos_id: int
+    prompt_length: int
+    response_length: int
+    prompts: dict[str, tuple[str, ...]]
+    references: dict[str, tuple[str, ...]]
+    demonstrations: tuple[str, ...]
+
+    def encode_prompts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokenises prompts, padded on the left so that all of them end in the same column.
+
+        Args:
+          texts: B prompts.
+
+        Returns:
+          tokens [B, L] int32 and mask [B, L] bool, true on the prompt's own tokens.
+
+        Raises:
+          ValueError: a prompt has more than `prompt_length` tokens.
+        """
+        rows = self._encode(texts, "prompts", "prompt_length", self.prompt_length, end=[])
+        return self._pad(rows, self.prompt_length, left=True)
+
+    def encode_responses(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokenises responses, each closed by EOS and padded on the right.
+
+        Args:
+          texts: B responses.
+
+        Returns:
+          tokens [B, T] int32 and mask [B, T] bool, true on the response's tokens and its EOS.
+
+        Raises:
+          ValueError: a response has more than `response_length` tokens, its EOS counted.
+        """
+        end = [self.eos_id]
+        rows = self._encode(texts, "responses", "response_length", self.response_length, end=end)
+        return self._pad(rows, self.response_length, left=False)
+
+    def decode(self, tokens: np.ndarray, mask: np.ndarray) -> Any:
+        """Text of token arrays, for oracles and people; padding and EOS are dropped.
+
+        Args:
+          tokens: [..., T] int.
+          mask: [..., T] bool, true on tokens that count.
+
+        Returns:
+          Nested lists of str with the leading axes of `tokens`; a plain str for one row [T].
+
+        Raises:
+          ValueError: the two shapes differ.
+        """
+        tokens, mask = np.asarray(tokens), np.asarray(mask, bool)
+        if tokens.shape != mask.shape:
+            raise ValueError(f"mask: shape {mask.shape}, must be that of tokens, {tokens.shape}")
+        keep = mask & (tokens != self.pad_id) & (tokens != self.eos_id)
+        rows, kept = (array.reshape(-1, tokens.shape[-1]) for array in (tokens, keep))
+        texts = self.tokenizer.decode_batch(
+            [row[some].tolist() for row, some in zip(rows, kept, strict=True)]
+        )
+        return _nest(texts, tokens.shape[:-1])
+
+    def _encode(self, texts, field: str, limit_name: str, limit: int, end: list[int]):
+        if isinstance(texts, str):
+            raise ValueError(f"{field}: a single str, must be a sequence of str")
+        encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        rows = [encoding.ids + end for encoding in encodings]
+        for index, row in enumerate(rows):
+            if len(row) > limit:
+                raise ValueError(
+                    f"{field}[{index}]: {len(row)} tokens, must be at most {limit_name}={limit}"
+                    f"{' with the EOS' if end else ''}"
+                )
+        return rows
+
+    def _pad(self, rows: list[list[int]], length: int, left: bool):
+        tokens = np.full((len(rows), length), self.pad_id, np.int32)
+        mask = np.zeros((len(rows), length), bool)
+        for index, row in enumerate(rows):
+            where = slice(length - len(row), length) if left else slice(0, len(row))
+            tokens[index, where] = row
+            mask[index, where] = True
+        return tokens, mask
+
+
+def _nest(flat: list[str], shape: tuple[int, ...]) -> Any:
+    """Folds a flat list into nested lists of the given shape; shape () gives the one element."""
+    if not shape:
+        return flat[0]
+    if len(shape) == 1:
+        return flat
+    step = len(flat) // shape[0] if shape[0] else 0
+    return [_nest(flat[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])]

@@ -1,0 +1,287 @@
+"""The host loop of Algorithm 2. READ FIRST: this file and `algorithm.py` are the system.
+
+    3   receive prompts x_t                                   tasks/, grain
+    4   sample M responses from the latest policy             models/generate.py
+    5-7 score them under the ensemble, choose the duels       algorithm.propose
+    8   ask the oracle, or let a sampled head decide          oracles/, algorithm.assign_labels
+    9   update the ensemble on D_t                            algorithm.update
+    10  update the policy on B_t                              algorithm.update
+"""
+
+import functools
+import inspect
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import FrozenConfigDict
+from tqdm import tqdm
+
+from sea_jax import algorithm, evaluate, models
+from sea_jax.assets import Assets, make_extractor
+from sea_jax.ensemble import heads
+from sea_jax.losses import DAP_LOSSES
+from sea_jax.methods import METHODS, Method
+from sea_jax.oracles.labels import Labeller
+from sea_jax.runtime.metrics import MetricWriter
+from sea_jax.state import init_state, policy_optimizer
+from sea_jax.types import Array, Candidates, Duel, PreferenceBatch, PromptBatch
+
+
+class Step(NamedTuple):
+    """What a dispatched step leaves for the host to read once the next one is under way."""
+
+    metrics: dict[str, Array]
+    batch: PreferenceBatch
+    seconds: dict[str, float]
+
+
+class Run:
+    """One method on one seed: the compiled functions, and the loop around them."""
+
+    def __init__(self, config, assets: Assets, method: str, replicate: int, folder: Path):
+        self.config, self.assets, self.folder = config, assets, folder
+        self.method: Method = METHODS[method]
+        self.name = f"{method} seed {config.seed + replicate}"
+        self.oracle = assets.oracle(config.task.oracle_seed + replicate)
+        self.labeller = Labeller(self.oracle, config.oracle.labels, config.oracle.flip_probability)
+        self.learner, head = make_learner(
+            assets.model, FrozenConfigDict(config.train), FrozenConfigDict(config.ensemble),
+            self.method, count_steps(config, self.method),
+        )  # fmt: skip
+        self.seed = config.seed + replicate
+        self.num_responses = config.sea.num_responses if self.method.active else 2
+        self.sample = assets.sampler(self.num_responses, config.train.temperature)
+        self.extract = make_extractor(assets.backbone.model, assets.backbone.pooling)
+        rows = np.arange(len(assets.task.prompts["train"]))
+        self.prompts = (
+            grain.MapDataset.source(rows).seed(self.seed).shuffle().repeat().batch(config.train.batch_size)
+        )
+        self.state = init_state(
+            jax.random.key(self.seed), assets.ref_params,
+            self.learner.policy_optimizer, head, self.learner.ensemble_optimizer,
+            num_members=config.ensemble.num_members, feature_width=assets.backbone.feature_width,
+            capacity=config.ensemble.capacity,
+        )  # fmt: skip
+
+    def loop(self, writer: MetricWriter) -> None:
+        """Runs Alg. 2 until the query budget is spent."""
+        budget, every = self.config.train.query_budget, self.config.eval.every_queries
+        bar = tqdm(total=budget, desc=self.name, unit="query", disable=not self.config.progress)
+        done, last = 0, None
+        self._evaluate(writer, bar, 0, 0, None)
+        step = 0
+        while done < budget:
+            last = self._step(step, done, writer, last)
+            step, previous, done = step + 1, done, self.labeller.num_queries
+            bar.update(done - previous)
+            if done // every > previous // every or done == budget:
+                self._log(writer, step - 1, done, last)
+                self._evaluate(writer, bar, step, done, last)
+                last = None
+        bar.close()
+        assert int(self.state.num_queries) == self.labeller.num_queries == done
+
+    def _step(self, step: int, done: int, writer: MetricWriter, last: Step | None) -> Step:
+        """One pass through lines 3-10; reads the step before while the device works on this one."""
+        prompts, texts = self._receive(step)  # line 3
+        key = jax.random.fold_in(self.state.key, step)
+        sample_key, select_key, label_key = jax.random.split(jax.random.fold_in(key, 1), 3)
+        responses = self.sample(self.state.policy.params, prompts.tokens, prompts.mask, sample_key)  # 4
+        if last is not None:
+            self._log(writer, step - 1, done, last)
+        start = time.perf_counter()
+        jax.block_until_ready(responses)
+        generated = time.perf_counter()
+
+        candidates, rewards = self._score(prompts, responses, texts)
+        remaining = self.config.train.query_budget - done
+        duel = propose(
+            select_key, label_key, rewards, candidates, remaining,
+            strategy=self.method.strategy, gamma=self._gamma(done),
+            gamma_mode=self.config.sea.gamma_mode, synthetic_pairs=self.config.sea.synthetic_pairs,
+        )  # 5-7  # fmt: skip
+        jax.block_until_ready(duel)
+        selected = time.perf_counter()
+
+        prefers_first = self._ask(step, texts, candidates, duel)  # 8
+        labelled = time.perf_counter()
+        batch = assign_labels(label_key, rewards, prompts, candidates, duel, prefers_first)
+        self.state, metrics = update(self.learner, self.state, self.assets.ref_params, batch)  # 9, 10
+        if self.method.active:
+            metrics["duel/distinct_responses"] = count_distinct(candidates)
+        seconds = dict(
+            generate=generated - start, select=selected - generated, oracle=labelled - selected
+        )  # fmt: skip
+        return Step(metrics, batch, {f"time/{k}_s": v for k, v in seconds.items()})
+
+    def _receive(self, step: int) -> tuple[PromptBatch, list[str]]:
+        rows = np.asarray(self.prompts[step], np.int32)
+        texts = [self.assets.task.prompts["train"][row] for row in rows]
+        tokens, mask = self.assets.task.encode_prompts(texts)
+        return PromptBatch(jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(rows)), texts
+
+    def _score(self, prompts: PromptBatch, responses: Any, texts: list[str]):
+        """Features of S_t and their rewards [K, B, M] under every member."""
+        B, M, _ = responses.tokens.shape
+        backbone = self.assets.backbone
+        if self.method.learns_ensemble:
+            features = self.extract(
+                backbone.params, prompts.tokens, prompts.mask, responses.tokens, responses.mask
+            )
+            rewards = member_rewards(self.state.ensemble.params, features)
+        else:
+            features, rewards = jnp.zeros((B, M, backbone.feature_width)), jnp.zeros((1, B, M))
+        if self.method.perfect:
+            flat = [y for row in self._texts(responses.tokens, responses.mask) for y in row]
+            repeated = [x for x in texts for _ in range(M)]
+            rewards = jnp.asarray(self.oracle.rewards(repeated, flat)).reshape(1, B, M)
+        return Candidates(*responses, features), rewards
+
+    def _gamma(self, done: int) -> float:
+        """γ: 1 until the ensemble has seen `burn_in` labels (App. F.1)."""
+        if not self.method.synthetic or done < self.config.sea.burn_in:
+            return 1.0
+        return self.config.sea.gamma
+
+    def _ask(self, step: int, texts: list[str], candidates: Candidates, duel: Duel) -> np.ndarray:
+        """Buys the labels of this step's duels, and no other: [B] bool, False where none is bought."""
+        rows = np.flatnonzero(np.asarray(duel.query_oracle))
+        pair = np.stack([duel.first, duel.second], 1)[rows]
+        at = (rows[:, None], pair)
+        pairs = self._texts(np.asarray(candidates.tokens)[at], np.asarray(candidates.mask)[at])
+        labels = self.labeller.label(
+            [texts[row] for row in rows], [y for y, _ in pairs], [y for _, y in pairs],
+            rng_seed=self.seed * 1_000_003 + step,
+        )  # fmt: skip
+        answer = np.zeros(len(texts), bool)
+        answer[rows] = labels
+        return answer
+
+    def _texts(self, tokens: Any, mask: Any) -> list:
+        tokens = np.asarray(tokens)
+        return self.assets.task.decode(tokens, np.asarray(mask)) if len(tokens) else []
+
+    def _log(self, writer: MetricWriter, step: int, queries: int, last: Step) -> None:
+        start = time.perf_counter()
+        metrics = {k: float(v) for k, v in jax.device_get(last.metrics).items()}
+        metrics["time/learn_s"] = time.perf_counter() - start
+        if not metrics["step/finite"]:
+            self._stop_on_nan(step, last.batch, metrics)
+        writer.write(step, queries, metrics | last.seconds)
+
+    def _stop_on_nan(self, step: int, batch: PreferenceBatch, metrics: dict[str, float]) -> None:
+        """The state is still the one before the step: with the batch it is all of its inputs."""
+        folder = self.folder / f"non_finite_step_{step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "batch.npz", **{k: np.asarray(v) for k, v in batch._asdict().items()})
+        models.save(folder / "policy", self.assets.model, self.state.policy.params, None)
+        leaves, _ = jax.tree_util.tree_flatten_with_path(self.state._replace(key=jnp.uint32(0)))
+        np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves})
+        bad = {k: v for k, v in metrics.items() if not np.isfinite(v)}
+        raise FloatingPointError(
+            f"step {step}: {bad or metrics['policy/loss']} is not finite; its inputs are in {folder}"
+        )
+
+    def _evaluate(
+        self, writer: MetricWriter, bar: tqdm, step: int, queries: int, last: Step | None
+    ) -> None:
+        start = time.perf_counter()
+        cfg, assets = self.config, self.assets
+        data = assets.eval_set
+        responses, length = evaluate.greedy_responses(
+            assets.task, assets.sampler(1, 0.0), self.state.policy.params, data.tokens, data.mask,
+            cfg.eval.batch_size,
+        )  # fmt: skip
+        metrics = evaluate.evaluate_policy(self.oracle, cfg.oracle.labels, data, responses, length)
+        shown = {"win": f"{metrics['eval/win_rate_sft']:.3f}"}
+        if self.method.learns_ensemble:
+            metrics |= evaluate.ensemble_accuracy(
+                self.state.ensemble.params, order_pairs(self.oracle, assets)
+            )
+            shown["ens_acc"] = f"{metrics['ensemble/accuracy_heldout']:.3f}"
+        if last is not None:
+            writer.write_samples(self._completions(queries, last))
+        writer.write(step, queries, metrics | {"time/evaluate_s": time.perf_counter() - start})
+        bar.set_postfix(shown)
+
+    def _completions(self, queries: int, last: Step) -> list[dict[str, Any]]:
+        """A few of the step's pairs in words (for people; nothing is trained on them)."""
+        n = self.config.eval.num_samples
+        batch = jax.tree.map(lambda x: np.asarray(x[:n]), last.batch)
+        rewards = member_rewards(self.state.ensemble.params, jnp.asarray(batch.features))
+        probability = np.asarray(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
+        prompts = self.assets.task.decode(batch.prompts, batch.prompt_mask)
+        pairs = self.assets.task.decode(batch.tokens, batch.mask)
+        return [
+            {
+                "queries": queries, "prompt": prompts[i], "chosen": pairs[i][0], "rejected": pairs[i][1],
+                "labelled_by": "oracle" if batch.from_oracle[i] else "ensemble",
+                "ensemble_probability": float(probability[i]) if self.method.learns_ensemble else None,
+                "weight": float(batch.weight[i]), "length_chosen": int(batch.mask[i, 0].sum()),
+                "length_rejected": int(batch.mask[i, 1].sum()),
+            }
+            for i in range(len(prompts))
+        ]  # fmt: skip
+
+
+propose = jax.jit(
+    algorithm.propose, static_argnames=("strategy", "gamma", "gamma_mode", "synthetic_pairs")
+)
+assign_labels = jax.jit(algorithm.assign_labels)
+update = jax.jit(algorithm.update, static_argnums=0, donate_argnums=1)
+member_rewards = jax.jit(heads.rewards)
+
+
+@jax.jit
+def count_distinct(candidates: Candidates) -> Array:
+    """Mean number of distinct responses in S_t: what selection has to choose from."""
+    tokens = jnp.where(candidates.mask, candidates.tokens, -1)
+    equal = (tokens[:, :, None] == tokens[:, None]).all(-1)
+    return jnp.mean((1.0 / equal.sum(-1)).sum(-1))
+
+
+def order_pairs(oracle: Any, assets: Assets) -> Array:
+    """The held-out pairs' features [N, 2, E] with the response that the oracle prefers first."""
+    pairs = assets.pairs
+    first_wins = oracle.probability(pairs.prompts, pairs.sft, pairs.references) > 0.5
+    features = assets.pair_features
+    return jnp.where(jnp.asarray(first_wins)[:, None, None], features, features[:, ::-1])
+
+
+@functools.lru_cache(maxsize=None)
+def make_learner(
+    model: models.Decoder, train: FrozenConfigDict, ensemble: FrozenConfigDict, method: Method,
+    total_steps: int,
+) -> tuple[algorithm.Learner, heads.Head]:  # fmt: skip
+    """The static half of a run: the same object for the same fields, so that jit compiles once."""
+    options = inspect.signature(DAP_LOSSES[train.dap]).parameters
+    learner = algorithm.Learner(
+        model=model,
+        policy_optimizer=policy_optimizer(train, total_steps),
+        ensemble_optimizer=optax.adam(ensemble.learning_rate),
+        dap=train.dap,
+        dap_options=tuple((name, train[name]) for name in options if name in train),
+        learn_ensemble=method.learns_ensemble,
+        ensemble_steps=ensemble.steps,
+        ensemble_batch=ensemble.batch_size,
+        regularization=ensemble.regularization,
+        scale_by_data=ensemble.scale_by_data,
+    )
+    return learner, heads.Head(tuple(ensemble.hidden), ensemble.prior_scale)
+
+
+def count_steps(config, method: Method) -> int:
+    """Policy updates that spend the query budget, if no duel clashes."""
+    batch, budget = config.train.batch_size, config.train.query_budget
+    if not method.synthetic:
+        return math.ceil(budget / batch)
+    burn_in = math.ceil(min(config.sea.burn_in, budget) / batch)
+    rest = max(budget - burn_in * batch, 0)
+    return burn_in + math.ceil(rest / max(round(config.sea.gamma * batch), 1))
