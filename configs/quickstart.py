@@ -19,12 +19,12 @@ def get_config() -> ConfigDict:
     config.oracle = ConfigDict(dict(labels="threshold", flip_probability=0.0))
     config.policy = ConfigDict(dict(num_layers=2, width=128, num_heads=4, mlp_width=512))
     config.sft = ConfigDict(
-        dict(seed=0, steps=600, batch_size=64, learning_rate=3e-3, prompt_weight=0.5)
+        dict(seed=0, steps=1000, batch_size=32, learning_rate=3e-3, prompt_weight=0.1)
     )
     config.backbone = ConfigDict(
         dict(
             seed=0, num_prompts=6000, num_responses=4, num_rewards=256, temperature=1.0,
-            steps=400, batch_size=64, learning_rate=5e-3, decoder_rate=0.1,
+            steps=350, batch_size=64, learning_rate=1e-2, decoder_rate=0.03,
             pooled_width=192, width=128, gate_hidden=128,
         )
     )  # fmt: skip

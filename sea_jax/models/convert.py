@@ -32,11 +32,11 @@ def load(name: str, **overrides: Any) -> tuple[Decoder, Params]:
         The module and its parameters (host arrays, f32), for `model.apply({"params": params}, …)`.
 
     Raises:
-        ValueError: on an unknown architecture, or a missing, extra or misshapen tensor.
+        ValueError: on an unknown architecture, a missing, extra or misshapen tensor, a broken file.
         FileNotFoundError: if the folder lacks a file.
     """
     folder = Path(name) if Path(name).is_dir() else _download(name)
-    hf = json.loads((folder / "config.json").read_text())
+    hf = _read_json(folder / "config.json")
     if hf.get("model_type") not in ARCHITECTURES:
         raise ValueError(
             f"model_type={hf.get('model_type')!r} in {folder / 'config.json'}: "
@@ -117,10 +117,17 @@ def _check_covered(found: set[str], expected: set[str], what: str) -> None:
             raise ValueError(f"{problem} {what}: {some} ({len(names)} in all)")
 
 
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{file}: not JSON ({e})") from e
+
+
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = sorted(set(_read_json(index)["weight_map"].values()))
     else:
         files = ["model.safetensors"]
     tensors = {}

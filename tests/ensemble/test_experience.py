@@ -1,0 +1,68 @@
+"""D_t against a Python list."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from helpers import fits
+
+from sea_jax.ensemble import experience
+
+C, B, E = 5, 3, 2
+
+
+def rows(values):
+    """Features [B, 2, E] that carry a value, so that a row can be told from another."""
+    values = jnp.asarray(values, jnp.float32)
+    return jnp.stack([values, -values], 1)[..., None] * jnp.array([1.0, 10.0])
+
+
+def test_ring_buffer_is_a_list_that_forgets_its_oldest():
+    """Random adds, wrapping around many times: slots, cursor and size as the list says."""
+    rng = np.random.default_rng(0)
+    data, model, cursor, value = experience.init(C, E), [None] * C, 0, 1
+    add = jax.jit(experience.add)
+    for _ in range(40):
+        keep = rng.random(B) < 0.6
+        values = np.arange(value, value + B)
+        value += B
+        data = add(data, rows(values), jnp.array(values / 100, jnp.float32), jnp.array(keep))
+        for v in values[keep]:
+            model[cursor] = v
+            cursor = (cursor + 1) % C
+        stored = [v for v in model if v is not None]
+        assert (int(data.cursor), int(data.size)) == (cursor, len(stored))
+        expected = np.array([v or 0 for v in model])
+        np.testing.assert_array_equal(data.features, rows(expected))
+        np.testing.assert_array_equal(data.weight, np.float32(expected / 100))
+
+
+def test_rows_that_are_not_kept_leave_no_trace():
+    data = experience.add(experience.init(C, E), rows([1, 2, 3]), jnp.ones(3), jnp.array([1, 0, 1], bool))
+    garbage = jnp.full((B, 2, E), jnp.nan)
+    after = experience.add(data, garbage, jnp.full((B,), jnp.nan), jnp.zeros(B, bool))
+    for before, now in zip(data, after, strict=True):
+        np.testing.assert_array_equal(before, now)
+
+
+def test_sample_is_uniform_over_stored_rows_only():
+    """3 of 5 slots filled: each comes up a third of the time, with its own weight; empty ones never."""
+    data = experience.add(experience.init(C, E), rows([1, 2, 3]), jnp.array([0.1, 0.2, 0.3]), jnp.ones(B, bool))
+    features, weight = experience.sample(jax.random.key(0), data, 3000)
+    values = np.asarray(features[:, 0, 0])
+    np.testing.assert_array_equal(features, rows(values))
+    np.testing.assert_allclose(weight, values / 10, rtol=1e-6)
+    assert fits(np.bincount(values.astype(int), minlength=6), [0, 1 / 3, 1 / 3, 1 / 3, 0, 0])
+
+
+def test_sample_of_a_full_buffer_reaches_every_slot():
+    data = experience.init(C, E)
+    for i in range(3):
+        data = experience.add(data, rows([3 * i + 1, 3 * i + 2, 3 * i + 3]), jnp.ones(B), jnp.ones(B, bool))
+    features, _ = experience.sample(jax.random.key(1), data, 3000)
+    found = np.bincount(np.asarray(features[:, 0, 0]).astype(int), minlength=10)
+    assert fits(found, [0, 0, 0, 0, 0, 0.2, 0.2, 0.2, 0.2, 0.2])  # the last 5 of 9
+
+
+def test_sample_of_an_empty_buffer_weighs_nothing():
+    features, weight = experience.sample(jax.random.key(0), experience.init(C, E), 4)
+    assert features.shape == (4, 2, E) and not weight.any()

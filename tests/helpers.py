@@ -1,0 +1,110 @@
+"""What several test files need: tiny models, padded batches, goodness-of-fit tests."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from scipy import stats
+
+from sea_jax.models import Decoder, PythiaConfig, convert
+
+TINY = dict(vocab_size=11, num_layers=2, width=16, num_heads=2, mlp_width=24, rotary_pct=0.5)
+
+
+def decoder(seed=0, **config):
+    """A decoder and random parameters: no zero biases or unit scales that would hide a mistake."""
+    model = Decoder(PythiaConfig(**(TINY | config)))
+    rng = np.random.default_rng(seed)
+    flat = {}
+    for path, leaf in sorted(convert.shapes(model).items()):
+        values = rng.normal(size=leaf.shape)
+        if path.endswith("kernel"):
+            fan_in = {"out": (1, 2), "head": (0,)}.get(path.split("/")[-2], (1,))
+            values *= 1.5 / np.sqrt(np.prod([leaf.shape[axis] for axis in fan_in]))
+        elif path.endswith("scale"):
+            values = 1 + 0.2 * values
+        elif path.endswith("bias"):
+            values *= 0.2
+        flat[path] = values.astype(np.float32)
+    return model, unflatten_dict(flat, sep="/")
+
+
+def pad(rows, width, side, value=0):
+    """Lists of tokens -> tokens [B, width] int32 and mask [B, width] bool."""
+    tokens = np.full((len(rows), width), value, np.int32)
+    mask = np.zeros((len(rows), width), bool)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        tokens[i, where], mask[i, where] = row, True
+    return tokens, mask
+
+
+def batch(lengths, width, side, vocab_size, seed=0):
+    """Random tokens of the given lengths, padded with noise: padding must not be read."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(0, vocab_size, n) for n in lengths]
+    tokens, mask = pad(rows, width, side)
+    return np.where(mask, tokens, rng.integers(0, vocab_size, tokens.shape)).astype(np.int32), mask
+
+
+def preference_batch(lengths, prompt_lengths=(3, 4, 1, 4), seed=0, weight=None, from_oracle=None):
+    """Random labelled duels for the tiny model: lengths [B, 2] -> the fields of a PreferenceBatch."""
+    B, T, L, E = len(lengths), 4, 4, 3
+    prompts, prompt_mask = batch(prompt_lengths[:B], L, "left", TINY["vocab_size"], seed)
+    tokens, mask = batch(np.ravel(lengths), T, "right", TINY["vocab_size"], seed + 1)
+    features = np.random.default_rng(seed + 2).normal(size=(B, 2, E)).astype(np.float32)
+    return dict(
+        prompts=jnp.array(prompts),
+        prompt_mask=jnp.array(prompt_mask),
+        tokens=jnp.array(tokens.reshape(B, 2, T)),
+        mask=jnp.array(mask.reshape(B, 2, T)),
+        features=jnp.array(features),
+        from_oracle=jnp.array([True] * B if from_oracle is None else from_oracle),
+        weight=jnp.array([1.0] * B if weight is None else weight, jnp.float32),
+    )
+
+
+def fits(counts, probabilities, alpha=1e-4):
+    """Chi-square: True if counts look drawn from probabilities; never what has probability 0."""
+    counts, probabilities = np.ravel(counts), np.ravel(probabilities)
+    possible = probabilities > 0
+    if counts[~possible].any() or not np.isclose(probabilities.sum(), 1, atol=1e-5):
+        return False
+    if possible.sum() == 1:
+        return True
+    expected = probabilities[possible] / probabilities[possible].sum() * counts.sum()
+    return stats.chisquare(counts[possible], expected).pvalue > alpha
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+def to_transformers(model, params):
+    """The same weights in transformers' GPTNeoXForCausalLM, in evaluation mode."""
+    import torch
+    import transformers
+
+    config = transformers.GPTNeoXConfig(**model.config.to_hf(), attn_implementation="eager")
+    theirs = transformers.GPTNeoXForCausalLM(config).eval()
+    tensors = {name: torch.tensor(array) for name, array in convert.to_hf(model, params).items()}
+    if "lm_head.weight" in theirs.state_dict():  # transformers 5 in memory; on disk as before
+        tensors["lm_head.weight"] = tensors.pop("embed_out.weight")
+    theirs.load_state_dict(tensors, strict=True)
+    return theirs
+
+
+# One learning step of fixed inputs: tests/parity/test_update_hf.py computes it with torch, and
+# tests/test_algorithm.py holds what torch found.
+STEP_LENGTHS = [[4, 2], [1, 3], [3, 3], [2, 4]]
+STEP_ADAM = dict(learning_rate=0.01, eps=1e-3)  # eps: no rounding noise where a gradient is 0
+STEP_BETA = 0.3
+STEP_WEIGHT = [1.0, 1.0, 0.0, 1.0]
+STEP_FROM_ORACLE = [True, False, True, True]
+
+
+def step_inputs():
+    """Model, π_θ, π_ref and the fields of B_t."""
+    model, params = decoder(seed=0)
+    _, ref_params = decoder(seed=1)
+    batch = preference_batch(STEP_LENGTHS, weight=STEP_WEIGHT, from_oracle=STEP_FROM_ORACLE)
+    return model, params, ref_params, batch

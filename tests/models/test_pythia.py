@@ -1,0 +1,192 @@
+"""Pythia without torch: a golden file from transformers, folders in and out, and refusals."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from helpers import batch, decoder
+from safetensors.numpy import load_file, save_file
+
+from sea_jax import models
+from sea_jax.models import Decoder, PythiaConfig, convert
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "data" / "pythia_golden.npz"
+NORM = "gpt_neox.final_layer_norm.bias"
+
+
+@pytest.fixture(scope="module")
+def saved(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pythia")
+    models.save(folder, *tiny)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def edit_tensors(folder, edit):
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def assert_equal(params, expected):
+    params, expected = flatten_dict(params), flatten_dict(expected)
+    assert params.keys() == expected.keys()
+    for path, leaf in params.items():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=str(path))
+        assert leaf.dtype == np.float32
+
+
+@pytest.mark.parametrize("variant", ["parallel", "sequential"])
+def test_golden_logits(variant):
+    """Transformers' logits at unpadded positions, under left, right and two-sided padding."""
+    golden = np.load(GOLDEN)
+    model = Decoder(PythiaConfig.from_hf(json.loads(str(golden[f"config/{variant}"]))))
+    weights = {k.removeprefix("weight/"): golden[k] for k in golden if k.startswith("weight/")}
+    params, mask = convert.from_hf(model, weights), golden["mask"]
+    logits = np.asarray(jax.jit(model.apply)({"params": params}, golden["tokens"], mask=mask))
+    np.testing.assert_allclose(logits[mask], golden[f"logits/{variant}"][mask], atol=1e-4)
+
+
+def test_no_mask_means_no_padding_and_padding_is_not_read(tiny):
+    model, params = tiny
+    tokens, mask = batch([3, 6], 6, "left", model.config.vocab_size)
+    apply = jax.jit(model.apply)
+    bare, padded = apply({"params": params}, tokens[1:]), apply({"params": params}, tokens, mask=mask)
+    np.testing.assert_allclose(bare[0], padded[1], atol=1e-5)
+    noise = np.where(mask, tokens, (tokens + 1) % model.config.vocab_size)
+    again = apply({"params": params}, noise, mask=mask)
+    np.testing.assert_array_equal(np.asarray(padded)[mask], np.asarray(again)[mask])
+
+
+def test_remat_changes_no_logit_and_no_gradient(tiny):
+    model, params = tiny
+    tokens, mask = batch([3, 6], 6, "left", model.config.vocab_size)
+
+    def square(p, model):
+        logits = model.apply({"params": p}, tokens, mask=mask)
+        return (logits**2 * mask[..., None]).sum()
+
+    grad = jax.jit(jax.value_and_grad(square), static_argnums=1)
+    plain = grad(params, model)
+    remat = grad(params, Decoder(dataclasses.replace(model.config, remat=True)))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+        assert np.any(a)
+
+
+def test_load_save_load_is_bit_equal(tiny, saved, tmp_path):
+    """The parameters, the config, and the files themselves."""
+    model, params = models.load(saved)
+    assert model.config == tiny[0].config
+    assert_equal(params, tiny[1])
+    models.save(tmp_path / "again", model, params)
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (saved / file).read_bytes()
+
+
+def test_every_config_field_survives_the_file(tmp_path):
+    config = dict(vocab_size=7, num_layers=3, width=24, num_heads=3, mlp_width=10, rotary_pct=0.25,
+                  rope_base=123.0, norm_eps=1e-3, parallel_residual=False, gelu_approximate=True,
+                  max_length=99)  # fmt: skip
+    models.save(tmp_path, *decoder(**config))
+    model, _ = models.load(tmp_path)
+    assert {name: getattr(model.config, name) for name in config} == config
+    assert models.load(tmp_path, remat=True)[0].config.remat
+
+
+def test_sharded_and_half_precision_folders(tiny, folder):
+    """Two shards behind an index, one in f16 with the buffers that old checkpoints carry."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    index = {name: file for file, shard in shards.items() for name in shard}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    half = {name: tensors[name].astype(np.float16) for name in shards["b.safetensors"]}
+    buffers = {"gpt_neox.layers.0.attention.bias": np.ones((1, 1, 4, 4), np.float16),
+               "gpt_neox.layers.1.attention.rotary_emb.inv_freq": np.ones(2, np.float32)}  # fmt: skip
+    save_file({name: tensors[name] for name in shards["a.safetensors"]} | buffers, folder / "a.safetensors")
+    save_file(half, folder / "b.safetensors")
+    model, params = models.load(folder)
+    assert_equal(params, convert.from_hf(model, tensors | half))
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"b\.safetensors: no such file"):
+        models.load(folder)
+
+
+def truncate(file, part):
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * part)])
+
+
+SPOILT = {
+    "missing tensor": (
+        lambda f: edit_tensors(f, lambda t: t.pop(NORM)),
+        "missing tensor: " + NORM,
+    ),
+    "extra tensor": (
+        lambda f: edit_tensors(f, lambda t: t.update(extra=np.zeros(1, np.float32))),
+        "unexpected tensor: extra",
+    ),
+    "misshapen tensor": (
+        lambda f: edit_tensors(f, lambda t: t.update({NORM: t[NORM][:-1].copy()})),
+        rf"tensor {NORM}: shape \(15,\), expected \(16,\)",
+    ),
+    "transposed tensor": (
+        lambda f: edit_tensors(f, lambda t: t.update({"embed_out.weight": t["embed_out.weight"].T.copy()})),
+        r"tensor embed_out.weight: shape \(16, 11\), expected \(11, 16\)",
+    ),
+    "truncated tensors": (lambda f: truncate(f / "model.safetensors", 0.9), r"model\.safetensors"),
+    "truncated header": (lambda f: truncate(f / "model.safetensors", 0.01), r"model\.safetensors"),
+    "truncated config": (lambda f: truncate(f / "config.json", 0.5), r"config\.json"),
+    "unknown model_type": (lambda f: edit_config(f, model_type="mamba"), "model_type='mamba'.*gpt_neox"),
+    "tied embeddings": (lambda f: edit_config(f, tie_word_embeddings=True), "tie_word_embeddings=True"),
+    "unknown activation": (lambda f: edit_config(f, hidden_act="relu"), "hidden_act='relu'"),
+    "scaled rotary": (
+        lambda f: edit_config(f, rope_parameters=dict(rope_type="yarn")),
+        "rope scaling",
+    ),
+    "more layers than tensors": (
+        lambda f: edit_config(f, num_hidden_layers=3),
+        r"missing tensor: gpt_neox\.layers\.2\.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_spoilt_folders_are_refused_in_one_line(name, folder):
+    spoil, message = SPOILT[name]
+    spoil(folder)
+    with pytest.raises(ValueError, match=message) as error:
+        models.load(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_absent_files_are_named(file, folder):
+    (folder / file).unlink()
+    with pytest.raises(FileNotFoundError, match=file):
+        models.load(folder)
+
+
+def test_parameters_that_the_table_does_not_cover_are_not_saved_silently(tiny, tmp_path):
+    model, params = tiny
+    with pytest.raises(ValueError, match="unexpected PARAMS row: extra"):
+        models.save(tmp_path, model, params | {"extra": np.zeros(1)})
+    with pytest.raises(ValueError, match="missing PARAMS row: head/kernel"):
+        models.save(tmp_path, model, {k: v for k, v in params.items() if k != "head"})

@@ -1,0 +1,358 @@
+"""The three functions of Algorithm 2: which duels, whose labels, and what a step changes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import STEP_ADAM, STEP_BETA, fits, preference_batch, step_inputs
+from scipy import stats
+
+from sea_jax import algorithm
+from sea_jax.ensemble import STRATEGIES, Head
+from sea_jax.losses import DAP_LOSSES, sequence_logprobs
+from sea_jax.models import convert
+from sea_jax.state import init_state
+from sea_jax.types import Candidates, Duel, PreferenceBatch, PromptBatch
+
+K, B, M, T, E = 4, 10, 5, 3, 2
+STATIC = ("strategy", "gamma", "gamma_mode", "synthetic_pairs")
+jitted = jax.jit(algorithm.propose, static_argnames=STATIC)
+
+
+def propose(candidates, rewards, key=0, label_key=1, remaining=10**6, **options):
+    options = dict(strategy="bai_ts", gamma=1.0) | options
+    key, label_key = (jax.random.key(k) if isinstance(k, int) else k for k in (key, label_key))
+    duel = jitted(
+        key=key, label_key=label_key, rewards=jnp.array(rewards), candidates=candidates,
+        remaining=remaining, **options,
+    )  # fmt: skip
+    return Duel(*map(np.asarray, duel))
+
+
+def candidates(tokens=None, mask=None):
+    """Distinct responses unless tokens are given; features carry (prompt, response)."""
+    if tokens is None:
+        tokens = np.arange(B * M * T).reshape(B, M, T)
+    tokens = np.asarray(tokens, np.int32)
+    rows = np.stack(np.meshgrid(np.arange(len(tokens)), np.arange(tokens.shape[1]), indexing="ij"), -1)
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
+    return Candidates(tokens, mask, np.zeros(tokens.shape, np.float32), rows.astype(np.float32))
+
+
+def random_rewards(seed=0, shape=(K, B, M)):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def drawn_head(rewards, label_key):
+    """The rewards [B, M] of the head that labels each prompt, by the same draw."""
+    K, B, _ = rewards.shape
+    return rewards[np.asarray(jax.random.randint(label_key, (B,), 0, K)), np.arange(B)]
+
+
+# --- propose ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma, expected", [(0.0, 0), (0.3, 3), (0.7, 7), (1.0, 10)])
+def test_count_mode_asks_about_exactly_gamma_b(gamma, expected):
+    duel = propose(candidates(), random_rewards(), gamma=gamma)
+    assert duel.query_oracle.sum() == expected and not duel.clash.any()
+    plain = STRATEGIES["bai_ts"](jax.random.split(jax.random.key(0))[0], jnp.array(random_rewards()))
+    np.testing.assert_array_equal(duel.first, plain.first)
+    np.testing.assert_array_equal(duel.second, plain.second)
+
+
+def test_bernoulli_mode_draws_for_every_prompt():
+    """Queries of a batch are Binomial(B, γ), each prompt alike, whatever pair was chosen."""
+    keys = jax.random.split(jax.random.key(3), 2000)
+    rewards, responses = jnp.array(random_rewards()), candidates()
+    one = lambda key: algorithm.propose(  # noqa: E731
+        key=key, label_key=key, rewards=rewards, candidates=responses, remaining=100,
+        strategy="bai_ts", gamma=0.3, gamma_mode="bernoulli",
+    )  # fmt: skip
+    duel = jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(keys))
+    queries = duel.query_oracle
+    per_batch = np.bincount(queries.sum(1), minlength=B + 1)
+    likely = stats.binom.pmf(np.arange(B + 1), B, 0.3)
+    fold = lambda x: np.append(x[:7], x[7:].sum())  # noqa: E731  rare ones together
+    assert fits(fold(per_batch), fold(likely))
+    for b in range(B):
+        assert fits([queries[:, b].sum(), (~queries[:, b]).sum()], [0.3, 0.7])
+        table = np.zeros((2, M))
+        np.add.at(table, (queries[:, b].astype(int), duel.first[:, b]), 1)
+        table = table[:, table.any(0)]
+        if table.shape[1] > 1:
+            assert stats.chi2_contingency(table).pvalue > 1e-4
+
+
+# Prompt 0: 0 = 2 and 1 = 3 up to padding; 4 alone. 1: four copies of 0. 2: a prefix is no copy.
+# 3: all the same, whatever the padding holds.
+COPIES = [
+    [[1, 2, 0], [3, 4, 5], [1, 2, 9], [3, 4, 5], [6, 6, 6]],
+    [[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3], [3, 2, 1]],
+    [[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3]],
+    [[1, 2, 0], [1, 2, 3], [1, 2, 4], [1, 2, 5], [1, 2, 6]],
+]
+GROUPS = [[(0, 0), (0, 2)], [(0, 1), (0, 3)], *([(b, j) for j in range(4 + (b == 3))] for b in (1, 2, 3))]
+COPIES_MASK = np.ones((4, M, T), bool)
+COPIES_MASK[0, [0, 2], 2] = False
+COPIES_MASK[3, :, 2] = False
+COPIES_MASK[2, 4, 2] = False
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("heads", [1, 4])
+def test_copies_never_meet(strategy, heads):
+    """Rewards of copies differ by rounding; still a duel of two copies is a clash, and no strategy
+    that looks at rewards proposes one while its heads like different responses."""
+    base = random_rewards(4, (heads, 4, M)) * 3
+    for group in GROUPS:
+        for b, j in group:
+            base[:, b, j] = base[:, b, group[0][1]]
+    rewards = base + 1e-6 * random_rewards(5, base.shape)
+    text = lambda b, j: tuple(np.array(COPIES)[b, j][COPIES_MASK[b, j]])  # noqa: E731
+    for key in range(30):
+        duel = propose(candidates(COPIES, COPIES_MASK), rewards, key=key, strategy=strategy)
+        assert duel.clash[3]
+        for b in range(4):
+            copies = text(b, duel.first[b]) == text(b, duel.second[b])
+            assert duel.clash[b] == copies and duel.query_oracle[b] == (not copies)
+            if strategy.startswith(("bai", "uncertainty")) and b != 3:
+                assert not copies
+            if strategy == "ee_ts":
+                agree = len({text(b, j) for j in base[:, b].argmax(-1)}) == 1
+                assert copies == agree
+
+
+@pytest.mark.parametrize("synthetic_pairs", ["thompson", "max_margin"])
+def test_identical_responses_clash_and_buy_nothing(synthetic_pairs):
+    same = candidates(np.full((B, M, T), 7))
+    duel = propose(same, random_rewards(), gamma=0.4, synthetic_pairs=synthetic_pairs)
+    assert duel.clash.all() and not duel.query_oracle.any()
+
+
+@pytest.mark.parametrize("remaining", [0, 2, 6, 7])
+def test_budget_is_never_overdrawn(remaining):
+    """γ B = 7 queries, one of them a clash: the first `remaining` are asked, later ones dropped."""
+    tokens = np.arange(B * M * T).reshape(B, M, T)
+    tokens[1] = tokens[1, 0]
+    duel = propose(candidates(tokens), random_rewards(), gamma=0.7, remaining=remaining)
+    wanted = [0, 2, 3, 4, 5, 6]
+    asked, dropped = wanted[:remaining], wanted[remaining:]
+    assert np.flatnonzero(duel.query_oracle).tolist() == asked
+    assert np.flatnonzero(duel.clash).tolist() == sorted([1, *dropped])
+
+
+def test_max_margin_takes_the_labelling_heads_best_and_worst():
+    """On synthetic duels only; the oracle's remain the strategy's; best is labelled y+."""
+    rewards, label_key = random_rewards(6), jax.random.key(8)
+    duel = propose(
+        candidates(), rewards, label_key=label_key, gamma=0.4, synthetic_pairs="max_margin"
+    )
+    plain = propose(candidates(), rewards, label_key=label_key, gamma=0.4)
+    head = drawn_head(rewards, label_key)
+    for b in range(B):
+        expected = (plain.first[b], plain.second[b]) if b < 4 else (head[b].argmax(), head[b].argmin())
+        assert (duel.first[b], duel.second[b]) == expected
+    batch = label(rewards, duel, np.zeros(B, bool), label_key)
+    np.testing.assert_array_equal(batch.features[4:, 0, 1], head[4:].argmax(-1))
+
+
+# --- assign_labels ----------------------------------------------------------------------------
+
+
+def label(rewards, duel, answers, label_key):
+    prompts = PromptBatch(np.arange(B * 2).reshape(B, 2), np.ones((B, 2), bool), np.arange(B))
+    batch = jax.jit(algorithm.assign_labels)(
+        label_key=label_key, rewards=jnp.array(rewards), prompts=prompts, candidates=candidates(),
+        duel=duel, oracle_prefers_first=answers,
+    )  # fmt: skip
+    np.testing.assert_array_equal(batch.prompts, prompts.tokens)
+    np.testing.assert_array_equal(batch.prompt_mask, prompts.mask)
+    return PreferenceBatch(*map(np.asarray, batch))
+
+
+def test_labels_are_the_oracles_or_the_drawn_heads():
+    """Row by row, (y+, y−) with their own tokens and features; weight 0 exactly on clashes."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        rewards, label_key = random_rewards(seed), jax.random.key(seed)
+        pairs = np.array([rng.choice(M, 2, replace=False) for _ in range(B)], np.int32)
+        asked, answers, clash = rng.random((3, B)) < 0.5
+        clash &= ~asked
+        duel = Duel(pairs[:, 0], pairs[:, 1], asked, clash)
+        batch = label(rewards, duel, answers, label_key)
+        head = drawn_head(rewards, label_key)
+        for b, (first, second) in enumerate(pairs):
+            first_wins = answers[b] if asked[b] else head[b, first] > head[b, second]
+            order = [first, second] if first_wins else [second, first]
+            np.testing.assert_array_equal(batch.features[b], [[b, order[0]], [b, order[1]]])
+            np.testing.assert_array_equal(batch.tokens[b], candidates().tokens[b, order])
+        assert batch.mask.all() and batch.mask.shape == (B, 2, T)
+        np.testing.assert_array_equal(batch.from_oracle, asked)
+        np.testing.assert_array_equal(batch.weight, np.where(clash, 0.0, 1.0))
+
+
+def test_labelling_heads_are_uniform_and_drawn_for_each_prompt():
+    """One head of four prefers y: it wins a quarter of the time, in two prompts independently."""
+    rewards = np.zeros((K, B, M), np.float32)
+    rewards[:, :, 1] = [[1], [1], [1], [-1]]
+    duel = Duel(np.zeros(B, int), np.ones(B, int), np.zeros(B, bool), np.zeros(B, bool))
+    prompts = PromptBatch(np.zeros((B, 1), int), np.ones((B, 1), bool), np.arange(B))
+    one = lambda key: algorithm.assign_labels(  # noqa: E731
+        label_key=key, rewards=jnp.array(rewards), prompts=prompts,
+        candidates=jax.tree.map(jnp.array, candidates()), duel=duel,
+        oracle_prefers_first=np.zeros(B, bool),
+    ).features[:, 0, 1]  # fmt: skip
+    winner = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 3000))).astype(int)
+    table = np.zeros((2, 2))
+    np.add.at(table, (winner[:, 0], winner[:, 7]), 1)
+    assert fits(table, np.outer([0.25, 0.75], [0.25, 0.75]))
+
+
+# --- update -----------------------------------------------------------------------------------
+
+OPTIMIZER, ENSEMBLE_OPTIMIZER = optax.adam(**STEP_ADAM), optax.adam(1e-2)
+LEARNING = dict(
+    policy_optimizer=OPTIMIZER, ensemble_optimizer=ENSEMBLE_OPTIMIZER, dap_options=(("beta", STEP_BETA),),
+    ensemble_steps=2, ensemble_batch=4,
+)  # fmt: skip
+update = jax.jit(algorithm.update, static_argnames="learner")
+
+
+@pytest.fixture(scope="module")
+def step():
+    """State, π_ref and batch before the golden step: rows 0 and 3 were bought, 1 is synthetic, 2 clashes."""
+    model, params, ref_params, batch = step_inputs()
+    init = lambda params: init_state(  # noqa: E731
+        jax.random.key(2), params, OPTIMIZER, Head((4,)), ENSEMBLE_OPTIMIZER,
+        num_members=2, feature_width=3, capacity=5,
+    )  # fmt: skip
+    state = jax.tree.map(np.asarray, jax.jit(init)(params)._replace(key=None))
+    state = state._replace(key=jax.random.key(4), num_queries=np.int32(7), step=np.int32(3))
+    return model, state, ref_params, PreferenceBatch(**batch)
+
+
+@pytest.fixture(scope="module")
+def stepped(step):
+    model, state, ref_params, batch = step
+    learner = algorithm.Learner(model=model, **LEARNING)
+    return learner, update(learner=learner, state=state, ref_params=ref_params, batch=batch)
+
+
+def assert_equal(a, b):
+    unkey = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(unkey(a), unkey(b)), a, b)
+
+
+def test_golden_step(stepped):
+    """Loss, gradient norm and weights as torch found them (tests/parity/test_update_hf.py)."""
+    learner, (after, metrics) = stepped
+    np.testing.assert_allclose(metrics["policy/loss"], 0.971440, rtol=1e-5)
+    np.testing.assert_allclose(metrics["policy/grad_norm"], 3.172939, rtol=1e-5)
+    weights = convert.to_hf(learner.model, after.policy.params)
+    for name, values in {
+        "embed_out.weight": [-0.186802, 1.139876, -0.272291],
+        "gpt_neox.layers.1.mlp.dense_4h_to_h.bias": [-0.063664, 0.106902, -0.297301],
+        "gpt_neox.layers.0.attention.query_key_value.weight": [0.305326, 0.166847, 0.310264],
+    }.items():
+        np.testing.assert_allclose(weights[name].ravel()[:3], values, atol=5e-6)
+
+
+def test_queries_are_counted_and_synthetic_pairs_never_enter_the_experience(step, stepped):
+    _, state, _, batch = step
+    _, (after, metrics) = stepped
+    assert after.num_queries == 7 + 2 and after.step == 4
+    assert after.experience.size == 2 and after.experience.cursor == 2
+    np.testing.assert_array_equal(after.experience.features[:2], batch.features[np.array([0, 3])])
+    np.testing.assert_array_equal(after.experience.weight, [1, 1, 0, 0, 0])
+    assert not after.experience.features[2:].any()
+    assert_equal(after.key, state.key)
+    assert_equal(after.ensemble.anchor, state.ensemble.anchor)
+    kernels = after.ensemble.params["out"]["kernel"], state.ensemble.params["out"]["kernel"]
+    assert (np.asarray(kernels[0]) != kernels[1]).any()
+    assert metrics["step/finite"] == 1
+    assert metrics["duel/clash"] == 0.25 and metrics["duel/from_oracle"] == 0.75
+
+
+def test_metrics_by_hand(step, stepped):
+    """Of the policy and the posterior before the step; clashes count in none, synthetic pairs only
+    in the policy's."""
+    model, state, ref_params, batch = step
+    _, (_, metrics) = stepped
+    inputs = (batch.prompts, batch.prompt_mask, batch.tokens, batch.mask)
+    logps = jax.jit(lambda p: sequence_logprobs(model, p, *inputs))
+    learned, bought = [0, 1, 3], [0, 3]
+    ratio = np.asarray(logps(state.policy.params) - logps(ref_params))[learned]
+    p = state.ensemble.params
+    hidden = np.einsum("bie,keh->kbih", batch.features, p["hidden_0"]["kernel"])
+    hidden = np.maximum(hidden + p["hidden_0"]["bias"][:, None, None], 0)
+    r = np.einsum("kbih,kh->kbi", hidden, p["out"]["kernel"][..., 0])
+    probability = (1 / (1 + np.exp(r[..., 1] - r[..., 0])))[:, bought]
+    for name, value in {
+        "policy/implicit_accuracy": (ratio[:, 0] > ratio[:, 1]).mean(),
+        "policy/log_ratio_chosen": ratio[:, 0].mean(),
+        "policy/log_ratio_rejected": ratio[:, 1].mean(),
+        "duel/length_chosen": (4 + 1 + 2) / 3,
+        "duel/length_rejected": (2 + 3 + 4) / 3,
+        "ensemble/accuracy_chosen": (probability.mean(0) > 0.5).mean(),
+        "ensemble/nll_chosen": -np.log(probability.mean(0)).mean(),
+        "ensemble/probability_std": probability.std(0).mean(),
+    }.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_rows_of_weight_0_change_nothing(step, stepped):
+    """Garbage in the clash row: the whole state is equal to the last bit."""
+    _, state, ref_params, batch = step
+    learner, (after, metrics) = stepped
+    other = PreferenceBatch(**preference_batch([[1, 4]] * 4, seed=50))
+    garbage = {
+        name: jnp.asarray(getattr(batch, name)).at[2].set(getattr(other, name)[2])
+        for name in ("prompts", "prompt_mask", "tokens", "mask")
+    }
+    features = batch.features.at[2].set(1e4)
+    for from_oracle in (True, False):
+        spoilt = batch._replace(
+            **garbage, features=features, from_oracle=batch.from_oracle.at[2].set(from_oracle)
+        )
+        again, same = update(learner=learner, state=state, ref_params=ref_params, batch=spoilt)
+        assert_equal(after, again)
+        assert metrics["policy/loss"] == same["policy/loss"]
+
+
+def test_a_step_that_is_not_finite_changes_nothing(step, stepped):
+    _, state, ref_params, batch = step
+    learner = stepped[0]
+    broken = ref_params | {"head": {"kernel": np.full_like(ref_params["head"]["kernel"], np.nan)}}
+    after, metrics = update(learner=learner, state=state, ref_params=broken, batch=batch)
+    assert metrics["step/finite"] == 0
+    assert_equal(after, state)
+
+
+def test_without_reward_learning_and_with_another_loss(step):
+    """Passive: ensemble and D_t untouched, labels still counted. IPO's options reach the loss."""
+    model, state, ref_params, batch = step
+    options = dict(beta=0.5, per_token=True)
+    learner = algorithm.Learner(
+        model=model, **LEARNING | dict(dap_options=tuple(options.items())), dap="ipo", learn_ensemble=False
+    )
+    after, metrics = update(learner=learner, state=state, ref_params=ref_params, batch=batch)
+    assert_equal((after.ensemble, after.experience), (state.ensemble, state.experience))
+    assert after.num_queries == 9 and after.step == 4
+    inputs = (batch.prompts, batch.prompt_mask, batch.tokens, batch.mask)
+    logps = jax.jit(lambda p: sequence_logprobs(model, p, *inputs))
+    losses = DAP_LOSSES["ipo"](logps(state.policy.params), logps(ref_params), batch.mask.sum(-1), **options)
+    np.testing.assert_allclose(metrics["policy/loss"], losses[np.array([0, 1, 3])].mean(), rtol=1e-5)
+    assert not any(name.startswith("ensemble/") for name in metrics)
+
+
+def test_the_ensembles_batches_depend_on_the_step(step, stepped):
+    """fold_in(key, step): the same state a step later draws other rows of D_t."""
+    _, state, ref_params, batch = step
+    learner, (after, _) = stepped
+    later = state._replace(step=np.int32(4))
+    other, _ = update(learner=learner, state=later, ref_params=ref_params, batch=batch)
+    assert_equal(other.policy, after.policy)
+    kernels = other.ensemble.params["out"]["kernel"], after.ensemble.params["out"]["kernel"]
+    assert (np.asarray(kernels[0]) != np.asarray(kernels[1])).any()
