@@ -83,6 +83,8 @@ FILLERS = ("like", "really", "well", "anyway", "honestly")
 SLOTS = ("who", "verb", "object", "place", "time", "feeling", "action")
 DROPPABLE = ("opener", "place", "time", "feeling", "question")
 # How often things go wrong in a demonstration; only a part that is there is repeated or moved.
+# Demonstrators' share of the commonest, the middle and the rarest synonym of each group.
+HABIT, HABIT_SEED = (0.70, 0.22, 0.08), 2_718_281
 DROP_RATE, WRONG_RATE, FILLER_RATE, REPEAT_RATE, REORDER_RATE = 0.18, 0.10, 0.20, 0.08, 0.20
 
 _EVENTS = (
@@ -219,8 +221,26 @@ def _shuffled(rng: random.Random, items: Sequence) -> list:
 
 
 def _say(rng: random.Random, slot: str, concept: str) -> str:
-    """A random surface form of a fact."""
+    """A surface form of a fact, uniformly."""
     return f"my {concept}" if slot in ("who", "object") else pick(rng, _SYNONYMS[slot][concept])
+
+
+@functools.cache
+def _habits() -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Each group of synonyms from the demonstrators' commonest to their rarest, drawn once."""
+    rng = random.Random(HABIT_SEED)
+    groups = [phrases for slot in sorted(_SYNONYMS) for phrases in _SYNONYMS[slot].values()]
+    return {tuple(group): tuple(_shuffled(rng, group)) for group in [*groups, *GLOBALS.values()]}
+
+
+def habitual(rng: random.Random, phrases: Sequence[str]) -> str:
+    """One of three synonyms, with the probabilities `HABIT` of the demonstrators' order."""
+    draw, order = rng.random(), _habits()[tuple(phrases)]
+    return order[(draw >= HABIT[0]) + (draw >= HABIT[0] + HABIT[1])]
+
+
+def _say_by_habit(rng: random.Random, slot: str, concept: str) -> str:
+    return f"my {concept}" if slot in ("who", "object") else habitual(rng, _SYNONYMS[slot][concept])
 
 
 def _concepts(slot: str) -> tuple[str, ...]:
@@ -274,6 +294,9 @@ def make_reference(rng: random.Random, facts: Facts) -> str:
 def make_demonstration(rng: random.Random, post: Post) -> tuple[str, frozenset[str]]:
     """A summary with noise on purpose, so that a policy fitted to it has something left to learn.
 
+    Demonstrators have habits: of three synonyms one is common and one rare, whatever the hidden
+    reward says of them. A fitted policy seldom tries the rare ones, so they must be looked for.
+
     Returns:
       The text, and the names of its defects: 'no <part>' (opener, place, time, feeling, question),
       'wrong entity', 'filler', 'repeat', 'order'.
@@ -282,8 +305,8 @@ def make_demonstration(rng: random.Random, post: Post) -> tuple[str, frozenset[s
     if rng.random() < WRONG_RATE:
         defects.add("wrong entity")
         facts = facts._replace(**dict([pick(rng, post.others)]))
-    said = {slot: _say(rng, slot, concept) for slot, concept in zip(SLOTS, facts, strict=True)}
-    said |= {group: pick(rng, variants) for group, variants in GLOBALS.items()}
+    said = {slot: _say_by_habit(rng, slot, concept) for slot, concept in zip(SLOTS, facts, strict=True)}
+    said |= {group: habitual(rng, variants) for group, variants in GLOBALS.items()}
     for part in DROPPABLE:
         if rng.random() < DROP_RATE:
             defects.add(f"no {part}")

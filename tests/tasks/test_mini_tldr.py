@@ -83,14 +83,12 @@ def test_lexicon_has_no_phrase_with_two_meanings():
     assert not fillers & grammar.summary_words()
 
 
-def test_synonyms_of_references_and_demonstrations_are_uniform(task):
-    for texts in (task.references["train"], task.demonstrations):
+def test_synonyms_are_uniform_in_references_and_habitual_in_demonstrations(task):
+    for texts, sorted_shares in ((task.references["train"], (1 / 3,) * 3), (task.demonstrations, grammar.HABIT)):
         rows = mini_tldr.reward_basis_batch(task.prompts["train"], texts)
-        openers = rows[:, [mini_tldr.BASIS_NAMES.index(f"choice/opener/{o}")
-                           for o in grammar.GLOBALS["opener"]]].sum(0)  # fmt: skip
-        np.testing.assert_allclose(openers / openers.sum(), 1 / 3, atol=0.015)
-        verbs = rows[:, :30].reshape(-1, 10, 3).sum((0, 1))
-        np.testing.assert_allclose(verbs / verbs.sum(), 1 / 3, atol=0.015)
+        groups = rows[:, :126].sum(0).reshape(42, 3)
+        shares = -np.sort(-groups / groups.sum(1, keepdims=True), axis=1)
+        np.testing.assert_allclose(shares.mean(0), sorted_shares, atol=0.015)
 
 
 def test_defects_of_demonstrations_have_their_rates():
@@ -305,9 +303,9 @@ def test_references_are_clean_and_demonstrations_worse(task):
     assert (clean[:, cover] == 1).all() and (clean[:, faults] == 0).all()
     assert 5.5 < noisy[:, cover].sum(1).mean() < 6.5
     assert (noisy[:, faults].mean(0) > 0).all()
-    for seed in range(3):
-        weights = mini_tldr.draw_reward(seed)
-        assert (clean @ weights).mean() > (noisy @ weights).mean() + 0.3
+    # On average over rewards: a single one may happen to like the demonstrators' habits.
+    weights = np.stack([mini_tldr.draw_reward(seed) for seed in range(40)]).mean(0)
+    assert (clean @ weights).mean() > (noisy @ weights).mean() + 0.5
 
 
 def test_drawn_rewards_are_as_documented():

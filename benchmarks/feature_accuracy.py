@@ -1,0 +1,113 @@
+"""Accuracy of the ensemble on held-out pairs against the number of labels, for three kinds of features.
+
+    python -m benchmarks.feature_accuracy --config=configs/quickstart.py --workdir=runs/quickstart
+
+Pairs are two samples of the starting policy at the training temperature, labelled by threshold.
+'backbone' is what SEA uses, 'policy states' the starting policy's own (mean over response tokens),
+'reward basis' the quantities that the hidden reward is linear in: no method may see them, they show
+what perfect features would give. Each ensemble is trained until it no longer changes much
+(STEPS steps of Eq. 8), so the figures speak of features, not of the online loop's few steps.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+from ml_collections import config_flags
+
+from sea_jax import assets, evaluate
+from sea_jax.ensemble import experience, features, heads
+from sea_jax.tasks import mini_tldr
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Work directory with trained parts.")
+_SEEDS = flags.DEFINE_list("oracle_seeds", ["100", "101", "102", "103", "104"], "Hidden rewards.")
+_SPLIT = flags.DEFINE_string("split", "heldout", "Prompts of the held-out pairs.")
+
+LABELS = (100, 200, 500, 1000, 2000)
+STEPS = 400
+
+
+def collect(config, shared: assets.Assets, split: str, count: int, seed: int):
+    """Pairs of samples: features by kind [N, 2, ·], and the reward basis [N, 2, F]."""
+    task = shared.task
+    sample = shared.sampler(2, config.train.temperature)
+    extract = assets.make_extractor(shared.backbone.model, shared.backbone.pooling)
+    states = jax.jit(lambda p, *batch: features.mean_states(shared.model, p, *batch))
+    parts = []
+    for start in range(0, count, 250):
+        texts = task.prompts[split][start : start + 250]
+        prompts, mask = task.encode_prompts(texts)
+        out = sample(shared.ref_params, prompts, mask, jax.random.fold_in(jax.random.key(seed), start))
+        batch = (prompts, mask, out.tokens, out.mask)
+        flat = [y for row in task.decode(np.asarray(out.tokens), np.asarray(out.mask)) for y in row]
+        basis = mini_tldr.reward_basis_batch([x for x in texts for _ in range(2)], flat)
+        parts.append(
+            (
+                np.asarray(extract(shared.backbone.params, *batch)),
+                np.asarray(states(shared.ref_params, *batch)),
+                basis.reshape(len(texts), 2, -1),
+            )
+        )
+    return [np.concatenate(kind) for kind in zip(*parts, strict=True)]
+
+
+def accuracy(config, train: np.ndarray, test: np.ndarray, count: int, seed: int) -> float:
+    """Held-out accuracy of K heads after `count` labels; pairs [N, 2, E] have y+ first."""
+    cfg = config.ensemble
+    mean = train.mean((0, 1))
+    scale = 1 / np.sqrt(train.var((0, 1)).mean())
+    train, test = ((x - mean) * scale for x in (train[:count], test))
+    optimizer = optax.adam(cfg.learning_rate)
+    head = heads.Head(tuple(cfg.hidden), cfg.prior_scale)
+    state = heads.init(jax.random.key(seed), head, cfg.num_members, train.shape[-1], optimizer)
+    data = experience.init(max(LABELS), train.shape[-1])
+    data = experience.add(data, jnp.asarray(train), jnp.ones(count), jnp.ones(count, bool))
+    state, _ = _train(optimizer, cfg.batch_size, cfg.regularization)(jax.random.key(seed + 1), state, data)
+    return evaluate.ensemble_accuracy(state.params, jnp.asarray(test))["ensemble/accuracy_heldout"]
+
+
+_TRAINERS: dict = {}
+
+
+def _train(optimizer, batch_size: int, regularization: float):
+    key = (batch_size, regularization)
+    if key not in _TRAINERS:
+        _TRAINERS[key] = jax.jit(
+            lambda k, s, d: heads.update(
+                k, s, d, optimizer, num_steps=STEPS, batch_size=batch_size, regularization=regularization
+            )
+        )
+    return _TRAINERS[key]
+
+
+def main(_: list[str]) -> None:
+    config, folder = _CONFIG.value, Path(_WORKDIR.value)
+    cache = Path(config.cache_dir or folder / "cache")
+    shared = assets.prepare(config, cache, mini_tldr.load(cache / "task"))
+    train = collect(config, shared, "train", max(LABELS), 1)
+    test = collect(config, shared, _SPLIT.value, len(shared.task.prompts[_SPLIT.value]), 2)
+    print(f"{'labels':15s}" + "".join(f"{n:>15d}" for n in LABELS))
+    for name, a, b in zip(("backbone", "policy states", "reward basis"), train, test, strict=True):
+        cells = []
+        for count in LABELS:
+            found = []
+            for seed in map(int, _SEEDS.value):
+                weights = mini_tldr.draw_reward(seed)
+                ordered = []
+                for kind, basis in ((a, train[2]), (b, test[2])):
+                    reward = basis @ weights
+                    first = (reward[:, 0] > reward[:, 1])[:, None, None]
+                    decided = reward[:, 0] != reward[:, 1]
+                    ordered.append(np.where(first, kind, kind[:, ::-1])[decided])
+                found.append(accuracy(config, ordered[0], ordered[1], min(count, len(ordered[0])), seed))
+            error = np.std(found, ddof=1) / np.sqrt(len(found)) if len(found) > 1 else 0.0
+            cells.append(f"{np.mean(found):.3f} ± {error:.3f}")
+        print(f"{name:15s}" + "".join(f"{c:>15s}" for c in cells), flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

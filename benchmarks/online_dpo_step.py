@@ -1,0 +1,134 @@
+"""A step of passive online DPO, ours and TRL's, timed in turn in one run.
+
+    python -m benchmarks.online_dpo_step
+
+16 prompts of 70 tokens × 2 responses of exactly 53 tokens; GPT-NeoX of 2 layers, width 128, vocabulary
+512, fp32; the same weights and prompts for both. A step is all of it: generation, preference, losses,
+gradients, Adam. TRL's OnlineDPOTrainer is tuned (`gradient_checkpointing=False`); it is installed into
+an environment of its own on first use.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import peer_env
+from sea_jax import algorithm, models
+from sea_jax.assets import make_sampler
+from sea_jax.ensemble import heads
+from sea_jax.state import init_state
+from sea_jax.train import assign_labels, propose, update
+from sea_jax.types import Candidates, PromptBatch
+
+PROMPTS, LENGTH, NEW_TOKENS, VOCABULARY, EOS = 16, 70, 53, 512, 0
+LEARNING_RATE = 5e-7  # TRL's default
+
+
+def our_step(model: models.Decoder, params, prompts: np.ndarray) -> Callable[[int], float]:
+    """Returns a function that runs step i to its end and returns its seconds."""
+    # The EOS is out of the vocabulary, so that every response has exactly NEW_TOKENS tokens.
+    sample = make_sampler(model, 2, NEW_TOKENS, 0.7, VOCABULARY, EOS)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
+    learner = algorithm.Learner(model, optimizer, optax.adam(1e-3), learn_ensemble=False)
+    state = init_state(
+        jax.random.key(0), params, optimizer, heads.Head((1,)), optax.adam(1e-3),
+        num_members=1, feature_width=1, capacity=1,
+    )  # fmt: skip
+    ref_params = jax.tree.map(jnp.asarray, params)
+    mask = jnp.ones((PROMPTS, LENGTH), bool)
+
+    def step(i: int) -> float:
+        nonlocal state
+        start = time.perf_counter()
+        rows = np.arange(i * PROMPTS, (i + 1) * PROMPTS) % len(prompts)
+        batch = PromptBatch(jnp.asarray(prompts[rows]), mask, jnp.asarray(rows))
+        keys = jax.random.split(jax.random.fold_in(state.key, i), 3)
+        responses = sample(state.policy.params, batch.tokens, mask, keys[0])
+        candidates = Candidates(*responses, jnp.zeros((PROMPTS, 2, 1)))
+        rewards = jnp.zeros((1, PROMPTS, 2))
+        duel = propose(keys[1], keys[2], rewards, candidates, 10**9, strategy="passive", gamma=1.0)
+        tokens = np.asarray(responses.tokens)
+        assert tokens.shape == (PROMPTS, 2, NEW_TOKENS) and np.asarray(responses.mask).all()
+        reward = tokens.sum(-1) % 97  # the fixed reward of TRL's side
+        prefers_first = reward[:, 0] > reward[:, 1]
+        labelled = assign_labels(keys[2], rewards, batch, candidates, duel, prefers_first)
+        state, metrics = update(learner, state, ref_params, labelled)
+        assert float(metrics["step/finite"]) == 1.0
+        jax.block_until_ready(state)
+        return time.perf_counter() - start
+
+    return step
+
+
+def trl_step(folder: Path, prompts: Path) -> tuple[Callable[[int], float], Callable[[], None]]:
+    """Starts TRL's worker; returns a step function like ours, and what ends the worker."""
+    python = peer_env.ensure("trl", peer_env.TRL)
+    worker = Path(__file__).with_name("trl_worker.py")
+    process = subprocess.Popen(
+        [python, worker, folder, prompts, "--new-tokens", str(NEW_TOKENS)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stdin and process.stdout
+
+    def step(i: int) -> float:
+        print("step", file=process.stdin, flush=True)
+        answer = json.loads(process.stdout.readline() or '{"error": "the worker died"}')
+        if "error" in answer:
+            raise RuntimeError(f"TRL step {i}: {answer['error']}")
+        return answer["seconds"]
+
+    def close() -> None:
+        process.stdin.close()
+        process.wait(timeout=60)
+
+    return step, close
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=30, help="timed steps of each side, after 5 untimed")
+    parser.add_argument("--ours-only", action="store_true", help="do not install or run TRL")
+    args = parser.parse_args()
+    config = models.PythiaConfig(
+        vocab_size=VOCABULARY, num_layers=2, width=128, num_heads=4, mlp_width=512, max_length=128
+    )
+    model = models.Decoder(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    prompts = np.random.default_rng(0).integers(1, VOCABULARY, (1024, LENGTH), dtype=np.int32)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        models.save(folder, model, jax.device_get(params))
+        np.save(folder / "prompts.npy", prompts)
+        sides = {"sea_jax": our_step(model, params, prompts)}
+        close = lambda: None  # noqa: E731
+        if not args.ours_only:
+            sides["trl"], close = trl_step(folder, folder / "prompts.npy")
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        for i in range(args.steps + 5):
+            for side, step in sides.items():  # in turn: both meet the same machine
+                seconds[side].append(step(i))
+        close()
+    for side, values in seconds.items():
+        timed = np.array(values[5:])
+        print(
+            f"{side:8s} seconds a step: min {timed.min():.4f}, median {np.median(timed):.4f}, "
+            f"max {timed.max():.4f} ({len(timed)} steps)"
+        )
+    if "trl" in seconds:
+        ratio = np.array(seconds["trl"][5:]) / np.array(seconds["sea_jax"][5:])
+        print(f"trl / sea_jax, pair by pair: median {np.median(ratio):.2f}, min {ratio.min():.2f}")
+    print(f"python {sys.version.split()[0]}, jax {jax.__version__}, {jax.devices()[0].platform}")
+
+
+if __name__ == "__main__":
+    main()
