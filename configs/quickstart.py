@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
 
     config.task = ConfigDict(dict(name="mini_tldr", oracle_seed=100))
     config.oracle = ConfigDict(dict(labels="threshold", flip_probability=0.0))
-    config.policy = ConfigDict(dict(num_layers=2, width=128, num_heads=4, mlp_width=512))
+    # folder: a starting policy in Hugging Face's layout; empty: trained here, of the shape that follows.
+    config.policy = ConfigDict(dict(folder="", num_layers=2, width=128, num_heads=4, mlp_width=512))
     config.sft = ConfigDict(
         dict(seed=0, steps=1000, batch_size=32, learning_rate=3e-3, prompt_weight=0.1)
     )

@@ -78,21 +78,28 @@ def prepare(config, cache: Path, task: Task) -> Assets:
     Returns:
         Assets on the default device.
     """
-    model = Decoder(policy_config(config, task))
     policy_fields = {"policy": config.policy.to_dict(), "sft": config.sft.to_dict()}
-    folder = cache / f"sft-{_fingerprint(policy_fields)}"
-    if not (folder / "model.safetensors").exists():
-        key = jax.random.key(config.sft.seed)
-        params = sft.train(config.sft, task, model, key, progress=config.progress)
-        _publish(folder, lambda part: models.save(part, model, params, task.tokenizer))
-    _, params = models.load(str(folder))
-    params = jax.tree.map(jnp.asarray, params)
+    policy_fields["task"] = task.fingerprint
+    model, params = _starting_policy(config, cache / f"sft-{_fingerprint(policy_fields)}", task)
 
-    fields = policy_fields | {"backbone": config.backbone.to_dict()}
+    family = mini_tldr.draw_reward(pretrain.SEED_OFFSET).tolist()
+    fields = policy_fields | {"backbone": config.backbone.to_dict(), "family": family}
     backbone = _backbone(config, cache / f"backbone-{_fingerprint(fields)}", task, model, params)
     eval_set = _eval_set(config, task, model, params)
     pairs, pair_features = _heldout_pairs(config, task, model, params, backbone)
     return Assets(task, model, params, backbone, eval_set, pairs, pair_features)
+
+
+def _starting_policy(config, folder: Path, task: Task) -> tuple[Decoder, Params]:
+    """π_ref: the user's model, or one trained on the demonstrations and kept in `folder`."""
+    given = config.policy.folder
+    if not given and not (folder / "model.safetensors").exists():
+        model = Decoder(policy_config(config, task))
+        key = jax.random.key(config.sft.seed)
+        params = sft.train(config.sft, task, model, key, progress=config.progress)
+        _publish(folder, lambda part: models.save(part, model, params, task.tokenizer))
+    model, params = models.load(given or str(folder))
+    return model, jax.tree.map(jnp.asarray, params)
 
 
 def policy_config(config, task: Task) -> PythiaConfig:

@@ -51,7 +51,28 @@ def validate(config, task: Task) -> None:
         _require(_get(config, name) <= most, name, _get(config, name), f"at most {most} ({split} split)")
     most = len(task.prompts["train"])
     n = config.backbone.num_prompts
-    _require(config.backbone.batch_size <= n <= most, "backbone.num_prompts", n, f"at most {most}")
+    least = config.backbone.batch_size
+    _require(least <= n <= most, "backbone.num_prompts", n, f"{least} (its batch_size) to {most}")
+    if config.policy.folder:
+        _validate_model(config, task)
+
+
+def _validate_model(config, task: Task) -> None:
+    """Of a given policy, vocabulary and context must hold the task; only config.json is read."""
+    file = Path(config.policy.folder) / "config.json"
+    _require(file.exists(), "policy.folder", config.policy.folder, "a folder with a config.json")
+    hf = json.loads(file.read_text())
+    words = task.tokenizer.get_vocab_size()
+    _require(
+        hf["vocab_size"] >= words, "policy.folder", config.policy.folder,
+        f"a vocabulary of at least the task's {words} tokens, not {hf['vocab_size']}",
+    )  # fmt: skip
+    most, need = hf.get("max_position_embeddings", 2048), task.prompt_length + task.response_length
+    _require(
+        most >= need, "policy.folder", config.policy.folder,
+        f"a context of at least {need} tokens (prompt {task.prompt_length} + response "
+        f"{task.response_length}), not {most}",
+    )  # fmt: skip
 
 
 def claim_workdir(config, folder: Path) -> None:

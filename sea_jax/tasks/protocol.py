@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +43,14 @@ class Task:
     references: dict[str, tuple[str, ...]]
     demonstrations: tuple[str, ...]
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Changes with what is trained on, so that parts trained on other data are not reused."""
+        digest = hashlib.sha256(self.tokenizer.to_str().encode())
+        for prompt, response in zip(self.prompts["train"], self.demonstrations, strict=True):
+            digest.update(f"{prompt}\0{response}\0".encode())
+        return digest.hexdigest()
+
     def encode_prompts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Tokenises prompts, padded on the left so that all of them end in the same column.
 
@@ -51,7 +61,7 @@ class Task:
           tokens [B, L] int32 and mask [B, L] bool, true on the prompt's own tokens.
 
         Raises:
-          ValueError: a prompt has more than `prompt_length` tokens.
+          ValueError: a prompt is empty or has more than `prompt_length` tokens.
         """
         rows = self._encode(texts, "prompts", "prompt_length", self.prompt_length, end=[])
         return self._pad(rows, self.prompt_length, left=True)
@@ -66,7 +76,7 @@ class Task:
           tokens [B, T] int32 and mask [B, T] bool, true on the response's tokens and its EOS.
 
         Raises:
-          ValueError: a response has more than `response_length` tokens, its EOS counted.
+          ValueError: a response is empty or has more than `response_length` tokens, EOS counted.
         """
         end = [self.eos_id]
         rows = self._encode(texts, "responses", "response_length", self.response_length, end=end)
@@ -101,6 +111,8 @@ class Task:
         encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
         rows = [encoding.ids + end for encoding in encodings]
         for index, row in enumerate(rows):
+            if len(row) == len(end):
+                raise ValueError(f"{field}[{index}]: {texts[index]!r} is empty, must have a token")
             if len(row) > limit:
                 raise ValueError(
                     f"{field}[{index}]: {len(row)} tokens, must be at most {limit_name}={limit}"
