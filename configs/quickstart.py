@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict(
         dict(
             split="heldout", num_prompts=500, batch_size=250, every_queries=128, num_pairs=500,
-            num_samples=4, levels=(0.7, 0.8, 0.9),
+            num_samples=4, levels=(0.7, 0.8, 0.9), reference_levels=(0.7, 0.8, 0.9), reward_levels=(5.0, 5.5, 6.0),
         )
     )  # fmt: skip
     return config

@@ -1,13 +1,16 @@
-"""From the metrics.jsonl of one or many runs to a figure and a table.
+"""From the metrics.jsonl of one or many runs to a figure and tables.
 
-    python -m sea_jax.report --workdir=runs/quickstart
+    python -m sea_jax.report runs/quickstart
 """
 
 import json
+import sys
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from sea_jax.methods import METHODS
 
@@ -74,7 +77,46 @@ def table(runs: dict[str, list[list[dict]]], levels: tuple[float, ...]) -> str:
         for stage in STAGES:
             line.append(f"{sum(r.get(f'time/{stage}_s') or 0 for run in rows for r in run):.1f}")
         lines.append(line)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return _aligned(lines)
+
+
+def levels_table(runs: dict[str, list[list[dict]]], metric: str, levels: tuple[float, ...]) -> str:
+    """Queries of each method to levels of one metric: mean ± s.e. over seeds, and passive's multiple."""
+    lines = [[f"queries to {metric}", *(f"{level:g}" for level in levels)]]
+    for method, rows in runs.items():
+        line = [METHODS[method].label]
+        for level in levels:
+            cell = _levels(rows, metric, level)
+            base = [queries_to(r, metric, level) for r in runs.get("passive", [])]
+            mine = [queries_to(r, metric, level) for r in rows]
+            if method != "passive" and base and np.isfinite([*base, *mine]).all():
+                cell += f" ({np.mean(base) / np.mean(mine):.1f}x)"
+            line.append(cell)
+        lines.append(line)
+    return _aligned(lines)
+
+
+def accuracy_table(runs: dict[str, list[list[dict]]]) -> str:
+    """The ensemble on the pairs it chose, before it saw their labels, and on held-out pairs."""
+    edges = (0, 128, 256, 512, 1024, 2048, 4096)
+    lines = [["ensemble accuracy", *(f"{a}-{b}" for a, b in pairwise(edges)), "held out, last"]]
+    for method, rows in runs.items():
+        if not METHODS[method].learns_ensemble:
+            continue
+        line = [METHODS[method].label]
+        for low, high in pairwise(edges):
+            values = [
+                row["ensemble/accuracy_chosen"] for run in rows for row in run
+                if low < row["queries"] <= high and row.get("ensemble/accuracy_chosen") is not None
+            ]  # fmt: skip
+            line.append(f"{np.mean(values):.3f}" if values else "-")
+        _, mean, _ = mean_curve(rows, "ensemble/accuracy_heldout")
+        lines.append([*line, f"{mean[-1]:.3f}"])
+    return _aligned(lines)
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
 
@@ -129,7 +171,26 @@ def write(folder: Path, config) -> str:
     seeds = tuple(range(config.seed, config.seed + config.num_seeds))
     runs = {m: r for m, r in read_runs(folder, seeds).items() if m in config.methods}
     levels = tuple(config.eval.levels)
-    text = table(runs, levels)
+    text = "\n\n".join(
+        [
+            table(runs, levels),
+            levels_table(runs, "eval/win_rate_reference", tuple(config.eval.reference_levels)),
+            levels_table(runs, "eval/reward", tuple(config.eval.reward_levels)),
+            accuracy_table(runs),
+        ]
+    )
     figure(runs, levels, folder / "report.png")
     (folder / "report.txt").write_text(text + "\n")
     return f"{text}\n\nfigure: {folder / 'report.png'}"
+
+
+def main(argv: list[str]) -> None:
+    """Reports a work directory again, by the config that it holds."""
+    if len(argv) != 2 or not (Path(argv[1]) / "config.json").exists():
+        raise SystemExit("usage: python -m sea_jax.report <work directory with a config.json>")
+    folder = Path(argv[1])
+    print(write(folder, ConfigDict(json.loads((folder / "config.json").read_text()))))
+
+
+if __name__ == "__main__":
+    main(sys.argv)
