@@ -54,7 +54,7 @@ def our_step(model: models.Decoder, params, prompts: np.ndarray) -> Callable[[in
         batch = PromptBatch(jnp.asarray(prompts[rows]), mask, jnp.asarray(rows))
         keys = jax.random.split(jax.random.fold_in(state.key, i), 3)
         responses = sample(state.policy.params, batch.tokens, mask, keys[0])
-        candidates = Candidates(*responses, jnp.zeros((PROMPTS, 2, 1)))
+        candidates = Candidates(*responses, jnp.zeros((PROMPTS, 2, 1)))  # pyright: ignore[reportCallIssue]
         rewards = jnp.zeros((1, PROMPTS, 2))
         duel = propose(keys[1], keys[2], rewards, candidates, 10**9, strategy="passive", gamma=1.0)
         tokens = np.asarray(responses.tokens)
@@ -82,13 +82,13 @@ def trl_step(folder: Path, prompts: Path) -> tuple[Callable[[int], float], Calla
 
     def step(i: int) -> float:
         print("step", file=process.stdin, flush=True)
-        answer = json.loads(process.stdout.readline() or '{"error": "the worker died"}')
+        answer = json.loads(process.stdout.readline() or '{"error": "the worker died"}')  # pyright: ignore[reportOptionalMemberAccess]
         if "error" in answer:
             raise RuntimeError(f"TRL step {i}: {answer['error']}")
         return answer["seconds"]
 
     def close() -> None:
-        process.stdin.close()
+        process.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
         process.wait(timeout=60)
 
     return step, close

@@ -26,13 +26,13 @@ def get_config() -> ConfigDict:
         dict(
             seed=0, num_prompts=6000, num_responses=4, num_rewards=256, temperature=1.0,
             steps=350, batch_size=64, learning_rate=1e-2, decoder_rate=0.03,
-            pooled_width=192, width=128, gate_hidden=128,
+            pooled_width=192, width=128, mean_scale=0.3, gate_hidden=128,
         )
     )  # fmt: skip
     config.train = ConfigDict(
         dict(
             batch_size=32, query_budget=1024, temperature=0.7,
-            dap="dpo", beta=0.1, learning_rate=3e-4, warmup_steps=5, schedule="constant",
+            dap="dpo", beta=0.1, learning_rate=1e-3, warmup_steps=5, schedule="constant",
             max_grad_norm=1.0,
         )
     )  # fmt: skip
@@ -51,7 +51,8 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict(
         dict(
             split="heldout", num_prompts=500, batch_size=250, every_queries=128, num_pairs=500,
-            num_samples=4, levels=(0.7, 0.8, 0.9), reference_levels=(0.7, 0.8, 0.9), reward_levels=(5.0, 5.5, 6.0),
+            num_samples=4, levels=(0.7, 0.8, 0.9), reference_levels=(0.7, 0.8, 0.9),
+            reward_levels=(5.0, 5.5, 6.0),
         )
     )  # fmt: skip
     return config

@@ -48,7 +48,7 @@ class Assets:
         return BradleyTerryOracle(mini_tldr.reward_fn(oracle_seed))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def make_sampler(
     model: Decoder, num_responses: int, max_tokens: int, temperature: float, eos_id: int, pad_id: int
 ) -> Callable:
@@ -61,7 +61,7 @@ def make_sampler(
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def make_extractor(model: Decoder, pooling: features.GatedPooling) -> Callable:
     """`features.extract`, jitted: (backbone params, prompts, mask, tokens, mask) -> [B, M, E]."""
     return jax.jit(functools.partial(features.extract, model, pooling))

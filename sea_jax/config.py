@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from sea_jax.ensemble.pretrain import SEED_OFFSET
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS
 from sea_jax.oracles.labels import MODES
@@ -39,6 +40,11 @@ def validate(config, task: Task) -> None:
         "policy.num_layers", "policy.width", "policy.num_heads", "policy.mlp_width",
     ):  # fmt: skip
         _require(_get(config, name) >= 1, name, _get(config, name), "at least 1")
+    for name in ("seed", "sea.burn_in", "train.warmup_steps", "eval.num_samples"):
+        _require(_get(config, name) >= 0, name, _get(config, name), "at least 0")
+    # Above are the rewards that the backbone was pretrained on; the oracle's own is never among them.
+    first, most = config.task.oracle_seed, SEED_OFFSET - config.num_seeds
+    _require(0 <= first <= most, "task.oracle_seed", first, f"in [0, {most}]")
     for name in ("train.learning_rate", "train.beta", "train.temperature", "ensemble.learning_rate"):
         _require(_get(config, name) > 0, name, _get(config, name), "above 0")
     _require(0 < config.sea.gamma <= 1, "sea.gamma", config.sea.gamma, "in (0, 1]")
@@ -61,11 +67,18 @@ def _validate_model(config, task: Task) -> None:
     """Of a given policy, vocabulary and context must hold the task; only config.json is read."""
     file = Path(config.policy.folder) / "config.json"
     _require(file.exists(), "policy.folder", config.policy.folder, "a folder with a config.json")
-    hf = json.loads(file.read_text())
+    try:
+        hf = json.loads(file.read_text())
+        size = hf["vocab_size"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(
+            f"config.policy.folder={config.policy.folder!r}: valid is a folder whose config.json is "
+            "a Hugging Face model's, with a vocab_size"
+        ) from None
     words = task.tokenizer.get_vocab_size()
     _require(
-        hf["vocab_size"] >= words, "policy.folder", config.policy.folder,
-        f"a vocabulary of at least the task's {words} tokens, not {hf['vocab_size']}",
+        size >= words, "policy.folder", config.policy.folder,
+        f"a vocabulary of at least the task's {words} tokens, not {size}",
     )  # fmt: skip
     most, need = hf.get("max_position_embeddings", 2048), task.prompt_length + task.response_length
     _require(

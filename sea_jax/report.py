@@ -154,7 +154,7 @@ def figure(runs: dict[str, list[list[dict]]], levels: tuple[float, ...], file: P
 def _efficiency(axes, runs: dict[str, list[list[dict]]], levels: tuple[float, ...]) -> None:
     """Queries of each method to levels of the mean curve, as bars."""
     width = 0.8 / max(len(runs), 1)
-    for i, (method, rows) in enumerate(runs.items()):
+    for i, rows in enumerate(runs.values()):
         x, mean, _ = mean_curve(rows, "eval/win_rate_sft")
         mean_rows = [{"queries": q, "w": w} for q, w in zip(x, mean, strict=True)]
         needed = [queries_to(mean_rows, "w", level) for level in levels]

@@ -59,7 +59,7 @@ class Run:
         self.num_responses = config.sea.num_responses if self.method.active else 2
         self.sample = assets.sampler(self.num_responses, config.train.temperature)
         self.extract = make_extractor(assets.backbone.model, assets.backbone.pooling)
-        rows = np.arange(len(assets.task.prompts["train"]))
+        rows: Any = np.arange(len(assets.task.prompts["train"]))
         self.prompts = (
             grain.MapDataset.source(rows).seed(self.seed).shuffle().repeat().batch(config.train.batch_size)
         )
@@ -127,7 +127,7 @@ class Run:
         tokens, mask = self.assets.task.encode_prompts(texts)
         return PromptBatch(jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(rows)), texts
 
-    def _score(self, prompts: PromptBatch, responses: Any, texts: list[str]):
+    def _score(self, prompts: PromptBatch, responses: models.Responses, texts: list[str]):
         """Features of S_t and their rewards [K, B, M] under every member."""
         B, M, _ = responses.tokens.shape
         backbone = self.assets.backbone
@@ -180,10 +180,10 @@ class Run:
         """The state is still the one before the step: with the batch it is all of its inputs."""
         folder = self.folder / f"non_finite_step_{step}"
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez(folder / "batch.npz", **{k: np.asarray(v) for k, v in batch._asdict().items()})
+        np.savez(folder / "batch.npz", **{k: np.asarray(v) for k, v in batch._asdict().items()})  # pyright: ignore[reportArgumentType]
         models.save(folder / "policy", self.assets.model, self.state.policy.params, None)
         leaves, _ = jax.tree_util.tree_flatten_with_path(self.state._replace(key=jnp.uint32(0)))
-        np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves})
+        np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves})  # pyright: ignore[reportArgumentType]
         bad = {k: v for k, v in metrics.items() if not np.isfinite(v)}
         raise FloatingPointError(
             f"step {step}: {bad or metrics['policy/loss']} is not finite; its inputs are in {folder}"
@@ -255,9 +255,9 @@ def order_pairs(oracle: Any, assets: Assets) -> Array:
     return jnp.where(jnp.asarray(first_wins)[:, None, None], features, features[:, ::-1])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def make_learner(
-    model: models.Decoder, train: FrozenConfigDict, ensemble: FrozenConfigDict, method: Method,
+    model: models.Decoder, train: Any, ensemble: Any, method: Method,  # two FrozenConfigDicts
     total_steps: int,
 ) -> tuple[algorithm.Learner, heads.Head]:  # fmt: skip
     """The static half of a run: the same object for the same fields, so that jit compiles once."""

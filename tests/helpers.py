@@ -1,10 +1,13 @@
 """What several test files need: tiny models, padded batches, goodness-of-fit tests."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.traverse_util import unflatten_dict
 from scipy import stats
 
+from sea_jax import algorithm
 from sea_jax.models import Decoder, PythiaConfig, convert
 
 TINY = dict(vocab_size=11, num_layers=2, width=16, num_heads=2, mlp_width=24, rotary_pct=0.5)
@@ -47,7 +50,7 @@ def batch(lengths, width, side, vocab_size, seed=0):
 
 
 def preference_batch(lengths, prompt_lengths=(3, 4, 1, 4), seed=0, weight=None, from_oracle=None):
-    """Random labelled duels for the tiny model: lengths [B, 2] -> the fields of a PreferenceBatch."""
+    """Random labelled duels for the tiny model: lengths [B, 2] -> fields of a PreferenceBatch."""
     B, T, L, E = len(lengths), 4, 4, 3
     prompts, prompt_mask = batch(prompt_lengths[:B], L, "left", TINY["vocab_size"], seed)
     tokens, mask = batch(np.ravel(lengths), T, "right", TINY["vocab_size"], seed + 1)
@@ -100,11 +103,16 @@ STEP_ADAM = dict(learning_rate=0.01, eps=1e-3)  # eps: no rounding noise where a
 STEP_BETA = 0.3
 STEP_WEIGHT = [1.0, 1.0, 0.0, 1.0]
 STEP_FROM_ORACLE = [True, False, True, True]
+LEARNING = dict(
+    policy_optimizer=optax.adam(**STEP_ADAM), ensemble_optimizer=optax.adam(1e-2),
+    dap_options=(("beta", STEP_BETA),), ensemble_steps=2, ensemble_batch=4,
+)  # fmt: skip
+update = jax.jit(algorithm.update, static_argnames="learner")
 
 
 def step_inputs():
-    """Model, π_θ, π_ref and the fields of B_t."""
-    model, params = decoder(seed=0)
-    _, ref_params = decoder(seed=1)
+    """Model, π_θ, π_ref and the fields of B_t: rows 0 and 3 bought, 1 synthetic, 2 a clash."""
+    model, params = decoder(seed=0, num_layers=1)
+    _, ref_params = decoder(seed=1, num_layers=1)
     batch = preference_batch(STEP_LENGTHS, weight=STEP_WEIGHT, from_oracle=STEP_FROM_ORACLE)
     return model, params, ref_params, batch

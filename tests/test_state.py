@@ -26,8 +26,8 @@ def rates(config, gradients, total_steps):
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_learning_rate(schedule):
-    """Under a constant gradient Adam's steps are the rates: 2/4, then up to 2 over 4 steps, then flat
-    or half a cosine down to 0 at step 10."""
+    """Under a constant gradient Adam's steps are the rates: from 2/4 up to 2 over 4 steps, then
+    flat, or half a cosine down to 0 at step 10."""
     config = dict(learning_rate=2.0, warmup_steps=4, schedule=schedule, max_grad_norm=1e9)
     steps = rates(config, [[3.0, -3.0]] * 11, total_steps=10)
     t = np.arange(7) / 6

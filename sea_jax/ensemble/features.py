@@ -9,7 +9,7 @@ and the features are z in coordinates where a reward drawn from the pretraining 
 standard normal linear function (see `pretrain.py`).
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,11 @@ class GatedPooling(nn.Module):
     width: int
     vocab_size: int
     gate_hidden: int = 128
+
+    if TYPE_CHECKING:  # Flax's annotations leave these open
+
+        def apply(self, *args: Any, **kwargs: Any) -> Any: ...
+        def __hash__(self) -> int: ...
 
     @nn.compact
     def __call__(self, states: Array, tokens: Array, mask: Array) -> Array:

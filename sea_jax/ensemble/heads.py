@@ -1,6 +1,6 @@
 """K reward heads on frozen features: a vmapped MLP (Sec. 4.2.1, App. F.1)."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,11 @@ class Head(nn.Module):
 
     hidden: tuple[int, ...] = (128, 128)
     prior_scale: float = 1.0
+
+    if TYPE_CHECKING:  # Flax's annotations leave these open
+
+        def apply(self, *args: Any, **kwargs: Any) -> Any: ...
+        def __hash__(self) -> int: ...
 
     @nn.compact
     def __call__(self, features: Array) -> Array:

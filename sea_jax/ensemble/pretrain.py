@@ -5,6 +5,7 @@ the starting policy's own samples, to predict many rewards drawn from the task's
 oracle's reward is never among them: it has seeds below `SEED_OFFSET`, these have seeds above.
 """
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -41,23 +42,29 @@ def regression_loss(
     return jnp.mean((centred(predicted) - centred(rewards)) ** 2)
 
 
-def prior_projection(heads: Array, width: int) -> np.ndarray:
-    """Coordinates in which a standard normal head is a draw from the pretraining family.
+def prior_projection(heads: Array | np.ndarray, width: int, mean_scale: float) -> np.ndarray:
+    """Coordinates in which a standard normal head varies as the pretraining family does.
 
-    With C = heads headsᵀ / S, the reward w·z with w ~ N(0, C) equals v·(C^½ z) with v ~ N(0, I).
-    The columns are C's leading eigenvectors, scaled by the roots of their eigenvalues.
+    The family's heads have a mean w̄ and a covariance C. The reward w·z with w ~ N(0, C) equals
+    v·(C^½ z) with v ~ N(0, I): the first columns are C's leading eigenvectors, scaled by the roots of
+    their eigenvalues. The last is w̄, scaled down: what all rewards of the family share is soon
+    learned, and at its full scale a fresh ensemble would disagree about little else, and compare
+    good responses with broken ones only.
 
     Args:
         heads: [E', S] f32.
-        width: E ≤ E', features kept.
+        width: E ≤ E' + 1, features kept, the last of them the mean's.
+        mean_scale: of the mean's column.
 
     Returns:
         [E', E] f32.
     """
     heads = np.asarray(heads, np.float64)
-    values, vectors = np.linalg.eigh(heads @ heads.T / heads.shape[1])
-    keep = np.argsort(values)[::-1][:width]
-    return (vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0))).astype(np.float32)
+    mean = heads.mean(1, keepdims=True)
+    values, vectors = np.linalg.eigh((heads - mean) @ (heads - mean).T / heads.shape[1])
+    keep = np.argsort(values)[::-1][: width - 1]
+    scaled = vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0))
+    return np.concatenate([scaled, mean_scale * mean], axis=1).astype(np.float32)
 
 
 def pretrain(
@@ -68,7 +75,7 @@ def pretrain(
 
     Args:
         config: steps, batch_size (prompts), learning_rate, decoder_rate (its share of it),
-            pooled_width E', width E, gate_hidden.
+            pooled_width E', width E, mean_scale, gate_hidden.
         model: the policy's module.
         policy_params: π_sft, where the decoder begins.
         data: NumPy arrays prompts [N, L], prompt_mask, tokens [N, M, T], mask.
@@ -118,7 +125,7 @@ def _optimizer(config) -> optax.GradientTransformation:
         warmup = max(config.steps // 20, 1)
         return optax.adam(optax.warmup_cosine_decay_schedule(0, rate, warmup, config.steps, rate / 20))
 
-    parts = {
+    parts: dict[Hashable, optax.GradientTransformation] = {
         "decoder": adam(config.learning_rate * config.decoder_rate),
         "pooling": adam(config.learning_rate),
         "heads": adam(config.learning_rate),
@@ -129,7 +136,7 @@ def _optimizer(config) -> optax.GradientTransformation:
 
 def _freeze(config, model: Decoder, pooling: GatedPooling, params: Params, data: Any) -> Backbone:
     """Replaces the ranking heads by the projection, centred and scaled on up to 500 prompts."""
-    projection = prior_projection(params["heads"], config.width)
+    projection = prior_projection(params["heads"], config.width, config.mean_scale)
     z = np.asarray(jax.jit(lambda b: pooled(model, pooling, params, b))(tuple(x[:500] for x in data)))
     z = z.reshape(-1, z.shape[-1]) @ projection
     scale = 1 / np.sqrt(z.var(0).mean())

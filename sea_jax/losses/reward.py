@@ -35,4 +35,4 @@ def anchor_penalty(params: Params, anchor: Params) -> Array:
     """
     squares = jax.tree.map(lambda p, a: jnp.sum((p - a) ** 2), params, anchor)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return sum(jax.tree.leaves(squares)) / count
+    return sum(jax.tree.leaves(squares)) / count  # pyright: ignore[reportReturnType]

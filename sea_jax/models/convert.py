@@ -107,7 +107,7 @@ def shapes(model: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every parameter by path, without allocating any."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))["params"]
-    return flatten_dict(tree, sep="/")
+    return flatten_dict(tree, sep="/")  # pyright: ignore[reportReturnType]
 
 
 def _check_covered(found: set[str], expected: set[str], what: str) -> None:

@@ -1,6 +1,6 @@
 """A decoder-only language model around an architecture's block: embedding, scanned layers, head."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,6 +19,11 @@ class Decoder(nn.Module):
 
     config: Any
 
+    if TYPE_CHECKING:  # Flax's annotations leave these open
+
+        def apply(self, *args: Any, **kwargs: Any) -> Any: ...
+        def __hash__(self) -> int: ...
+
     def setup(self):
         cfg = self.config
         self.embed = nn.Embed(cfg.vocab_size, cfg.width, dtype=cfg.dtype, param_dtype=jnp.float32)
@@ -29,7 +34,7 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),  # pyright: ignore[reportArgumentType]
             length=cfg.num_layers,
             unroll=cfg.num_layers if cfg.num_layers <= 4 else 1,
         )(cfg)

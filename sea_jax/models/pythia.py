@@ -146,7 +146,7 @@ class Block(nn.Module):
         x: Array,
         positions: Array,
         mask: Array,
-        sizes: tuple[Array | None, Array | None],
+        sizes: tuple[Any, Any],  # Array or None
         prefix: tuple[Array, Array] | None,
         past: tuple[Array, Array] | None,
     ) -> tuple[Array, tuple[Array, Array]]:

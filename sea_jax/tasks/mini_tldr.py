@@ -59,8 +59,8 @@ def load(cache_dir: str | os.PathLike | None = None) -> protocol.Task:
     return protocol.Task(
         name="mini_tldr",
         tokenizer=tokenizer,
-        pad_id=tokenizer.token_to_id(PAD),
-        eos_id=tokenizer.token_to_id(EOS),
+        pad_id=tokenizer.token_to_id(PAD),  # pyright: ignore[reportArgumentType]
+        eos_id=tokenizer.token_to_id(EOS),  # pyright: ignore[reportArgumentType]
         prompt_length=PROMPT_LENGTH,
         response_length=RESPONSE_LENGTH,
         prompts={split: tuple(data["prompts"][split]) for split in protocol.SPLITS},

@@ -16,16 +16,20 @@ def rows(values):
     return jnp.stack([values, -values], 1)[..., None] * jnp.array([1.0, 10.0])
 
 
+def add(data, values, weight=None, keep=(True,) * B):
+    weight = np.ones(B) if weight is None else weight
+    return experience.add(data, rows(values), jnp.float32(weight), jnp.array(keep))
+
+
 def test_ring_buffer_is_a_list_that_forgets_its_oldest():
     """Random adds, wrapping around many times: slots, cursor and size as the list says."""
     rng = np.random.default_rng(0)
     data, model, cursor, value = experience.init(C, E), [None] * C, 0, 1
-    add = jax.jit(experience.add)
     for _ in range(40):
         keep = rng.random(B) < 0.6
         values = np.arange(value, value + B)
         value += B
-        data = add(data, rows(values), jnp.array(values / 100, jnp.float32), jnp.array(keep))
+        data = add(data, values, values / 100, keep)
         for v in values[keep]:
             model[cursor] = v
             cursor = (cursor + 1) % C
@@ -37,7 +41,7 @@ def test_ring_buffer_is_a_list_that_forgets_its_oldest():
 
 
 def test_rows_that_are_not_kept_leave_no_trace():
-    data = experience.add(experience.init(C, E), rows([1, 2, 3]), jnp.ones(3), jnp.array([1, 0, 1], bool))
+    data = add(experience.init(C, E), [1, 2, 3], keep=(True, False, True))
     garbage = jnp.full((B, 2, E), jnp.nan)
     after = experience.add(data, garbage, jnp.full((B,), jnp.nan), jnp.zeros(B, bool))
     for before, now in zip(data, after, strict=True):
@@ -45,8 +49,8 @@ def test_rows_that_are_not_kept_leave_no_trace():
 
 
 def test_sample_is_uniform_over_stored_rows_only():
-    """3 of 5 slots filled: each comes up a third of the time, with its own weight; empty ones never."""
-    data = experience.add(experience.init(C, E), rows([1, 2, 3]), jnp.array([0.1, 0.2, 0.3]), jnp.ones(B, bool))
+    """3 of 5 slots filled: each a third of the time, with its own weight; empty ones never."""
+    data = add(experience.init(C, E), [1, 2, 3], weight=[0.1, 0.2, 0.3])
     features, weight = experience.sample(jax.random.key(0), data, 3000)
     values = np.asarray(features[:, 0, 0])
     np.testing.assert_array_equal(features, rows(values))
@@ -57,7 +61,7 @@ def test_sample_is_uniform_over_stored_rows_only():
 def test_sample_of_a_full_buffer_reaches_every_slot():
     data = experience.init(C, E)
     for i in range(3):
-        data = experience.add(data, rows([3 * i + 1, 3 * i + 2, 3 * i + 3]), jnp.ones(B), jnp.ones(B, bool))
+        data = add(data, [3 * i + 1, 3 * i + 2, 3 * i + 3])
     features, _ = experience.sample(jax.random.key(1), data, 3000)
     found = np.bincount(np.asarray(features[:, 0, 0]).astype(int), minlength=10)
     assert fits(found, [0, 0, 0, 0, 0, 0.2, 0.2, 0.2, 0.2, 0.2])  # the last 5 of 9

@@ -191,7 +191,7 @@ def test_heads_are_drawn_for_each_prompt_by_itself(strategy):
 @pytest.mark.parametrize("strategy", selection.STRATEGIES)
 @pytest.mark.parametrize("shape", [(1, 3, 4), (4, 3, 2)], ids=["K=1", "M=2"])
 def test_two_different_responses_unless_clash(strategy, shape):
-    """One head, or two responses: E&E clashes exactly where all heads agree, nothing else ever does."""
+    """One head, or two responses: only E&E clashes, and exactly where all heads agree."""
     rewards = random_rewards(*shape, seed=4)
     table, clash = counts(strategy, rewards, draws=200)
     agree = (rewards.argmax(-1) == rewards.argmax(-1)[0]).all(0)
@@ -213,7 +213,10 @@ def test_ties_go_to_the_lowest_index():
         best = int(rewards[0, 0].argmax())
         for strategy in ("bai_ts", "bai_ts_logits"):
             duel = selection.STRATEGIES[strategy](jax.random.key(1), jnp.float32(rewards))
-            assert (duel.first == best).all() and (duel.second != best).all() and not duel.clash.any()
+            assert (duel.first == best).all() and (duel.second != best).all()
+            assert not duel.clash.any()
+        duel = selection.uncertainty(jax.random.key(1), jnp.float32(rewards))
+        assert (duel.first == 0).all() and (duel.second == 1).all()
         duel = selection.ee_ts(jax.random.key(1), jnp.float32(rewards))
         assert duel.clash.all() and not duel.query_oracle.any()
     disputed = np.float32([[[9, 1, 0, 1]], [[9, 8, 0, 8]]])

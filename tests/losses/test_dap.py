@@ -52,7 +52,9 @@ def test_golden_values(name):
         assert values.shape == (2,) and values.dtype == jnp.float32
         np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-9)
     deep = [jnp.broadcast_to(x[:, None], (2, 3, 2)) for x in (POLICY, REFERENCE, LENGTHS)]
-    np.testing.assert_allclose(f(*deep), np.repeat(np.array(expected)[:, None], 3, 1), rtol=2e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        f(*deep), np.repeat(np.array(expected)[:, None], 3, 1), rtol=2e-6, atol=1e-9
+    )
 
 
 def test_defaults_are_the_papers():
@@ -66,12 +68,18 @@ def test_gradients_by_hand():
     """dF/d log π(y+) and dF/d log π(y−) of both duels; the reference weighs the opposite way."""
     expected = {
         # ∓β σ(−β h)
-        "dpo": [[-0.1 * sigmoid(-0.2), 0.1 * sigmoid(-0.2)], [-0.1 * sigmoid(0.3), 0.1 * sigmoid(0.3)]],
+        "dpo": [
+            [-0.1 * sigmoid(-0.2), 0.1 * sigmoid(-0.2)],
+            [-0.1 * sigmoid(0.3), 0.1 * sigmoid(0.3)],
+        ],
         # ±2 (h − 2.5)
         "ipo": [[-1.0, 1.0], [-11.0, 11.0]],
         "slic": [[-0.2, 0.2], [-0.2, 0.2]],
         # ∓10 σ(−10 (… − 0.3)) / length
-        "simpo": [[-10 * sigmoid(-7) / 5, 10 * sigmoid(-7) / 4], [-10 * sigmoid(3) / 4, 10 * sigmoid(3) / 3]],
+        "simpo": [
+            [-10 * sigmoid(-7) / 5, 10 * sigmoid(-7) / 4],
+            [-10 * sigmoid(3) / 4, 10 * sigmoid(3) / 3],
+        ],
     }
     for name, gradient in expected.items():
         total = lambda p, r, f=DAP_LOSSES[name]: f(p, r, LENGTHS).sum()  # noqa: E731

@@ -61,7 +61,10 @@ def test_padding_counts_nothing_and_is_not_read(tiny, inputs, scored):
     prompts, prompt_mask, tokens, mask = inputs
     assert (values[~mask] == 0).all() and (values[mask] < 0).all()
     V = tiny[0].config.vocab_size
-    other = np.where(prompt_mask, prompts, (prompts + 3) % V), np.where(mask, tokens, (tokens + 3) % V)
+    other = (
+        np.where(prompt_mask, prompts, (prompts + 3) % V),
+        np.where(mask, tokens, (tokens + 3) % V),
+    )
     np.testing.assert_array_equal(score(tiny[1], other[0], prompt_mask, other[1], mask), values)
 
 
@@ -90,7 +93,9 @@ def test_states_have_read_the_tokens_before_them(tiny, inputs):
     """State t moves with token t − 1 and earlier, in its own response only."""
     model, params = tiny
     prompts, prompt_mask, tokens, mask = inputs
-    states = jax.jit(lambda tokens: response_states(model, params, prompts, prompt_mask, tokens, mask))
+    states = jax.jit(
+        lambda tokens: response_states(model, params, prompts, prompt_mask, tokens, mask)
+    )
     changed = tokens.copy()
     changed[0, 0, 2] = (changed[0, 0, 2] + 1) % model.config.vocab_size
     before, after = np.asarray(states(tokens)), np.asarray(states(changed))

@@ -17,7 +17,12 @@ def test_update_on_a_mesh_equals_one_device():
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
     }
     run = subprocess.run(
-        [sys.executable, __file__], env=env, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, __file__],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert "8 devices agree" in run.stdout
@@ -60,7 +65,10 @@ def main():
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     sharded = jax.device_put(batch, split)
     assert {s.data.shape[0] for s in sharded.tokens.addressable_shards} == {2}
-    many = step(jax.device_put(state, whole), jax.device_put(ref_params, whole), sharded)
+    inputs = jax.device_put(state, whole), jax.device_put(ref_params, whole), sharded
+    compiled = step.lower(*inputs).compile()
+    assert "all-reduce" in compiled.as_text()  # the devices share the work
+    many = compiled(*inputs)
 
     array = lambda x: np.asarray(jax.random.key_data(x) if x.dtype == state.key.dtype else x)  # noqa: E731
     paths = jax.tree_util.tree_flatten_with_path(one)[0]

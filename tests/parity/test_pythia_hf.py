@@ -29,8 +29,12 @@ VARIANTS = dict(
 
 CASES = {
     "parallel, rotary 0.25": dict(rotary_pct=0.25, hidden_act="gelu", vocab_size=12),
-    "sequential, rotary 0.5": dict(use_parallel_residual=False, rotary_pct=0.5, hidden_act="gelu_new"),
-    "rotary 1.0, base 500": dict(rotary_pct=1.0, rope=500.0, hidden_act="gelu_fast", layer_norm_eps=1e-2),
+    "sequential, rotary 0.5": dict(
+        use_parallel_residual=False, rotary_pct=0.5, hidden_act="gelu_new",
+    ),
+    "rotary 1.0, base 500": dict(
+        rotary_pct=1.0, rope=500.0, hidden_act="gelu_fast", layer_norm_eps=1e-2,
+    ),
     "sequential, 5 layers": dict(
         use_parallel_residual=False, rotary_pct=0.25, hidden_act="gelu_pytorch_tanh",
         num_hidden_layers=5, num_attention_heads=4, vocab_size=23,
@@ -41,8 +45,10 @@ CASES = {
 def random_gpt_neox(seed, rotary_pct, rope=10_000.0, **config):
     """Their model with every weight, bias and scale random."""
     rope = dict(rope_type="default", rope_theta=rope, partial_rotary_factor=rotary_pct)
-    defaults = dict(vocab_size=13, hidden_size=32, num_attention_heads=2, num_hidden_layers=2,
-                    intermediate_size=24, max_position_embeddings=64, rope_parameters=rope)  # fmt: skip
+    defaults = dict(
+        vocab_size=13, hidden_size=32, num_attention_heads=2, num_hidden_layers=2,
+        intermediate_size=24, max_position_embeddings=64, rope_parameters=rope,
+    )  # fmt: skip
     config = transformers.GPTNeoXConfig(**(defaults | config), attn_implementation="eager")
     torch.manual_seed(seed)
     theirs = transformers.GPTNeoXForCausalLM(config).eval()
@@ -85,7 +91,9 @@ def test_files_and_logits_both_ways(case, tmp_path):
     back = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", attn_implementation="eager"
     ).eval()
-    for (name, a), (_, b) in zip(theirs.state_dict().items(), back.state_dict().items(), strict=True):
+    for (name, a), (_, b) in zip(
+        theirs.state_dict().items(), back.state_dict().items(), strict=True
+    ):
         assert torch.equal(a, b), name
     if theirs.config.hidden_act in ("gelu", "gelu_new"):
         np.testing.assert_array_equal(their_logits(back, tokens, mask), expected)

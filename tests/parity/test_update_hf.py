@@ -6,20 +6,13 @@
 import pathlib
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import helpers
 
-from sea_jax import algorithm
-from sea_jax.ensemble import Head
 from sea_jax.models import convert
-from sea_jax.state import init_state
-from sea_jax.types import PreferenceBatch
 
 torch = pytest.importorskip("torch")
 
@@ -50,35 +43,23 @@ def torch_step():
     loss = (torch.stack(losses) * weight).sum() / weight.sum()
     loss.backward()
     norm = torch.sqrt(sum((p.grad.double() ** 2).sum() for p in policy.parameters()))
+    rate, eps = helpers.STEP_ADAM["learning_rate"], helpers.STEP_ADAM["eps"]
     with torch.no_grad():  # Adam's first step: m̂ = g, v̂ = g²
         for p in policy.parameters():
-            p -= helpers.STEP_ADAM["learning_rate"] * p.grad / (p.grad.abs() + helpers.STEP_ADAM["eps"])
+            p -= rate * p.grad / (p.grad.abs() + eps)
     weights = {name: value.numpy() for name, value in policy.state_dict().items()}
     if "lm_head.weight" in weights:
         weights["embed_out.weight"] = weights.pop("lm_head.weight")
     return loss.item(), norm.item(), weights
 
 
-def test_policy_step_equals_torch():
+def test_policy_step_equals_torch(step, stepped):
     loss, norm, weights = torch_step()
-    model, params, ref_params, batch = helpers.step_inputs()
-    learner = algorithm.Learner(
-        model=model, policy_optimizer=optax.adam(**helpers.STEP_ADAM),
-        ensemble_optimizer=optax.adam(1e-2), dap="dpo",
-        dap_options=(("beta", helpers.STEP_BETA),), learn_ensemble=False,
-    )  # fmt: skip
-    state = init_state(
-        jax.random.key(0), params, learner.policy_optimizer, Head((4,)), learner.ensemble_optimizer,
-        num_members=2, feature_width=3, capacity=4,
-    )  # fmt: skip
-    update = jax.jit(algorithm.update, static_argnames="learner")
-    after, metrics = update(
-        learner=learner, state=state, ref_params=ref_params, batch=PreferenceBatch(**batch)
-    )
+    learner, (after, metrics) = stepped
     np.testing.assert_allclose(metrics["policy/loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["policy/grad_norm"], norm, rtol=1e-4)
-    ours = convert.to_hf(model, after.policy.params)
-    before = convert.to_hf(model, jax.tree.map(jnp.asarray, params))
+    ours = convert.to_hf(learner.model, after.policy.params)
+    before = convert.to_hf(learner.model, step[1].policy.params)
     assert set(ours) == set(weights)
     for name, array in ours.items():
         np.testing.assert_allclose(array, weights[name], atol=2e-5, err_msg=name)
@@ -88,6 +69,6 @@ def test_policy_step_equals_torch():
 if __name__ == "__main__":
     loss, norm, weights = torch_step()
     print(f"loss {loss:.6f}  grad_norm {norm:.6f}")
-    for name in ("embed_out.weight", "gpt_neox.layers.1.mlp.dense_4h_to_h.bias",
+    for name in ("embed_out.weight", "gpt_neox.layers.0.mlp.dense_4h_to_h.bias",
                  "gpt_neox.layers.0.attention.query_key_value.weight"):  # fmt: skip
         print(name, [round(float(x), 6) for x in weights[name].ravel()[:3]])

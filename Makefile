@@ -1,0 +1,66 @@
+# `make help` says what there is. Everything runs from the repository's root in .venv, made on first use.
+#
+#   PYTHON    the Python to make .venv with; otherwise the first 3.11 or newer on the PATH
+#   CONFIG, WORKDIR    of `make run`
+#   ARGS      more arguments of `make run` (--config.…) or `make test` (pytest's)
+
+CONFIG ?= configs/quickstart.py
+WORKDIR ?= runs/quickstart
+BENCHMARKS ?= online_dpo_step feature_accuracy
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: run test lint format bench help clean
+
+run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, passive and SEA, table and figure
+	$(BIN)/python -m sea_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+
+test: .venv/.dev.stamp  ## the test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.dev.stamp  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: .venv/.dev.stamp  ## sorts imports and formats; changes files
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.run.stamp  ## benchmarks; the first installs TRL into .peers, the second trains what it lacks
+	@for name in $(BENCHMARKS); do echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+clean:  ## removes caches; keeps .venv, .peers and runs
+	rm -rf .cache .pytest_cache .ruff_cache build *.egg-info
+	find sea_jax configs benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.run.stamp: requirements.txt | $(BIN)/python
+	$(PIP) -r requirements.txt
+	@touch $@
+
+.venv/.dev.stamp: requirements-dev.txt requirements.txt | $(BIN)/python
+	$(PIP) -r requirements-dev.txt
+	@touch $@ .venv/.run.stamp
+
+# Made anew also where .venv/bin/python points to a Python that is gone.
+$(BIN)/python:
+	@python="$(PYTHON)"; new='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	if [ -z "$$python" ]; then \
+	  for name in python3 python3.13 python3.12 python3.11 python; do \
+	    if "$$name" -c "$$new" 2>/dev/null; then python="$$name"; break; fi; \
+	  done; \
+	fi; \
+	if [ -z "$$python" ]; then \
+	  echo "error: no Python 3.11 or newer on the PATH; install one, or give it: make PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	if ! "$$python" -c "$$new" 2>/dev/null; then \
+	  echo "error: PYTHON=$$python is no Python 3.11 or newer" >&2; exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "error: $$python has no ensurepip; install its venv package (Debian, Ubuntu: python3-venv)" >&2; exit 1; \
+	fi; \
+	echo "making .venv with $$("$$python" --version), then installing the requirements"; \
+	"$$python" -m venv --clear .venv

@@ -1,0 +1,237 @@
+"""Mistakes of a user: one line on stderr that names field, value and what is valid, and exit status 2,
+before anything is trained; and a loss that is not finite stops a run with its inputs saved."""
+
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from configs import quickstart
+from sea_jax import assets, experiment, main, models
+from sea_jax import config as config_lib
+from sea_jax.ensemble import features
+from sea_jax.evaluate import EvalSet
+from sea_jax.runtime.metrics import MetricWriter
+from sea_jax.tasks import mini_tldr, protocol
+from sea_jax.tasks import mini_tldr_grammar as grammar
+from sea_jax.train import Run
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    mini_tldr.load(folder / "task")
+    return folder
+
+
+@pytest.fixture
+def complaint(cache, monkeypatch, capsys):
+    """A function: fields of the config that differ from the quickstart's -> the line on stderr."""
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(assets, "prepare", lambda *_: pytest.fail("training began"))
+
+    def run(workdir, **fields):
+        config = quickstart.get_config()
+        config.update_from_flattened_dict({"cache_dir": str(cache)} | fields)
+        monkeypatch.setattr(main, "_CONFIG", types.SimpleNamespace(value=config))
+        monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value=str(workdir)))
+        with pytest.raises(SystemExit) as exit:
+            main.main(["sea_jax"])
+        out, err = capsys.readouterr()
+        assert exit.value.code == 2 and not out
+        assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+        return err.strip()
+
+    return run
+
+
+def command(*arguments):
+    """The same line from a process of its own: exit status and stderr."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    call = [sys.executable, "-m", "sea_jax.main", *arguments]
+    done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert not done.stdout
+    return done.returncode, done.stderr
+
+
+FILE, WORKDIR = "--config=configs/quickstart.py", "--workdir=never-made"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config.train.batch_sze=4"], ["config.train.batch_sze='4'", "no such field", "batch_size"]),
+        (["--config.sae.gamma", "1"], ["config.sae.gamma='1'", "no such field", "ensemble, eval", "sea"]),
+        (["--config.seed.x=1"], ["config.seed.x='1'", "config.seed has no fields"]),
+        (["--config.train.batch_size=many"], ["--config.train.batch_size=many", "int()"]),
+        (["--wrkdir=x"], ["wrkdir", "Unknown"]),
+        (["extra"], ["'extra'", "valid are --config, --workdir"]),
+        (["--config=configs/none.py"], ["configs/none.py", "No such file"]),
+    ],
+)
+def test_arguments(arguments, said):
+    status, err = command(FILE, WORKDIR, *arguments)
+    assert status == 2 and err.count("\n") == 1 and err.startswith("error: ")
+    assert all(part in err for part in said), err
+    assert not (ROOT / "never-made").exists()
+
+
+@pytest.mark.parametrize("given", [FILE, WORKDIR])
+def test_required_arguments(given):
+    status, err = command(given)
+    assert status == 2 and err.count("\n") == 1
+    assert ("--workdir" if given == FILE else "--config") in err
+
+
+def test_a_process_ends_as_the_functions_do(cache, tmp_path):
+    status, err = command(
+        FILE, f"--workdir={tmp_path}", f"--config.cache_dir={cache}", "--config.methods=('passive','sae')"
+    )
+    assert status == 2 and err.count("\n") == 1
+    assert "config.methods='sae'" in err and "'sea'" in err
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"methods": ("passive", "sae")}, ["config.methods='sae'", "'passive'", "'sea'"]),
+        ({"methods": ()}, ["config.methods=()", "at least one"]),
+        ({"sea.num_responses": 1}, ["config.sea.num_responses=1", "at least 2", "sea"]),
+        ({"train.dap": "dop"}, ["config.train.dap='dop'", "'dpo'", "'ipo'", "'simpo'", "'slic'"]),
+        ({"task.name": "tldr"}, ["config.task.name='tldr'", "mini_tldr"]),
+        ({"oracle.labels": "coin"}, ["config.oracle.labels='coin'", "threshold", "bernoulli"]),
+        ({"oracle.flip_probability": 1.5}, ["config.oracle.flip_probability=1.5", "[0, 1]"]),
+        ({"train.schedule": "step"}, ["config.train.schedule='step'", "constant", "cosine"]),
+        ({"sea.gamma": 0.0}, ["config.sea.gamma=0.0", "(0, 1]"]),
+        ({"sea.gamma_mode": "half"}, ["config.sea.gamma_mode='half'", "count", "bernoulli"]),
+        ({"sea.synthetic_pairs": "all"}, ["config.sea.synthetic_pairs='all'", "thompson", "max_margin"]),
+        ({"sea.burn_in": -1}, ["config.sea.burn_in=-1", "at least 0"]),
+        ({"train.query_budget": 0}, ["config.train.query_budget=0", "at least 1"]),
+        ({"train.temperature": 0.0}, ["config.train.temperature=0.0", "above 0"]),
+        ({"train.learning_rate": -1e-3}, ["config.train.learning_rate=-0.001", "above 0"]),
+        ({"eval.split": "test"}, ["config.eval.split='test'", "tuning", "heldout"]),
+        ({"eval.num_prompts": 1001}, ["config.eval.num_prompts=1001", "at most 1000"]),
+        ({"backbone.num_prompts": 30_000}, ["config.backbone.num_prompts=30000", "20000"]),
+        ({"policy.num_heads": 3}, ["config.policy.width=128", "multiple of policy.num_heads=3"]),
+        ({"task.oracle_seed": 1_000_000}, ["config.task.oracle_seed=1000000", "in [0, "]),
+        ({"policy.folder": "no/such"}, ["config.policy.folder='no/such'", "config.json"]),
+    ],
+)
+def test_config(complaint, tmp_path, fields, said):
+    line = complaint(tmp_path / "workdir", **fields)
+    assert all(part in line for part in said), line
+    assert not (tmp_path / "workdir").exists()
+
+
+def test_passive_alone_needs_no_proposals(cache):
+    """M belongs to active methods: a config without one may leave it at 1."""
+    config = quickstart.get_config()
+    config.methods, config.sea.num_responses = ("passive",), 1
+    config_lib.validate(config, mini_tldr.load(cache / "task"))
+
+
+@pytest.mark.parametrize(
+    ("hf", "said"),
+    [
+        (dict(vocab_size=1024, max_position_embeddings=64), ["context of at least 90", "not 64"]),
+        (dict(vocab_size=500, max_position_embeddings=2048), ["vocabulary", "1024", "not 500"]),
+        (dict(max_position_embeddings=2048), ["vocab_size"]),
+        ("no config", ["config.json"]),
+    ],
+)
+def test_a_policy_that_cannot_hold_the_task(complaint, tmp_path, hf, said):
+    (tmp_path / "config.json").write_text(json.dumps(hf) if isinstance(hf, dict) else hf)
+    line = complaint(tmp_path / "workdir", **{"policy.folder": str(tmp_path)})
+    assert line.startswith(f"error: config.policy.folder={str(tmp_path)!r}")
+    assert all(part in line for part in said), line
+
+
+def test_work_directory_of_another_config(complaint, tmp_path):
+    config_lib.claim_workdir(quickstart.get_config(), tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    line = complaint(tmp_path, **{"train.beta": 0.3})
+    assert str(tmp_path) in line and "train.beta=0.1, not 0.3" in line and "--workdir" in line
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_work_directory_takes_more_methods_and_seeds(tmp_path):
+    config = quickstart.get_config()
+    config_lib.claim_workdir(config, tmp_path)
+    config.methods, config.num_seeds = ("ee_ts",), 5
+    config_lib.claim_workdir(config, tmp_path)
+
+
+def test_texts_that_the_task_cannot_hold(cache):
+    task = mini_tldr.load(cache / "task")
+    with pytest.raises(ValueError, match=r"prompts\[1\]: \d+ tokens, must be at most prompt_length=64"):
+        task.encode_prompts([task.prompts["train"][0], "word " * 100])
+    with pytest.raises(ValueError, match=r"responses\[0\]: '' is empty"):
+        task.encode_responses([""])
+
+
+# --- a loss that is not finite ------------------------------------------------------------------
+
+
+def small_run(folder):
+    """Passive online DPO on eight posts, with a policy of random weights; nothing is trained for it."""
+    rng = random.Random(0)
+    posts = tuple(grammar.make_post(rng).text for _ in range(8))
+    tokenizer = mini_tldr.tokenizers.Tokenizer(mini_tldr.models.BPE())
+    tokenizer.pre_tokenizer = mini_tldr.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = mini_tldr.decoders.ByteLevel()
+    trainer = mini_tldr.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[mini_tldr.PAD, mini_tldr.EOS], show_progress=False,
+        initial_alphabet=sorted(mini_tldr.pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(posts, trainer)
+    longest = max(len(e.ids) for e in tokenizer.encode_batch(list(posts)))
+    splits = dict.fromkeys(protocol.SPLITS, posts)
+    task = protocol.Task("posts", tokenizer, 0, 1, longest, 6, splits, splits, posts)
+
+    config = quickstart.get_config()
+    config.progress = False
+    config.train.update(batch_size=4, query_budget=16)
+    config.eval.update(num_prompts=4, batch_size=4, every_queries=16)
+    model = models.Decoder(models.PythiaConfig(400, num_layers=1, width=16, num_heads=2, mlp_width=16))
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    pooling = features.GatedPooling(4, 400, 4)
+    backbone = features.Backbone(model, pooling, {"projection": jnp.zeros((4, 4))})
+    data = EvalSet(posts[:4], *task.encode_prompts(posts[:4]), posts[:4], posts[:4])
+    shared = assets.Assets(task, model, params, backbone, data, data, jnp.zeros((4, 2, 4)))
+    return Run(config, shared, "passive", 0, folder)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    run = small_run(tmp_path)
+    params = jax.device_get(run.assets.ref_params)
+    spoilt = jax.tree.map(lambda p: p * jnp.nan, run.assets.ref_params)
+    run.assets = dataclasses.replace(run.assets, ref_params=spoilt)
+    folder = tmp_path / "non_finite_step_0"
+    with MetricWriter(tmp_path) as writer, pytest.raises(FloatingPointError) as error:
+        run.loop(writer)
+    assert "step 0" in str(error.value) and str(folder) in str(error.value)
+    assert "policy/loss" in str(error.value) and "\n" not in str(error.value)
+
+    batch = np.load(folder / "batch.npz")
+    assert batch["tokens"].shape[:2] == (4, 2) and batch["from_oracle"].all()
+    state = np.load(folder / "state.npz")
+    assert any("policy" in name for name in state) and any("ensemble" in name for name in state)
+    _, saved = models.load(str(folder / "policy"))
+    jax.tree.map(np.testing.assert_array_equal, saved, params)
+
+
+def test_main_reports_it_in_one_line(monkeypatch, capsys, complaint, tmp_path):
+    def stop(*_):
+        raise FloatingPointError("step 3: {'policy/loss': nan} is not finite; its inputs are in x")
+
+    monkeypatch.setattr(experiment, "run", stop)
+    assert complaint(tmp_path).endswith("its inputs are in x")
