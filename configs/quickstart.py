@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.cache_dir = ""  # of trained parts; empty: <workdir>/cache
     config.progress = True
 
-    config.task = ConfigDict(dict(name="mini_tldr", oracle_seed=100))
+    config.task = ConfigDict(dict(name="mini_tldr", oracle_seed=0))
     config.oracle = ConfigDict(dict(labels="threshold", flip_probability=0.0))
     # folder: a starting policy in Hugging Face's layout; empty: trained here, of the shape that follows.
     config.policy = ConfigDict(dict(folder="", num_layers=2, width=128, num_heads=4, mlp_width=512))
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     config.sea = ConfigDict(
         dict(
-            num_responses=20, gamma=0.7, burn_in=256, gamma_mode="count",
+            num_responses=20, passive_queries=128, gamma=0.7, burn_in=256, gamma_mode="count",
             synthetic_pairs="thompson",
         )
     )  # fmt: skip

@@ -104,7 +104,7 @@ class Run:
         remaining = self.config.train.query_budget - done
         duel = propose(
             select_key, label_key, rewards, candidates, remaining,
-            strategy=self.method.strategy, gamma=self._gamma(done),
+            strategy=self._strategy(done), gamma=self._gamma(done),
             gamma_mode=self.config.sea.gamma_mode, synthetic_pairs=self.config.sea.synthetic_pairs,
         )  # 5-7  # fmt: skip
         jax.block_until_ready(duel)
@@ -149,6 +149,11 @@ class Run:
         if not self.method.synthetic or done < self.config.sea.burn_in:
             return 1.0
         return self.config.sea.gamma
+
+    def _strategy(self, done: int) -> str:
+        """Passive for the first `passive_queries`: an ensemble without labels compares oddities."""
+        cold = self.method.learns_ensemble and done < self.config.sea.passive_queries
+        return "passive" if cold else self.method.strategy
 
     def _ask(self, step: int, texts: list[str], candidates: Candidates, duel: Duel) -> np.ndarray:
         """Buys the labels of this step's duels, and no other: [B] bool, False where none is bought."""
