@@ -21,7 +21,7 @@ test: .venv/.dev.stamp  ## the test suite
 
 lint: .venv/.dev.stamp  ## ruff and pyright
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 format: .venv/.dev.stamp  ## sorts imports and formats; changes files
 	$(BIN)/ruff check --select I --fix .

@@ -33,9 +33,7 @@ def candidates(tokens=None, mask=None):
     if tokens is None:
         tokens = np.arange(B * M * T).reshape(B, M, T)
     tokens = np.asarray(tokens, np.int32)
-    rows = np.stack(
-        np.meshgrid(np.arange(len(tokens)), np.arange(tokens.shape[1]), indexing="ij"), -1
-    )
+    rows = np.stack(np.meshgrid(np.arange(len(tokens)), np.arange(tokens.shape[1]), indexing="ij"), -1)
     mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
     return Candidates(tokens, mask, np.zeros(tokens.shape, np.float32), rows.astype(np.float32))
 
@@ -53,13 +51,11 @@ def drawn_head(rewards, label_key):
 # --- propose ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gamma, expected", [(0.0, 0), (0.3, 3), (0.7, 7), (1.0, 10)])
+@pytest.mark.parametrize("gamma, expected", [(0.0, 0), (0.29, 3), (0.72, 7), (1.0, 10)])
 def test_count_mode_asks_about_exactly_gamma_b(gamma, expected):
     duel = propose(candidates(), random_rewards(), gamma=gamma)
     assert duel.query_oracle.sum() == expected and not duel.clash.any()
-    plain = STRATEGIES["bai_ts"](
-        jax.random.split(jax.random.key(0))[0], jnp.array(random_rewards())
-    )
+    plain = STRATEGIES["bai_ts"](jax.random.split(jax.random.key(0))[0], jnp.array(random_rewards()))
     np.testing.assert_array_equal(duel.first, plain.first)
     np.testing.assert_array_equal(duel.second, plain.second)
 
@@ -151,19 +147,18 @@ def test_budget_is_never_overdrawn(remaining):
 
 def test_max_margin_takes_the_labelling_heads_best_and_worst():
     """On synthetic duels only; the oracle's remain the strategy's; best is labelled y+."""
-    rewards, label_key = random_rewards(6), jax.random.key(8)
-    duel = propose(
-        candidates(), rewards, label_key=label_key, gamma=0.4, synthetic_pairs="max_margin"
-    )
-    plain = propose(candidates(), rewards, label_key=label_key, gamma=0.4)
-    head = drawn_head(rewards, label_key)
-    for b in range(B):
-        expected = (
-            (plain.first[b], plain.second[b]) if b < 4 else (head[b].argmax(), head[b].argmin())
-        )
-        assert (duel.first[b], duel.second[b]) == expected
-    batch = label(rewards, duel, np.zeros(B, bool), label_key)
-    np.testing.assert_array_equal(batch.features[4:, 0, 1], head[4:].argmax(-1))
+    rewards = random_rewards(6)
+    for seed in range(4):
+        keys = dict(key=seed, label_key=jax.random.key(100 + seed))
+        duel = propose(candidates(), rewards, **keys, gamma=0.7, synthetic_pairs="max_margin")
+        plain = propose(candidates(), rewards, **keys, gamma=0.7)
+        head = drawn_head(rewards, keys["label_key"])
+        for b in range(B):
+            asked = plain.first[b], plain.second[b]
+            expected = asked if b < 7 else (head[b].argmax(), head[b].argmin())
+            assert (duel.first[b], duel.second[b]) == expected
+        batch = label(rewards, duel, np.zeros(B, bool), keys["label_key"])
+        np.testing.assert_array_equal(batch.features[7:, 0, 1], head[7:].argmax(-1))
 
 
 # --- assign_labels ----------------------------------------------------------------------------
@@ -327,12 +322,8 @@ def test_without_reward_learning_and_with_another_loss(step):
     assert after.num_queries == 9 and after.step == 4
     inputs = (batch.prompts, batch.prompt_mask, batch.tokens, batch.mask)
     logps = jax.jit(lambda p: sequence_logprobs(model, p, *inputs))
-    losses = DAP_LOSSES["ipo"](
-        logps(state.policy.params), logps(ref_params), batch.mask.sum(-1), **options
-    )
-    np.testing.assert_allclose(
-        metrics["policy/loss"], losses[np.array([0, 1, 3])].mean(), rtol=1e-5
-    )
+    losses = DAP_LOSSES["ipo"](logps(state.policy.params), logps(ref_params), batch.mask.sum(-1), **options)
+    np.testing.assert_allclose(metrics["policy/loss"], losses[np.array([0, 1, 3])].mean(), rtol=1e-5)
     assert not any(name.startswith("ensemble/") for name in metrics)
 
 

@@ -15,9 +15,7 @@ E, HIDDEN, LR = 3, (5, 4), 0.03
 HEAD = heads.Head(hidden=HIDDEN)
 OPTIMIZER = optax.adam(LR)
 init = jax.jit(heads.init, static_argnums=(1, 2, 3, 4))
-update = jax.jit(
-    heads.update, static_argnums=3, static_argnames=("num_steps", "batch_size", "scale_by_data")
-)
+update = jax.jit(heads.update, static_argnums=3, static_argnames=("num_steps", "batch_size", "scale_by_data"))
 
 
 def ensemble(num_members, seed=0):

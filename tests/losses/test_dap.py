@@ -52,9 +52,7 @@ def test_golden_values(name):
         assert values.shape == (2,) and values.dtype == jnp.float32
         np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-9)
     deep = [jnp.broadcast_to(x[:, None], (2, 3, 2)) for x in (POLICY, REFERENCE, LENGTHS)]
-    np.testing.assert_allclose(
-        f(*deep), np.repeat(np.array(expected)[:, None], 3, 1), rtol=2e-6, atol=1e-9
-    )
+    np.testing.assert_allclose(f(*deep), np.repeat(np.array(expected)[:, None], 3, 1), rtol=2e-6, atol=1e-9)
 
 
 def test_defaults_are_the_papers():

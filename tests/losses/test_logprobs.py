@@ -74,28 +74,30 @@ def test_sequence_is_the_sum_and_an_empty_response_is_certain(tiny, inputs, scor
     prompts, prompt_mask, tokens, mask = inputs
 
     @jax.jit
-    def total(params, mask):
+    def total(params, prompt_mask, mask):
         def f(p):
             logps = sequence_logprobs(model, p, prompts, prompt_mask, tokens, mask)
             return logps.sum(), logps
 
         return jax.grad(f, has_aux=True)(params)
 
-    gradient, logps = total(params, mask)
+    gradient, logps = total(params, prompt_mask, mask)
     np.testing.assert_allclose(logps, scored[1].sum(-1), rtol=1e-5)
     assert logps[1, 1] == 0
     assert all(np.isfinite(g).all() and np.any(g) for g in jax.tree.leaves(gradient))
-    gradient, logps = total(params, np.zeros_like(mask))
+    gradient, logps = total(params, prompt_mask, np.zeros_like(mask))
     assert not logps.any() and not any(np.any(g) for g in jax.tree.leaves(gradient))
+    # A row that is padding only, prompt and all, as fills up a batch.
+    gradient, logps = total(params, prompt_mask & [[True], [False]], mask)
+    assert logps[1, 1] == 0 and np.isfinite(logps).all()
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
 def test_states_have_read_the_tokens_before_them(tiny, inputs):
     """State t moves with token t − 1 and earlier, in its own response only."""
     model, params = tiny
     prompts, prompt_mask, tokens, mask = inputs
-    states = jax.jit(
-        lambda tokens: response_states(model, params, prompts, prompt_mask, tokens, mask)
-    )
+    states = jax.jit(lambda tokens: response_states(model, params, prompts, prompt_mask, tokens, mask))
     changed = tokens.copy()
     changed[0, 0, 2] = (changed[0, 0, 2] + 1) % model.config.vocab_size
     before, after = np.asarray(states(tokens)), np.asarray(states(changed))

@@ -84,9 +84,7 @@ def test_greedy_is_the_argmax_of_the_full_forward(tiny, prompts):
     np.testing.assert_array_equal(a.tokens[:, 0], a.tokens[:, 1])
     logits = full_logits(tiny, *prompts, a.tokens)
     np.testing.assert_array_equal(a.tokens[a.mask], logits.argmax(-1)[a.mask])
-    np.testing.assert_allclose(
-        a.logprobs[a.mask], chosen(log_softmax(logits), a.tokens)[a.mask], atol=1e-5
-    )
+    np.testing.assert_allclose(a.logprobs[a.mask], chosen(log_softmax(logits), a.tokens)[a.mask], atol=1e-5)
 
 
 def test_left_padding_changes_nothing():
@@ -180,9 +178,7 @@ def test_stops_when_all_have_ended_and_no_sooner(tiny, prompts, monkeypatch):
 
     monkeypatch.setattr(module, "sample_token", counted)
     rows = np.array([prompts[0][1], (prompts[0][1] + 1) % 11])
-    first = (
-        full_logits(tiny, rows, np.ones((2, L), bool), np.zeros((2, 1, 1), int)).argmax(-1).ravel()
-    )
+    first = full_logits(tiny, rows, np.ones((2, L), bool), np.zeros((2, 1, 1), int)).argmax(-1).ravel()
     assert first[0] != first[1], "the two prompts must begin differently"
     run = jax.jit(
         lambda prompts: module.generate(

@@ -156,9 +156,7 @@ SPOILT = {
         rf"tensor {NORM}: shape \(15,\), expected \(16,\)",
     ),
     "transposed tensor": (
-        lambda f: edit_tensors(
-            f, lambda t: t.update({"embed_out.weight": t["embed_out.weight"].T.copy()})
-        ),
+        lambda f: edit_tensors(f, lambda t: t.update({"embed_out.weight": t["embed_out.weight"].T.copy()})),
         r"tensor embed_out.weight: shape \(16, 11\), expected \(11, 16\)",
     ),
     "truncated tensors": (lambda f: truncate(f / "model.safetensors", 0.9), r"model\.safetensors"),

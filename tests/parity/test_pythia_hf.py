@@ -91,9 +91,7 @@ def test_files_and_logits_both_ways(case, tmp_path):
     back = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", attn_implementation="eager"
     ).eval()
-    for (name, a), (_, b) in zip(
-        theirs.state_dict().items(), back.state_dict().items(), strict=True
-    ):
+    for (name, a), (_, b) in zip(theirs.state_dict().items(), back.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
     if theirs.config.hidden_act in ("gelu", "gelu_new"):
         np.testing.assert_array_equal(their_logits(back, tokens, mask), expected)

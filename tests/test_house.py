@@ -1,0 +1,197 @@
+"""The house around the code: what documents name exists, pins agree, make and CI have their parts."""
+
+import ast
+import importlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from conftest import ROOT
+
+from configs import quickstart
+from sea_jax.methods import METHODS
+
+PAPER_MAP = (ROOT / "docs/paper_map.md").read_text()
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(f"docs/{f.name}" for f in (ROOT / "docs").glob("*.md")),
+)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+TARGETS = ("run", "test", "lint", "format", "bench", "help", "clean")
+
+
+def symbols():
+    """Every `path.py:symbol` of the documents."""
+    found = set()
+    for name in DOCUMENTS:
+        found |= set(re.findall(r"`([\w/]+\.py):([\w.]+)`", (ROOT / name).read_text()))
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("path", "symbol"), symbols())
+def test_symbol_exists(path, symbol):
+    assert (ROOT / path).is_file()
+    node = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    for part in symbol.split("."):
+        node = getattr(node, part)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_paths_and_links_exist(document):
+    text = (ROOT / document).read_text()
+    named = re.findall(r"`((?:sea_jax|configs|benchmarks|tests|docs)/[\w./]*)(?::[\w.]+)?`", text)
+    links = re.findall(r"\]\(([\w./#-]+)\)", text)
+    folder = (ROOT / document).parent
+    missing = [path for path in named if not (ROOT / path).exists()]
+    missing += [link for link in links if not (folder / link.partition("#")[0]).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_config_fields_and_methods_exist(document):
+    text = (ROOT / document).read_text()
+    for name in re.findall(r"(?:`|--)config\.(?!py\b)([a-z_.]+[a-z_])", text):
+        node = quickstart.get_config()
+        for part in name.split("."):
+            assert part in node, f"{document}: config.{name}"
+            node = node[part]
+    for methods in re.findall(r'--config\.methods="?\(([^)]*)\)', text):
+        assert set(ast.literal_eval(f"({methods},)")) <= set(METHODS), methods
+
+
+@pytest.mark.parametrize(
+    ("heading", "numbers"),
+    [("Equations", range(1, 20)), ("Algorithm 1", range(1, 9)), ("Algorithm 2", range(1, 12)),
+     ("Tables", range(1, 5)), ("Figures", range(1, 12))],
+)  # fmt: skip
+def test_paper_map_is_complete(heading, numbers):
+    section = PAPER_MAP.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    firsts = re.findall(r"^\| *([^|]*?) *\|", section, re.MULTILINE)
+    covered = set()
+    for cell in firsts:
+        for low, high in re.findall(r"(\d+)-(\d+)", cell):
+            covered |= set(range(int(low), int(high) + 1))
+        covered |= {int(n) for n in re.findall(r"(?<![\w.])\d+", cell)}
+    assert set(numbers) <= covered
+
+
+def pins(name):
+    """Package (normalised, extras kept) -> version, of a requirements file without what it includes."""
+    found = {}
+    for line in (ROOT / name).read_text().splitlines():
+        line = line.partition("#")[0].strip()
+        if line and line != "-r requirements.txt":
+            match = re.fullmatch(r"([A-Za-z0-9._-]+(?:\[\w+\])?)==([\w.]+)(?:; [\w .<>=!'\"]+)?", line)
+            assert match, f"{name}: {line!r} is no exact pin"
+            found[normal(match[1])] = match[2]
+    return found
+
+
+def normal(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def project_pins(lines):
+    return {normal(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_pins_agree():
+    run, dev = pins("requirements.txt"), pins("requirements-dev.txt")
+    assert all(run[name] == version for name, version in dev.items() if name in run)
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert project_pins(PROJECT["project"]["dependencies"]).items() <= run.items()
+    assert project_pins(extras["dev"]).items() <= dev.items()
+    for extra, name in (("cuda", "jax[cuda13]"), ("tpu", "jax[tpu]")):
+        assert project_pins(extras[extra]) == {name: run["jax"]}
+    assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
+
+
+def imported(*folders):
+    """Packages that are not ours or Python's, by the name they are imported under."""
+    names = set()
+    for folder in folders:
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    names |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and not node.level:
+                    names.add(str(node.module).partition(".")[0])
+    return names - set(sys.stdlib_module_names) - {"sea_jax", "configs", "benchmarks", "helpers", "conftest"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "extra"), [(("sea_jax", "configs"), False), (("sea_jax", "configs", "tests"), True)]
+)
+def test_what_is_imported_is_required(folders, extra):
+    """Also that `make run` needs no torch."""
+    names = project_pins(PROJECT["project"]["dependencies"])
+    if extra:
+        names |= project_pins(PROJECT["project"]["optional-dependencies"]["dev"])
+    owners = importlib.metadata.packages_distributions()
+    for name in imported(*folders):
+        assert {normal(owner) for owner in owners[name]} & {n.partition("[")[0] for n in names}, name
+
+
+def test_ci_runs_what_the_readme_names():
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env bash") and "set -euo pipefail" in text
+    assert all(f"\nmake {target}" in text for target in ("lint", "test", "run"))
+    if shutil.which("bash"):
+        subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_makefile():
+    text = (ROOT / "Makefile").read_text()
+    for target in TARGETS:
+        assert re.search(rf"^{target}:.*## \w", text, re.MULTILINE), target
+    assert set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split()) == set(TARGETS)
+    assert "-m sea_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)" in text
+    if shutil.which("make"):
+        call = ["make", "--no-print-directory", "help"]  # `make test` may be what runs this
+        said = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert [line.split()[1] for line in said.splitlines()] == list(TARGETS)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize(
+    ("python", "said"),
+    [
+        ("", "no Python 3.11 or newer on the PATH"),
+        ("/no/such/python", "PYTHON=/no/such/python is no Python 3.11 or newer"),
+        ("old", "old is no Python 3.11 or newer"),
+        ("bare", "bare has no ensurepip; install its venv package"),
+    ],
+)
+def test_make_without_a_usable_python(tmp_path, python, said):
+    """One line that says what to do, in a folder of its own with nothing but `make` and a shell."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.txt").touch()
+    for name, condition in (("old", "version_info"), ("bare", "ensurepip")):
+        file = tmp_path / name
+        file.write_text(f'#!/bin/sh\ncase "$*" in *{condition}*) exit 1;; esac\n')
+        file.chmod(0o755)
+    given = [f"PYTHON={tmp_path / python}" if python in ("old", "bare") else f"PYTHON={python}"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sh").symlink_to("/bin/sh")
+    done = subprocess.run(
+        [str(shutil.which("make")), "run", *given], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={"PATH": str(tmp_path / "bin")},
+    )  # fmt: skip
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("make:")]
+    assert done.returncode and len(errors) == 1 and errors[0].startswith("error: ") and said in errors[0]
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_licence():
+    assert PROJECT["project"]["license"] == "Apache-2.0"
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text and len(text) > 11_000
