@@ -187,7 +187,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / "batch.npz", **{k: np.asarray(v) for k, v in batch._asdict().items()})  # pyright: ignore[reportArgumentType]
         models.save(folder / "policy", self.assets.model, self.state.policy.params, None)
-        leaves, _ = jax.tree_util.tree_flatten_with_path(self.state._replace(key=jax.random.key_data(self.state.key)))
+        state = self.state._replace(key=jax.random.key_data(self.state.key))
+        leaves, _ = jax.tree_util.tree_flatten_with_path(state)
         np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves})  # pyright: ignore[reportArgumentType]
         bad = {k: v for k, v in metrics.items() if not np.isfinite(v)}
         raise FloatingPointError(
