@@ -1,5 +1,7 @@
 """What several test files need: tiny models, padded batches, goodness-of-fit tests."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from scipy import stats
 
 from sea_jax import algorithm
 from sea_jax.models import Decoder, PythiaConfig, convert
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 TINY = dict(vocab_size=11, num_layers=2, width=16, num_heads=2, mlp_width=24, rotary_pct=0.5)
 

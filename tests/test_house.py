@@ -11,7 +11,7 @@ import sys
 import tomllib
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from configs import quickstart
 from sea_jax.methods import METHODS
