@@ -157,6 +157,9 @@ def update(
         experience = buffer.add(experience, batch.features, batch.weight, bought)
         ensemble, metrics = _update_ensemble(learner, ensemble_key, state.ensemble, experience, batch)
     policy, policy_metrics = _update_policy(learner, state.policy, ref_params, batch)
+    # Where every duel clashes there is no gradient, but Adam's momentum would move θ all the same.
+    taught = batch.weight.sum() > 0
+    policy = jax.tree.map(lambda after, before: _select(taught, after, before), policy, state.policy)
     num_queries = state.num_queries + bought.sum(dtype=jnp.int32)
     new = SeaState(policy, ensemble, experience, state.key, state.step + 1, num_queries)
     # A step that is not finite changes nothing, so that state and batch can be saved as its inputs.
@@ -232,7 +235,7 @@ def _update_policy(
     ratio = logps - ref_logps
     metrics = {
         "policy/loss": loss,
-        "policy/grad_norm": optax.global_norm(grads),
+        "policy/grad_norm": optax.tree.norm(grads),
         "policy/implicit_accuracy": weighted_mean(
             (ratio[:, 0] > ratio[:, 1]).astype(jnp.float32), batch.weight
         ),

@@ -307,6 +307,16 @@ def test_a_step_that_is_not_finite_changes_nothing(step, stepped):
     assert_equal(after, state)
 
 
+def test_a_batch_of_clashes_leaves_the_policy_alone(stepped, step):
+    """Even with momentum from the step before."""
+    _, _, ref_params, batch = step
+    learner, (state, _) = stepped
+    nothing = batch._replace(weight=np.zeros_like(batch.weight))
+    after, _ = update(learner=learner, state=state, ref_params=ref_params, batch=nothing)
+    assert_equal(after.policy, state.policy)
+    assert after.num_queries == state.num_queries and after.step == state.step + 1
+
+
 def test_without_reward_learning_and_with_another_loss(step):
     """Passive: ensemble and D_t untouched, labels still counted. IPO's options reach the loss."""
     model, state, ref_params, batch = step

@@ -155,14 +155,15 @@ def test_padding_sides_and_eos(task):
     count = mask.sum()
     assert mask[0, -count:].all() and not mask[0, :-count].any()
     assert (tokens[0, :-count] == task.pad_id).all()
-    tokens, mask = task.encode_responses([" so my boss", ""])
-    assert mask.sum(1).tolist() == [4, 1]
-    assert tokens[0, 3] == tokens[1, 0] == task.eos_id
+    tokens, mask = task.encode_responses([" so my boss", " so"])
+    assert mask.sum(1).tolist() == [4, 2]
+    assert tokens[0, 3] == tokens[1, 1] == task.eos_id
     assert (tokens[~mask] == task.pad_id).all()
 
 
 def test_decode_keeps_leading_axes_and_obeys_the_mask(task):
-    tokens, mask = task.encode_responses([" so", " my boss", " my", ""])
+    tokens, mask = task.encode_responses([" so", " my boss", " my", " so"])
+    mask[3, 0] = False  # what is left of an empty response: its EOS
     assert task.decode(tokens.reshape(2, 2, 26), mask.reshape(2, 2, 26)) == [
         [" so", " my boss"],
         [" my", ""],
@@ -177,10 +178,17 @@ def test_decode_keeps_leading_axes_and_obeys_the_mask(task):
 def test_lengths_are_enforced_to_the_token(task):
     task.encode_responses([" my" * 25])
     with pytest.raises(ValueError, match=r"responses\[1\]: 27 tokens.*response_length=26"):
-        task.encode_responses(["", " my" * 26])
+        task.encode_responses([" so", " my" * 26])
     task.encode_prompts([" my" * 64])
     with pytest.raises(ValueError, match=r"prompts\[0\]: 65 tokens.*prompt_length=64"):
         task.encode_prompts([" my" * 65])
+
+
+def test_empty_texts_are_refused(task):
+    with pytest.raises(ValueError, match=r"responses\[1\]: '' is empty"):
+        task.encode_responses([" so", ""])
+    with pytest.raises(ValueError, match=r"prompts\[0\]: '' is empty"):
+        task.encode_prompts([""])
 
 
 def test_any_text_survives_and_special_tokens_in_text_stay_text(task):
