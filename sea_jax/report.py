@@ -64,7 +64,7 @@ def queries_to(rows: list[dict], metric: str, level: float) -> float:
 
 
 def table(runs: dict[str, list[list[dict]]], levels: tuple[float, ...]) -> str:
-    """Method, queries, win rate ± s.e., queries to each level, seconds by stage."""
+    """Method, queries, win rate ± s.e. over seeds, queries to each level, seconds by stage (all seeds)."""
     header = ["method", "seeds", "queries", "win rate vs SFT", "vs reference", "mean r*"]
     header += [f"queries to {level:g}" for level in levels] + [f"{s} s" for s in STAGES]
     lines = [header]
@@ -72,7 +72,8 @@ def table(runs: dict[str, list[list[dict]]], levels: tuple[float, ...]) -> str:
         line = [METHODS[method].label, str(len(rows)), f"{max(r[-1]['queries'] for r in rows)}"]
         for metric in ("eval/win_rate_sft", "eval/win_rate_reference", "eval/reward"):
             _, mean, error = mean_curve(rows, metric)
-            line.append(f"{mean[-1]:.3f} ± {error[-1]:.3f}" if len(mean) else "-")
+            spread = f" ± {error[-1]:.3f}" if len(rows) > 1 and len(mean) else ""
+            line.append(f"{mean[-1]:.3f}{spread}" if len(mean) else "-")
         line += [_levels(rows, "eval/win_rate_sft", level) for level in levels]
         for stage in STAGES:
             line.append(f"{sum(r.get(f'time/{stage}_s') or 0 for run in rows for r in run):.1f}")
@@ -127,8 +128,9 @@ def _levels(runs: list[list[dict]], metric: str, level: float) -> str:
     ok = found[np.isfinite(found)]
     if len(ok) < len(found):
         return f"{len(ok)} of {len(found)} seeds"
-    error = ok.std(ddof=1) / np.sqrt(len(ok)) if len(ok) > 1 else 0.0
-    return f"{ok.mean():.0f} ± {error:.0f}"
+    if len(ok) == 1:
+        return f"{ok[0]:.0f}"
+    return f"{ok.mean():.0f} ± {ok.std(ddof=1) / np.sqrt(len(ok)):.0f}"
 
 
 def figure(runs: dict[str, list[list[dict]]], levels: tuple[float, ...], file: Path) -> None:

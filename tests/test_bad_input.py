@@ -4,7 +4,6 @@ before anything is trained; and a loss that is not finite stops a run with its i
 import dataclasses
 import json
 import os
-import random
 import subprocess
 import sys
 import types
@@ -14,16 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import ROOT
+from small_run import small_run
 
 from configs import quickstart
 from sea_jax import assets, experiment, main, models
 from sea_jax import config as config_lib
-from sea_jax.ensemble import features
-from sea_jax.evaluate import EvalSet
 from sea_jax.runtime.metrics import MetricWriter
-from sea_jax.tasks import mini_tldr, protocol
-from sea_jax.tasks import mini_tldr_grammar as grammar
-from sea_jax.train import Run
+from sea_jax.tasks import mini_tldr
 
 
 @pytest.fixture(scope="module")
@@ -181,37 +177,8 @@ def test_texts_that_the_task_cannot_hold(cache):
 # --- a loss that is not finite ------------------------------------------------------------------
 
 
-def small_run(folder):
-    """Passive online DPO on eight posts, with a policy of random weights; nothing is trained for it."""
-    rng = random.Random(0)
-    posts = tuple(grammar.make_post(rng).text for _ in range(8))
-    tokenizer = mini_tldr.tokenizers.Tokenizer(mini_tldr.models.BPE())
-    tokenizer.pre_tokenizer = mini_tldr.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = mini_tldr.decoders.ByteLevel()
-    trainer = mini_tldr.trainers.BpeTrainer(
-        vocab_size=400, special_tokens=[mini_tldr.PAD, mini_tldr.EOS], show_progress=False,
-        initial_alphabet=sorted(mini_tldr.pre_tokenizers.ByteLevel.alphabet()),
-    )  # fmt: skip
-    tokenizer.train_from_iterator(posts, trainer)
-    longest = max(len(e.ids) for e in tokenizer.encode_batch(list(posts)))
-    splits = dict.fromkeys(protocol.SPLITS, posts)
-    task = protocol.Task("posts", tokenizer, 0, 1, longest, 6, splits, splits, posts)
-
-    config = quickstart.get_config()
-    config.progress = False
-    config.train.update(batch_size=4, query_budget=16)
-    config.eval.update(num_prompts=4, batch_size=4, every_queries=16)
-    model = models.Decoder(models.PythiaConfig(400, num_layers=1, width=16, num_heads=2, mlp_width=16))
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    pooling = features.GatedPooling(4, 400, 4)
-    backbone = features.Backbone(model, pooling, {"projection": jnp.zeros((4, 4))})
-    data = EvalSet(posts[:4], *task.encode_prompts(posts[:4]), posts[:4], posts[:4])
-    shared = assets.Assets(task, model, params, backbone, data, data, jnp.zeros((4, 2, 4)))
-    return Run(config, shared, "passive", 0, folder)
-
-
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    run = small_run(tmp_path)
+    run = small_run(tmp_path, "passive")
     params = jax.device_get(run.assets.ref_params)
     spoilt = jax.tree.map(lambda p: p * jnp.nan, run.assets.ref_params)
     run.assets = dataclasses.replace(run.assets, ref_params=spoilt)

@@ -1,0 +1,53 @@
+"""A whole run in miniature, for tests of the host loop."""
+
+import random
+
+import jax
+import jax.numpy as jnp
+
+from configs import quickstart
+from sea_jax import assets, models
+from sea_jax.ensemble import features
+from sea_jax.evaluate import EvalSet
+from sea_jax.tasks import mini_tldr, protocol
+from sea_jax.tasks import mini_tldr_grammar as grammar
+from sea_jax.train import Run
+
+
+def small_run(folder, method, **overrides):
+    """A Run on eight posts with a policy and a backbone of random weights; nothing is trained for it."""
+    rng = random.Random(0)
+    posts = tuple(grammar.make_post(rng).text for _ in range(8))
+    tokenizer = mini_tldr.tokenizers.Tokenizer(mini_tldr.models.BPE())
+    tokenizer.pre_tokenizer = mini_tldr.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = mini_tldr.decoders.ByteLevel()
+    trainer = mini_tldr.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[mini_tldr.PAD, mini_tldr.EOS], show_progress=False,
+        initial_alphabet=sorted(mini_tldr.pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(posts, trainer)
+    longest = max(len(e.ids) for e in tokenizer.encode_batch(list(posts)))
+    splits = dict.fromkeys(protocol.SPLITS, posts)
+    task = protocol.Task("posts", tokenizer, 0, 1, longest, 6, splits, splits, posts)
+
+    config = quickstart.get_config()
+    config.progress = False
+    config.train.update(batch_size=4, query_budget=16)
+    config.eval.update(num_prompts=4, batch_size=4, every_queries=16)
+    config.sea.update(num_responses=5, passive_queries=0)
+    config.ensemble.update(num_members=3, hidden=(8,), capacity=64, batch_size=8)
+    config.update_from_flattened_dict(overrides)
+    model = models.Decoder(models.PythiaConfig(400, num_layers=1, width=16, num_heads=2, mlp_width=16))
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    pooling = features.GatedPooling(4, 400, 4)
+    states, ones = jnp.zeros((1, 1, 2, 16)), jnp.ones((1, 1, 1))
+    backbone = features.Backbone(
+        model, pooling,
+        {
+            "decoder": params, "projection": jnp.eye(4), "mean": jnp.zeros(4),
+            "pooling": pooling.init(jax.random.key(1), states, ones.astype(int), ones)["params"],
+        },
+    )  # fmt: skip
+    data = EvalSet(posts[:4], *task.encode_prompts(posts[:4]), posts[:4], posts[:4])
+    shared = assets.Assets(task, model, params, backbone, data, data, jnp.zeros((4, 2, 4)))
+    return Run(config, shared, method, 0, folder)

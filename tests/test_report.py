@@ -1,0 +1,70 @@
+"""Levels, curves and tables, by hand."""
+
+import json
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from sea_jax import report
+
+
+def rows(*points, metric="eval/win_rate_sft"):
+    return [{"queries": q, metric: v} for q, v in points]
+
+
+def test_queries_to_a_level_are_interpolated_at_its_first_crossing():
+    run = rows((0, 0.5), (100, 0.7), (200, 0.6), (300, 0.9))
+    assert report.queries_to(run, "eval/win_rate_sft", 0.6) == 50
+    assert report.queries_to(run, "eval/win_rate_sft", 0.8) == 200 + 100 * 2 / 3
+    assert report.queries_to(run, "eval/win_rate_sft", 0.5) == 0
+    assert report.queries_to(run, "eval/win_rate_sft", 0.95) == float("inf")
+
+
+def test_mean_curve_interpolates_and_gives_the_standard_error():
+    runs = [rows((0, 0.5), (100, 0.7)), rows((0, 0.5), (50, 0.6), (150, 1.0))]
+    at, mean, error = report.mean_curve(runs, "eval/win_rate_sft")
+    np.testing.assert_array_equal(at, [0, 100])
+    np.testing.assert_allclose(mean, [0.5, 0.75])
+    np.testing.assert_allclose(error, [0, 0.05])  # values 0.7 and 0.8: sd 0.0707, over √2
+
+
+def test_rows_without_the_metric_do_not_count():
+    run = [*rows((0, 0.5)), {"queries": 32, "policy/loss": 0.6}, {"queries": 40, "eval/win_rate_sft": None}]
+    assert len(report.curve(run, "eval/win_rate_sft")[0]) == 1
+
+
+def test_tables_say_how_many_seeds_got_there_and_how_many_fewer_queries():
+    runs = {
+        "passive": [rows((0, 0.5), (100, 0.9)), rows((0, 0.5), (100, 0.9))],
+        "sea": [rows((0, 0.5), (50, 0.9)), rows((0, 0.5), (50, 0.9))],
+    }
+    text = report.levels_table(runs, "eval/win_rate_sft", (0.7, 0.9, 0.95))
+    passive, sea = text.splitlines()[2:]
+    assert "50 ± 0" in passive and "100 ± 0" in passive and "0 of 2 seeds" in passive
+    assert "25 ± 0 (2.0x)" in sea and "50 ± 0 (2.0x)" in sea and sea.count("x)") == 2
+
+
+def test_report_of_a_work_directory(tmp_path):
+    """Only finished runs of the config's seeds and methods; stage seconds are summed over seeds."""
+    levels = dict(levels=(0.7,), reference_levels=(0.7,), reward_levels=(1.0,))
+    config = ConfigDict(dict(seed=3, num_seeds=2, methods=("passive", "sea"), eval=levels))
+    for name in ("passive-seed3", "passive-seed4", "passive-seed5", "sea-seed3", "ceiling-seed3"):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        run = [
+            {
+                "queries": q, "eval/win_rate_sft": 0.5 + q / 200, "eval/win_rate_reference": 0.5,
+                "eval/reward": 0.1 * q, "time/learn_s": 1.25, "ensemble/accuracy_heldout": 0.75,
+                "ensemble/accuracy_chosen": 0.625 if q else None,
+            }
+            for q in (0, 80)
+        ]  # fmt: skip
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run))
+        if name != "sea-seed3":
+            (folder / "done.json").write_text("{}")
+    printed = report.write(tmp_path, config)
+    assert (tmp_path / "report.png").stat().st_size > 10_000
+    assert (tmp_path / "report.txt").read_text() in printed + "\n"
+    line = next(line for line in printed.splitlines() if line.startswith("passive"))
+    assert line.split()[3:5] == ["2", "80"] and " 5.0 " in line
+    assert "SEA" not in printed  # not finished
