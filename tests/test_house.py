@@ -115,7 +115,7 @@ def test_pins_agree():
 
 def imported(*folders):
     """Packages that are not ours or Python's, by the name they are imported under."""
-    names = set()
+    names, local = set(), {file.stem for file in (ROOT / "tests").glob("*.py")}
     for folder in folders:
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
@@ -123,7 +123,7 @@ def imported(*folders):
                     names |= {alias.name.partition(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and not node.level:
                     names.add(str(node.module).partition(".")[0])
-    return names - set(sys.stdlib_module_names) - {"sea_jax", "configs", "benchmarks", "helpers", "conftest"}
+    return names - set(sys.stdlib_module_names) - {"sea_jax", "configs", "benchmarks"} - local
 
 
 @pytest.mark.parametrize(
