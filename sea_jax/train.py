@@ -151,7 +151,7 @@ class Run:
         return self.config.sea.gamma
 
     def _strategy(self, done: int) -> str:
-        """Passive for the first `passive_queries`: an ensemble without labels compares oddities."""
+        """Passive for the first `passive_queries`, while the ensemble has few labels to go by."""
         cold = self.method.learns_ensemble and done < self.config.sea.passive_queries
         return "passive" if cold else self.method.strategy
 

@@ -47,9 +47,8 @@ def prior_projection(heads: Array | np.ndarray, width: int, mean_scale: float) -
 
     The family's heads have a mean w̄ and a covariance C. The reward w·z with w ~ N(0, C) equals
     v·(C^½ z) with v ~ N(0, I): the first columns are C's leading eigenvectors, scaled by the roots of
-    their eigenvalues. The last is w̄, scaled down: what all rewards of the family share is soon
-    learned, and at its full scale a fresh ensemble would disagree about little else, and compare
-    good responses with broken ones only.
+    their eigenvalues. The last is w̄, scaled down: at its full scale this one direction has many times
+    the variance of any other, and so most of a fresh ensemble's disagreement.
 
     Args:
         heads: [E', S] f32.
