@@ -6,7 +6,7 @@
 
 CONFIG ?= configs/quickstart.py
 WORKDIR ?= runs/quickstart
-BENCHMARKS ?= online_dpo_step feature_accuracy
+BENCHMARKS ?= online_dpo_step sampler feature_accuracy
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -19,15 +19,16 @@ run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, passive
 test: .venv/.dev.stamp  ## the test suite
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: .venv/.dev.stamp  ## ruff and pyright
+lint: .venv/.dev.stamp  ## ruff (rules and format) and pyright
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright --project pyproject.toml
 
 format: .venv/.dev.stamp  ## sorts imports and formats; changes files
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.run.stamp  ## benchmarks; the first installs TRL into .peers, the second trains what it lacks
+bench: .venv/.run.stamp  ## benchmarks; online_dpo_step installs TRL into .peers, feature_accuracy trains what it lacks
 	@for name in $(BENCHMARKS); do echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 help:  ## this list

@@ -28,18 +28,29 @@ from sea_jax.assets import make_sampler
 from sea_jax.ensemble import heads
 from sea_jax.state import init_state
 from sea_jax.train import assign_labels, propose, update
-from sea_jax.types import Candidates, PromptBatch
+from sea_jax.types import Candidates, Params, PromptBatch
 
 PROMPTS, LENGTH, NEW_TOKENS, VOCABULARY, EOS = 16, 70, 53, 512, 0
 LEARNING_RATE = 5e-7  # TRL's default
 
 
-def our_step(model: models.Decoder, params, prompts: np.ndarray) -> Callable[[int], float]:
+def small_policy() -> tuple[models.Decoder, Params]:
+    """GPT-NeoX of 2 layers, width 128 and `VOCABULARY` tokens, its weights random, fp32."""
+    config = models.PythiaConfig(
+        vocab_size=VOCABULARY, num_layers=2, width=128, num_heads=4, mlp_width=512, max_length=128
+    )
+    model = models.Decoder(config)
+    return model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def our_step(model: models.Decoder, params, prompts: np.ndarray, micro_batch: int) -> Callable[[int], float]:
     """Returns a function that runs step i to its end and returns its seconds."""
     # The EOS is out of the vocabulary, so that every response has exactly NEW_TOKENS tokens.
     sample = make_sampler(model, 2, NEW_TOKENS, 0.7, VOCABULARY, EOS)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
-    learner = algorithm.Learner(model, optimizer, optax.adam(1e-3), learn_ensemble=False)
+    learner = algorithm.Learner(
+        model, optimizer, optax.adam(1e-3), learn_ensemble=False, micro_batch=micro_batch
+    )
     state = init_state(
         jax.random.key(0), params, optimizer, heads.Head((1,)), optax.adam(1e-3),
         num_members=1, feature_width=1, capacity=1,
@@ -98,18 +109,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each side, after 5 untimed")
     parser.add_argument("--ours-only", action="store_true", help="do not install or run TRL")
+    parser.add_argument("--micro-batch", type=int, default=4, help="prompts in our backward pass; 0: all")
     args = parser.parse_args()
-    config = models.PythiaConfig(
-        vocab_size=VOCABULARY, num_layers=2, width=128, num_heads=4, mlp_width=512, max_length=128
-    )
-    model = models.Decoder(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    model, params = small_policy()
     prompts = np.random.default_rng(0).integers(1, VOCABULARY, (1024, LENGTH), dtype=np.int32)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models.save(folder, model, jax.device_get(params))
         np.save(folder / "prompts.npy", prompts)
-        sides = {"sea_jax": our_step(model, params, prompts)}
+        sides = {"sea_jax": our_step(model, params, prompts, args.micro_batch)}
         close = lambda: None  # noqa: E731
         if not args.ours_only:
             sides["trl"], close = trl_step(folder, folder / "prompts.npy")

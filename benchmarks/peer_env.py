@@ -51,7 +51,9 @@ def ensure(name: str, requirements: list[str]) -> Path:
         raise ValueError(f"peer name: {name!r}; valid: letters, digits, '.', '_', '-'")
     loose = [r for r in requirements if not re.fullmatch(r"[^\s=<>!~]+==[^\s=*]+", r)]
     if not requirements or loose:
-        raise ValueError(f"requirements of peer {name!r}: {loose or 'none given'}; valid: 'package==version' each")
+        raise ValueError(
+            f"requirements of peer {name!r}: {loose or 'none given'}; valid: 'package==version' each"
+        )
 
     folder = PEERS / name
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")

@@ -63,7 +63,9 @@ def load_prompts(path: Path, tokenizer: Any) -> list[str]:
 
     ids_NxL = np.load(path)
     if ids_NxL.ndim != 2 or ids_NxL.dtype.kind not in "iu" or len(ids_NxL) < BATCH:
-        raise ValueError(f"{path.name}: {ids_NxL.dtype} {list(ids_NxL.shape)}; valid: integers [N >= {BATCH}, L]")
+        raise ValueError(
+            f"{path.name}: {ids_NxL.dtype} {list(ids_NxL.shape)}; valid: integers [N >= {BATCH}, L]"
+        )
     if ids_NxL.min() < 0 or ids_NxL.max() >= len(tokenizer):
         raise ValueError(f"{path.name}: ids {ids_NxL.min()}..{ids_NxL.max()}; valid: 0..{len(tokenizer) - 1}")
     texts = [" ".join(f"<{i}>" for i in row) for row in ids_NxL]
@@ -85,7 +87,9 @@ def fixed_reward(new_tokens: int, eos_id: int, seen: dict[str, Any]) -> Any:
         lengths = [ids.index(eos_id) + 1 if eos_id in ids else len(ids) for ids in completion_ids]
         seen["new_tokens"] = [min(lengths), max(lengths)]
         if len(lengths) != 2 * BATCH or seen["new_tokens"] != [new_tokens, new_tokens]:
-            raise ValueError(f"{len(lengths)} responses of {seen['new_tokens']} tokens, not {2 * BATCH} x {new_tokens}")
+            raise ValueError(
+                f"{len(lengths)} responses of {seen['new_tokens']} tokens, not {2 * BATCH} x {new_tokens}"
+            )
         return [float(sum(ids) % 97) for ids in completion_ids]
 
     return reward
@@ -144,7 +148,9 @@ def turn_taker(answers: TextIO, seen: dict[str, Any]) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             seconds = time.perf_counter() - self.began_s
-            print(json.dumps({"step": state.global_step, "seconds": seconds, **seen}), file=answers, flush=True)
+            print(
+                json.dumps({"step": state.global_step, "seconds": seconds, **seen}), file=answers, flush=True
+            )
 
     return TurnTaker()
 
@@ -157,7 +163,9 @@ def train(args: argparse.Namespace, answers: TextIO) -> None:
     from trl.experimental.online_dpo import OnlineDPOTrainer  # pyright: ignore[reportMissingImports]
 
     if not (args.model / "config.json").is_file():
-        raise ValueError(f"model: {args.model.name!r} holds no config.json; valid: a folder of GPTNeoXForCausalLM")
+        raise ValueError(
+            f"model: {args.model.name!r} holds no config.json; valid: a folder of GPTNeoXForCausalLM"
+        )
     torch.set_num_threads(args.threads)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     eos_id = model.config.eos_token_id or 0
@@ -177,7 +185,9 @@ def train(args: argparse.Namespace, answers: TextIO) -> None:
 
 def main() -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path, help="Hugging Face folder of a GPTNeoXForCausalLM")
     parser.add_argument("prompts", type=Path, help=".npy of prompt ids [N, L] int32")
     parser.add_argument("--new-tokens", type=int, default=53, help="tokens of every response")

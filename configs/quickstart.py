@@ -1,6 +1,6 @@
-"""The miniature, end to end on two CPU cores.
+"""The miniature, end to end on two CPU cores: task, SFT, backbone, then every method on every seed.
 
-    python -m sea_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+`make run` is `python -m sea_jax.main --config=configs/quickstart.py --workdir=runs/quickstart`.
 """
 
 from ml_collections import ConfigDict
@@ -19,9 +19,7 @@ def get_config() -> ConfigDict:
     config.oracle = ConfigDict(dict(labels="threshold", flip_probability=0.0))
     # folder: a starting policy in Hugging Face's layout; empty: trained here, of the shape that follows.
     config.policy = ConfigDict(dict(folder="", num_layers=2, width=128, num_heads=4, mlp_width=512))
-    config.sft = ConfigDict(
-        dict(seed=0, steps=1000, batch_size=32, learning_rate=3e-3, prompt_weight=0.1)
-    )
+    config.sft = ConfigDict(dict(seed=0, steps=1000, batch_size=32, learning_rate=3e-3, prompt_weight=0.1))
     config.backbone = ConfigDict(
         dict(
             seed=0, num_prompts=6000, num_responses=4, num_rewards=256, temperature=1.0,
@@ -31,9 +29,12 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     config.train = ConfigDict(
         dict(
-            batch_size=32, query_budget=1024, temperature=0.7,
-            dap="dpo", beta=0.1, learning_rate=1e-3, warmup_steps=5, schedule="constant",
+            batch_size=8, query_budget=1024, temperature=0.7,
+            dap="dpo", beta=0.1, learning_rate=5e-4, warmup_steps=5, schedule="cosine",
             max_grad_norm=1.0,
+            micro_batch=0,  # prompts in a backward pass; 0: the whole batch
+            per_token=False,  # IPO: divide log-ratios by lengths
+            margin_ratio=0.3,  # SimPO: target margin over β
         )
     )  # fmt: skip
     config.ensemble = ConfigDict(
@@ -44,15 +45,17 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     config.sea = ConfigDict(
         dict(
-            num_responses=20, passive_queries=128, gamma=0.7, burn_in=256, gamma_mode="count",
-            synthetic_pairs="thompson",
+            num_responses=20, passive_queries=64, gamma=0.7, burn_in=256, gamma_mode="count",
+            synthetic_pairs="max_margin",
         )
     )  # fmt: skip
     config.eval = ConfigDict(
         dict(
             split="heldout", num_prompts=500, batch_size=250, every_queries=128, num_pairs=500,
-            num_samples=4, levels=(0.7, 0.8, 0.9), reference_levels=(0.7, 0.8, 0.9),
-            reward_levels=(5.0, 5.5, 6.0),
+            num_samples=4, best_of=1, levels=(0.8, 0.9, 0.95), reference_levels=(0.8, 0.9, 0.95),
+            reward_levels=(5.5, 6.0, 6.5, 7.0),
         )
     )  # fmt: skip
+    # What single methods have otherwise, e.g. overrides.passive.train.batch_size: train, ensemble, sea.
+    config.overrides = ConfigDict()
     return config

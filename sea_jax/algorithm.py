@@ -36,6 +36,7 @@ class Learner:
     ensemble_optimizer: optax.GradientTransformation
     dap: str = "dpo"
     dap_options: tuple[tuple[str, Any], ...] = (("beta", 0.1),)
+    micro_batch: int = 0  # prompts in a backward pass; 0: all of B at once
     learn_ensemble: bool = True
     ensemble_steps: int = 5  # m
     ensemble_batch: int = 128
@@ -148,8 +149,8 @@ def update(
     Returns:
         The new state, and metrics as f32 scalars still on the device.
     """
-    key = jax.random.fold_in(state.key, state.step)
-    _, ensemble_key = jax.random.split(key)
+    # The host's draws of this step come from fold_in(·, 1) and 2; split's halves may equal those.
+    ensemble_key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 3)
     bought = batch.from_oracle & (batch.weight > 0)
     experience, ensemble, metrics = state.experience, state.ensemble, {}
     if learner.learn_ensemble:
@@ -216,21 +217,43 @@ def _update_ensemble(
     }
 
 
+def _policy_gradient(
+    learner: Learner, params: Params, ref_params: Params, batch: PreferenceBatch
+) -> tuple[Array, Params, Array, Array]:
+    """F (Eq. 9) and its gradient; log π_θ and log π_ref of the pairs, [B, 2] each.
+
+    Micro-batches bound the memory of the backward pass. F is a weighted mean over B, so each pass adds
+    its share of one sum.
+    """
+    B, size = batch.weight.shape[0], learner.micro_batch or batch.weight.shape[0]
+    total = jnp.maximum(batch.weight.sum(), 1e-8)
+    loss_fn = DAP_LOSSES[learner.dap]
+
+    def share(params, part):
+        inputs = (part.prompts, part.prompt_mask, part.tokens, part.mask)
+        ref_logps = sequence_logprobs(learner.model, ref_params, *inputs)
+        logps = sequence_logprobs(learner.model, params, *inputs)
+        losses = loss_fn(logps, ref_logps, part.mask.sum(-1), **dict(learner.dap_options))
+        return jnp.sum(losses * part.weight) / total, (logps, ref_logps)
+
+    def add(sums, part):
+        (loss, logps), grads = jax.value_and_grad(share, has_aux=True)(params, part)
+        return jax.tree.map(jnp.add, sums, (loss, grads)), logps
+
+    # Row i goes to pass i mod (B / size): each takes its rows from every shard of the batch axis.
+    spread = lambda x: x.reshape(size, B // size, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
+    gather = lambda x: x.swapaxes(0, 1).reshape(B, *x.shape[2:])  # noqa: E731
+    zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    (loss, grads), logps = jax.lax.scan(add, zeros, jax.tree.map(spread, batch))
+    return loss, grads, *jax.tree.map(gather, logps)
+
+
 def _update_policy(
     learner: Learner, state: PolicyState, ref_params: Params, batch: PreferenceBatch
 ) -> tuple[PolicyState, dict[str, Array]]:
-    """Line 10: one optimizer step on F (Eq. 9)."""
-    inputs = (batch.prompts, batch.prompt_mask, batch.tokens, batch.mask)
-    ref_logps = sequence_logprobs(learner.model, ref_params, *inputs)
+    """Line 10: one optimizer step on F (Eq. 9), its gradient summed over micro-batches."""
+    loss, grads, logps, ref_logps = _policy_gradient(learner, state.params, ref_params, batch)
     lengths = batch.mask.sum(-1)
-    loss_fn = DAP_LOSSES[learner.dap]
-
-    def objective(params):
-        logps = sequence_logprobs(learner.model, params, *inputs)
-        losses = loss_fn(logps, ref_logps, lengths, **dict(learner.dap_options))
-        return weighted_mean(losses, batch.weight), logps
-
-    (loss, logps), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     updates, opt_state = learner.policy_optimizer.update(grads, state.opt_state, state.params)
     ratio = logps - ref_logps
     metrics = {

@@ -165,9 +165,7 @@ def _heldout_pairs(config, task: Task, model: Decoder, params: Params, backbone:
     """Two samples of π_sft on each tuning prompt, and their features."""
     prompts = task.prompts["tuning"][: config.eval.num_pairs]
     tokens, mask = task.encode_prompts(prompts)
-    sample = make_sampler(
-        model, 2, task.response_length, config.train.temperature, task.eos_id, task.pad_id
-    )
+    sample = make_sampler(model, 2, task.response_length, config.train.temperature, task.eos_id, task.pad_id)
     out = sample(params, tokens, mask, jax.random.key(7))
     extract = make_extractor(backbone.model, backbone.pooling)
     pair_features = extract(backbone.params, tokens, mask, out.tokens, out.mask)

@@ -2,8 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+from ml_collections import ConfigDict
+
+from sea_jax import models
 from sea_jax.ensemble.pretrain import SEED_OFFSET
+from sea_jax.errors import InputError
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS
 from sea_jax.oracles.labels import MODES
@@ -11,18 +16,42 @@ from sea_jax.tasks.protocol import SPLITS, Task
 
 # Fields that a later call on the same work directory may change: they add runs, and alter none.
 FREE_FIELDS = ("methods", "num_seeds", "cache_dir", "progress")
+OVERRIDABLE = ("train", "ensemble", "sea")  # all else is shared by the methods of an experiment
+
+
+def for_method(config: ConfigDict, method: str) -> ConfigDict:
+    """The config of one method: with what `config.overrides` says of it, if anything."""
+    merged = ConfigDict(config.to_dict())
+    overrides: Any = config.get("overrides", {})
+    merged.update(overrides.get(method, {}))
+    return merged
 
 
 def validate(config, task: Task) -> None:
-    """Raises ValueError, one line, at the first field that cannot work.
+    """Raises InputError, one line, at the first field that cannot work.
 
     Args:
         config: the experiment's config.
         task: its task.
     """
-    for method in config.methods:
-        _require(method in METHODS, "methods", method, f"one of {sorted(METHODS)}")
-    _require(len(config.methods) > 0, "methods", config.methods, "at least one method")
+    _validate(config, task)
+    _validate_overrides(config)
+    for method in set(config.methods) & set(config.get("overrides", {})):
+        _validate(for_method(config, method), task)
+
+
+def _validate_overrides(config) -> None:
+    """Overrides name a method, and fields that exist and differ between methods."""
+    for method, fields in config.get("overrides", {}).items():
+        name = f"overrides.{method}"
+        _require(method in METHODS, name, fields.to_dict(), f"overrides of one of {sorted(METHODS)}")
+        valid = {f for f in _flat(config.to_dict()) if f.split(".")[0] in OVERRIDABLE}
+        for field, value in _flat(fields.to_dict()).items():
+            _require(field in valid, f"{name}.{field}", value, f"a field of one of {OVERRIDABLE}")
+
+
+def _validate(config, task: Task) -> None:
+    _validate_methods(config)
     _require(config.task.name == "mini_tldr", "task.name", config.task.name, "'mini_tldr'")
     _require(config.train.dap in DAP_LOSSES, "train.dap", config.train.dap, f"one of {sorted(DAP_LOSSES)}")
     _require(config.oracle.labels in MODES, "oracle.labels", config.oracle.labels, f"one of {MODES}")
@@ -30,13 +59,11 @@ def validate(config, task: Task) -> None:
     _one_of(config, "sea.gamma_mode", ("count", "bernoulli"))
     _one_of(config, "sea.synthetic_pairs", ("thompson", "max_margin"))
     _one_of(config, "eval.split", SPLITS)
-    active = [m for m in config.methods if METHODS[m].active]
-    M = config.sea.num_responses
-    _require(not active or M >= 2, "sea.num_responses", M, f"at least 2 for {active}")
     for name in (
         "num_seeds", "train.batch_size", "train.query_budget", "ensemble.num_members",
         "ensemble.steps", "ensemble.batch_size", "ensemble.capacity", "sft.steps", "sft.batch_size",
         "backbone.steps", "eval.every_queries", "eval.batch_size", "eval.num_prompts", "eval.num_pairs",
+        "eval.best_of",
         "policy.num_layers", "policy.width", "policy.num_heads", "policy.mlp_width",
     ):  # fmt: skip
         _require(_get(config, name) >= 1, name, _get(config, name), "at least 1")
@@ -47,11 +74,42 @@ def validate(config, task: Task) -> None:
     _require(0 <= first <= most, "task.oracle_seed", first, f"in [0, {most}]")
     for name in ("train.learning_rate", "train.beta", "train.temperature", "ensemble.learning_rate"):
         _require(_get(config, name) > 0, name, _get(config, name), "above 0")
+    _validate_loss(config)
+    B, micro = config.train.batch_size, config.train.micro_batch
+    valid = f"0, or a divisor of train.batch_size={B}"
+    _require(micro >= 0 and B % (micro or B) == 0, "train.micro_batch", micro, valid)
     _require(0 < config.sea.gamma <= 1, "sea.gamma", config.sea.gamma, "in (0, 1]")
     flip = config.oracle.flip_probability
     _require(0 <= flip <= 1, "oracle.flip_probability", flip, "in [0, 1]")
     heads, width = config.policy.num_heads, config.policy.width
     _require(width % heads == 0, "policy.width", width, f"a multiple of policy.num_heads={heads}")
+    _validate_splits(config, task)
+    if config.policy.folder:
+        _validate_model(config, task)
+
+
+def _validate_methods(config) -> None:
+    """The methods, and what only some of them need."""
+    for method in config.methods:
+        _require(method in METHODS, "methods", method, f"one of {sorted(METHODS)}")
+    _require(len(config.methods) > 0, "methods", config.methods, "at least one method")
+    active = [m for m in config.methods if METHODS[m].active]
+    M = config.sea.num_responses
+    _require(not active or M >= 2, "sea.num_responses", M, f"at least 2 for {active}")
+    learners = sorted(m for m in METHODS if METHODS[m].learns_ensemble)
+    _require(
+        config.eval.best_of == 1 or not set(learners).isdisjoint(config.methods), "eval.best_of",
+        config.eval.best_of, f"1 (off) unless methods has one whose ensemble can choose: {learners}",
+    )  # fmt: skip
+    capacity, batch = config.ensemble.capacity, config.train.batch_size
+    _require(
+        not active or capacity >= batch, "ensemble.capacity", capacity,
+        f"at least train.batch_size={batch}, the pairs of a step, for {active}",
+    )  # fmt: skip
+
+
+def _validate_splits(config, task: Task) -> None:
+    """Every split must hold the prompts that are asked of it."""
     for name, split in (("eval.num_prompts", config.eval.split), ("eval.num_pairs", "tuning")):
         most = len(task.prompts[split])
         _require(_get(config, name) <= most, name, _get(config, name), f"at most {most} ({split} split)")
@@ -59,32 +117,36 @@ def validate(config, task: Task) -> None:
     n = config.backbone.num_prompts
     least = config.backbone.batch_size
     _require(least <= n <= most, "backbone.num_prompts", n, f"{least} (its batch_size) to {most}")
-    if config.policy.folder:
-        _validate_model(config, task)
+
+
+def _validate_loss(config) -> None:
+    """Options that single losses read; absent ones keep the loss's own default."""
+    per_token, margin = config.train.get("per_token", False), config.train.get("margin_ratio", 0.3)
+    _require(per_token in (True, False), "train.per_token", per_token, "True or False")
+    _require(
+        not per_token or config.train.dap == "ipo", "train.per_token", per_token,
+        f"False unless train.dap is 'ipo', not {config.train.dap!r}",
+    )  # fmt: skip
+    _require(0 <= margin < float("inf"), "train.margin_ratio", margin, "a number of at least 0")
 
 
 def _validate_model(config, task: Task) -> None:
     """Of a given policy, vocabulary and context must hold the task; only config.json is read."""
-    file = Path(config.policy.folder) / "config.json"
-    _require(file.exists(), "policy.folder", config.policy.folder, "a folder with a config.json")
+    folder = config.policy.folder
     try:
-        hf = json.loads(file.read_text())
-        size = hf["vocab_size"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(
-            f"config.policy.folder={config.policy.folder!r}: valid is a folder whose config.json is "
-            "a Hugging Face model's, with a vocab_size"
-        ) from None
+        model = models.read_config(Path(folder))
+    except InputError as error:
+        raise InputError(f"config.policy.folder={folder!r}: {error}") from None
     words = task.tokenizer.get_vocab_size()
     _require(
-        size >= words, "policy.folder", config.policy.folder,
-        f"a vocabulary of at least the task's {words} tokens, not {size}",
+        model.vocab_size >= words, "policy.folder", folder,
+        f"a vocabulary of at least the task's {words} tokens, not {model.vocab_size}",
     )  # fmt: skip
-    most, need = hf.get("max_position_embeddings", 2048), task.prompt_length + task.response_length
+    need = task.prompt_length + task.response_length
     _require(
-        most >= need, "policy.folder", config.policy.folder,
+        model.max_length >= need, "policy.folder", folder,
         f"a context of at least {need} tokens (prompt {task.prompt_length} + response "
-        f"{task.response_length}), not {most}",
+        f"{task.response_length}), not {model.max_length}",
     )  # fmt: skip
 
 
@@ -92,23 +154,33 @@ def claim_workdir(config, folder: Path) -> None:
     """Writes the config into a fresh work directory; refuses one that holds another config.
 
     Raises:
-        ValueError: naming the first field that differs.
+        InputError: naming the first field that differs, or a file that is no config.
     """
     mine = json.loads(config.to_json())
     file = folder / "config.json"
     if file.exists():
-        theirs = json.loads(file.read_text())
+        theirs = _read_config(file)
         for name in sorted(_flat(mine).keys() | _flat(theirs).keys()):
             if name in FREE_FIELDS:
                 continue
             here, there = _flat(mine).get(name, "(absent)"), _flat(theirs).get(name, "(absent)")
             if here != there:
-                raise ValueError(
+                raise InputError(
                     f"workdir {folder}: holds runs with {name}={there!r}, not {here!r}; "
                     "valid: that config, or another --workdir"
                 )
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(mine, indent=2) + "\n")
+
+
+def _read_config(file: Path) -> dict:
+    try:
+        config = json.loads(file.read_text())
+    except ValueError:  # no JSON, or no text
+        config = None
+    if not isinstance(config, dict):
+        raise InputError(f"workdir {file.parent}: its config.json is no run's; valid: another --workdir")
+    return config
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
@@ -133,4 +205,4 @@ def _one_of(config, name: str, valid: tuple[str, ...]) -> None:
 
 def _require(condition: bool, name: str, value: object, valid: str) -> None:
     if not condition:
-        raise ValueError(f"config.{name}={value!r}: valid is {valid}")
+        raise InputError(f"config.{name}={value!r}: valid is {valid}")

@@ -36,17 +36,20 @@ def wins(probability: np.ndarray, mode: str) -> np.ndarray:
     return np.where(probability == 0.5, 0.5, probability > 0.5)
 
 
-def greedy_responses(
-    task: Task, sample: Callable, params: Params, tokens: np.ndarray, mask: np.ndarray, batch: int
-) -> tuple[tuple[str, ...], float]:
-    """Greedy texts of every prompt, and their mean length in tokens.
+def best_responses(
+    task: Task, sample: Callable, score: Callable, params: Params,
+    tokens: np.ndarray, mask: np.ndarray, batch: int, key: Array,
+) -> tuple[tuple[str, ...], float]:  # fmt: skip
+    """Of the responses sampled for every prompt, the one of highest score; their mean length in tokens.
 
     Args:
         task: decodes.
-        sample: jitted (params, tokens [batch, L], mask, key) -> Responses [batch, 1, T].
+        sample: jitted (params, tokens [batch, L], mask, key) -> Responses [batch, M, T].
+        score: (tokens [batch, L], mask, Responses) -> [batch, M] f32; the lowest index wins a tie.
         params: the policy's.
         tokens, mask: [N, L].
         batch: prompts at once; the last batch is filled up with its first prompts, for one shape.
+        key: [] key.
 
     Returns:
         N texts; tokens a response, EOS in.
@@ -54,12 +57,21 @@ def greedy_responses(
     texts, lengths = [], []
     for start in range(0, len(tokens), batch):
         rows = np.arange(start, start + batch) % len(tokens)
-        out = sample(params, tokens[rows], mask[rows], jax.random.key(0))
-        out_tokens, out_mask = np.asarray(out.tokens[:, 0]), np.asarray(out.mask[:, 0])
+        out = sample(params, tokens[rows], mask[rows], jax.random.fold_in(key, start))
+        best = np.arange(batch), np.asarray(score(tokens[rows], mask[rows], out)).argmax(-1)
+        out_tokens, out_mask = np.asarray(out.tokens)[best], np.asarray(out.mask)[best]
         kept = min(batch, len(tokens) - start)
         texts += task.decode(out_tokens, out_mask)[:kept]
         lengths += out_mask.sum(-1)[:kept].tolist()
     return tuple(texts), float(np.mean(lengths))
+
+
+def greedy_responses(
+    task: Task, sample: Callable, params: Params, tokens: np.ndarray, mask: np.ndarray, batch: int
+) -> tuple[tuple[str, ...], float]:
+    """`best_responses` where a greedy `sample` gives one response a prompt."""
+    alone = lambda *_: np.zeros((batch, 1))  # noqa: E731
+    return best_responses(task, sample, alone, params, tokens, mask, batch, jax.random.key(0))
 
 
 def evaluate_policy(
@@ -85,6 +97,29 @@ def evaluate_policy(
     if hasattr(oracle, "rewards"):
         metrics["eval/reward"] = float(oracle.rewards(data.prompts, responses).mean())
     return metrics
+
+
+def duel_wins(
+    oracle, mode: str, prompts: Sequence[str], pairs: Sequence[Sequence[str]], references: Sequence[str]
+) -> np.ndarray:
+    """How the responses shown to the oracle fare against the references: the E&E setting's metric.
+
+    References:
+        App. F.1, Metrics: the "online" win rate of the dueling responses.
+
+    Args:
+        oracle: the preference oracle; its probabilities are read, not counted.
+        mode: as `wins`.
+        prompts: n texts.
+        pairs: n pairs (y, y').
+        references: n texts, the prompts' own.
+
+    Returns:
+        [n, 2] f64, the share of the comparison with the reference that y and y' win.
+    """
+    first, second = ([pair[i] for pair in pairs] for i in (0, 1))
+    probability = oracle.probability([*prompts, *prompts], [*first, *second], [*references, *references])
+    return wins(probability, mode).reshape(2, -1).T
 
 
 def ensemble_accuracy(params: Params, features: Array) -> dict[str, float]:

@@ -23,7 +23,7 @@ def run(config, workdir: str) -> str:
         The report, as printed.
 
     Raises:
-        ValueError: on a config or work directory that cannot work, before anything is trained.
+        InputError: on a config or work directory that cannot work, before anything is trained.
     """
     folder = Path(workdir)
     cache = Path(config.cache_dir or folder / "cache")
@@ -40,7 +40,7 @@ def run(config, workdir: str) -> str:
 def train_one(config, shared: assets.Assets, method: str, replicate: int, folder: Path) -> None:
     """One method on one seed: metrics, samples and the final policy in a folder of its own."""
     run_folder = folder / "runs" / f"{method}-seed{config.seed + replicate}"
-    training = Run(config, shared, method, replicate, run_folder)
+    training = Run(config_lib.for_method(config, method), shared, method, replicate, run_folder)
     with MetricWriter(run_folder) as writer:
         training.loop(writer)
     params = jax.device_get(training.state.policy.params)

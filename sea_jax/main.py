@@ -9,12 +9,14 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sea_jax.errors import InputError
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.", required=True)
 
 
 def main(argv: list[str]) -> None:
-    """Runs the config; a mistake in it is one line on stderr and exit status 2."""
+    """Runs the config; a mistake in it is one line on stderr and exit status 2, one of ours a traceback."""
     if len(argv) > 1:
         _fail(f"unexpected argument {argv[1]!r}: valid are --config, --workdir, --config.<field>=<value>")
     if not flags.FLAGS["verbosity"].present:
@@ -32,7 +34,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
         print(experiment.run(config, _WORKDIR.value))
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (InputError, FloatingPointError) as error:
         _fail(error)
 
 

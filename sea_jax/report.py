@@ -1,6 +1,6 @@
 """From the metrics.jsonl of one or many runs to a figure and tables.
 
-    python -m sea_jax.report runs/quickstart
+python -m sea_jax.report runs/quickstart
 """
 
 import json
@@ -14,6 +14,15 @@ from ml_collections import ConfigDict
 
 from sea_jax.methods import METHODS
 
+# What the table says of a run's end, where some run has it.
+FINAL = {
+    "win rate vs SFT": "eval/win_rate_sft",
+    "vs reference": "eval/win_rate_reference",
+    "online": "duel/win_rate_reference_so_far",
+    "best of N vs SFT": "eval/best_of_win_rate_sft",
+    "mean r*": "eval/reward",
+}
+MATCHED = (256, 512, 1024, 2048)  # passive's queries in `match_table`
 STAGES = ("generate", "select", "oracle", "learn", "evaluate")
 
 
@@ -43,8 +52,13 @@ def curve(rows: list[dict], metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_curve(runs: list[list[dict]], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and standard error over seeds, on the queries of the first run (others interpolated)."""
-    curves = [curve(rows, metric) for rows in runs]
+    """Mean and standard error over seeds, on the queries of the first run (others interpolated).
+
+    Runs without the metric are left out; all three are empty if no run has it.
+    """
+    curves = [xy for rows in runs if len((xy := curve(rows, metric))[0])]
+    if not curves:
+        return np.empty(0), np.empty(0), np.empty(0)
     at = curves[0][0]
     values = np.stack([np.interp(at, x, y) for x, y in curves])
     error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros(len(at))
@@ -64,13 +78,17 @@ def queries_to(rows: list[dict], metric: str, level: float) -> float:
 
 
 def table(runs: dict[str, list[list[dict]]], levels: tuple[float, ...]) -> str:
-    """Method, queries, win rate ± s.e. over seeds, queries to each level, seconds by stage (all seeds)."""
-    header = ["method", "seeds", "queries", "win rate vs SFT", "vs reference", "mean r*"]
+    """Method, queries, win rate ± s.e. over seeds, queries to each level, seconds by stage (all seeds).
+
+    "online" is the mean win rate against the references of all responses that the oracle was shown.
+    """
+    final = {k: v for k, v in FINAL.items() if any(len(mean_curve(r, v)[0]) for r in runs.values())}
+    header = ["method", "seeds", "queries", *final]
     header += [f"queries to {level:g}" for level in levels] + [f"{s} s" for s in STAGES]
     lines = [header]
     for method, rows in runs.items():
         line = [METHODS[method].label, str(len(rows)), f"{max(r[-1]['queries'] for r in rows)}"]
-        for metric in ("eval/win_rate_sft", "eval/win_rate_reference", "eval/reward"):
+        for metric in final.values():
             _, mean, error = mean_curve(rows, metric)
             spread = f" ± {error[-1]:.3f}" if len(rows) > 1 and len(mean) else ""
             line.append(f"{mean[-1]:.3f}{spread}" if len(mean) else "-")
@@ -93,6 +111,38 @@ def levels_table(runs: dict[str, list[list[dict]]], metric: str, levels: tuple[f
             if method != "passive" and base and np.isfinite([*base, *mine]).all():
                 cell += f" ({np.mean(base) / np.mean(mine):.1f}x)"
             line.append(cell)
+        lines.append(line)
+    return _aligned(lines)
+
+
+def match_table(runs: dict[str, list[list[dict]]], metric: str, queries: tuple[int, ...]) -> str:
+    """How many times fewer queries a method needs for what passive has after n, on the same seed.
+
+    Hidden rewards differ in what can be reached at all, so fixed levels mix easy seeds with hard ones.
+    Geometric mean over seeds, and (lowest - highest); a seed that never gets there is
+    left out and counted. Runs of all methods must be of the same seeds. Empty where passive has no run
+    that is long enough.
+    """
+    passive = [curve(rows, metric) for rows in runs.get("passive", [])]
+    last = min((x[-1] for x, _ in passive if len(x)), default=0)
+    queries = tuple(n for n in queries if n <= last)
+    if not queries:
+        return ""
+    lines = [[f"times fewer for passive's {metric} at", *(f"{n:,}" for n in queries)]]
+    for method, rows in runs.items():
+        if method == "passive" or len(rows) != len(passive):
+            continue
+        line = [METHODS[method].label]
+        for n in queries:
+            needed = [queries_to(r, metric, np.interp(n, *c)) for r, c in zip(rows, passive, strict=True)]
+            ratios = np.array([n / max(q, 1) for q in needed if np.isfinite(q)])
+            cell = (
+                f"{np.exp(np.log(ratios).mean()):.1f} ({ratios.min():.1f}-{ratios.max():.1f})"
+                if len(ratios)
+                else "-"
+            )
+            missing = len(needed) - len(ratios)
+            line.append(cell + (f", {missing} of {len(needed)} never" if missing else ""))
         lines.append(line)
     return _aligned(lines)
 
@@ -173,14 +223,14 @@ def write(folder: Path, config) -> str:
     seeds = tuple(range(config.seed, config.seed + config.num_seeds))
     runs = {m: r for m, r in read_runs(folder, seeds).items() if m in config.methods}
     levels = tuple(config.eval.levels)
-    text = "\n\n".join(
-        [
-            table(runs, levels),
-            levels_table(runs, "eval/win_rate_reference", tuple(config.eval.reference_levels)),
-            levels_table(runs, "eval/reward", tuple(config.eval.reward_levels)),
-            accuracy_table(runs),
-        ]
-    )
+    tables = [
+        table(runs, levels),
+        levels_table(runs, "eval/win_rate_reference", tuple(config.eval.reference_levels)),
+        levels_table(runs, "eval/reward", tuple(config.eval.reward_levels)),
+        *(match_table(runs, m, MATCHED) for m in ("eval/win_rate_reference", "eval/reward")),
+        accuracy_table(runs),
+    ]
+    text = "\n\n".join(t for t in tables if t)
     figure(runs, levels, folder / "report.png")
     (folder / "report.txt").write_text(text + "\n")
     return f"{text}\n\nfigure: {folder / 'report.png'}"

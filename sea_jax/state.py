@@ -21,9 +21,7 @@ def policy_optimizer(config, total_steps: int) -> optax.GradientTransformation:
     ramp = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup)
     rest = {
         "constant": lambda: optax.constant_schedule(config.learning_rate),
-        "cosine": lambda: optax.cosine_decay_schedule(
-            config.learning_rate, max(total_steps - warmup, 1)
-        ),
+        "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, max(total_steps - warmup, 1)),
     }[config.schedule]()
     schedule = optax.join_schedules([ramp, rest], [warmup])
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule))

@@ -1,11 +1,11 @@
 """The host loop of Algorithm 2. READ FIRST: this file and `algorithm.py` are the system.
 
-    3   receive prompts x_t                                   tasks/, grain
-    4   sample M responses from the latest policy             models/generate.py
-    5-7 score them under the ensemble, choose the duels       algorithm.propose
-    8   ask the oracle, or let a sampled head decide          oracles/, algorithm.assign_labels
-    9   update the ensemble on D_t                            algorithm.update
-    10  update the policy on B_t                              algorithm.update
+3   receive prompts x_t                                   tasks/, grain
+4   sample M responses from the latest policy             models/generate.py
+5-7 score them under the ensemble, choose the duels       algorithm.propose
+8   ask the oracle, or let a sampled head decide          oracles/, algorithm.assign_labels
+9   update the ensemble on D_t                            algorithm.update
+10  update the policy on B_t                              algorithm.update
 """
 
 import functools
@@ -69,6 +69,7 @@ class Run:
             num_members=config.ensemble.num_members, feature_width=assets.backbone.feature_width,
             capacity=config.ensemble.capacity,
         )  # fmt: skip
+        self.online_wins = self.online_responses = 0.0
 
     def loop(self, writer: MetricWriter) -> None:
         """Runs Alg. 2 until the query budget is spent."""
@@ -110,10 +111,11 @@ class Run:
         jax.block_until_ready(duel)
         selected = time.perf_counter()
 
-        prefers_first = self._ask(step, texts, candidates, duel)  # 8
+        prefers_first, shown = self._ask(step, texts, candidates, duel)  # 8
         labelled = time.perf_counter()
         batch = assign_labels(label_key, rewards, prompts, candidates, duel, prefers_first)
         self.state, metrics = update(self.learner, self.state, self.assets.ref_params, batch)  # 9, 10
+        metrics |= self._online(prompts, texts, shown)
         if self.method.active:
             metrics["duel/distinct_responses"] = count_distinct(candidates)
         seconds = dict(
@@ -155,8 +157,14 @@ class Run:
         cold = self.method.learns_ensemble and done < self.config.sea.passive_queries
         return "passive" if cold else self.method.strategy
 
-    def _ask(self, step: int, texts: list[str], candidates: Candidates, duel: Duel) -> np.ndarray:
-        """Buys the labels of this step's duels, and no other: [B] bool, False where none is bought."""
+    def _ask(
+        self, step: int, texts: list[str], candidates: Candidates, duel: Duel
+    ) -> tuple[np.ndarray, dict[int, list[str]]]:
+        """Buys the labels of this step's duels, and no other.
+
+        Returns:
+            [B] bool, False where none is bought; the pair of responses shown, by row of the batch.
+        """
         rows = np.flatnonzero(np.asarray(duel.query_oracle))
         pair = np.stack([duel.first, duel.second], 1)[rows]
         at = (rows[:, None], pair)
@@ -167,7 +175,25 @@ class Run:
         )  # fmt: skip
         answer = np.zeros(len(texts), bool)
         answer[rows] = labels
-        return answer
+        return answer, dict(zip(rows.tolist(), pairs, strict=True))
+
+    def _online(
+        self, prompts: PromptBatch, texts: list[str], shown: dict[int, list[str]]
+    ) -> dict[str, float]:
+        """Win rate of what the oracle was shown, in this step and in all so far; buys no label."""
+        if not shown:
+            return {}
+        rows, references = list(shown), self.assets.task.references["train"]
+        won = evaluate.duel_wins(
+            self.oracle, self.config.oracle.labels, [texts[row] for row in rows], list(shown.values()),
+            [references[i] for i in np.asarray(prompts.row)[rows]],
+        )  # fmt: skip
+        self.online_wins += won.sum()
+        self.online_responses += won.size
+        return {
+            "duel/win_rate_reference": float(won.mean()),
+            "duel/win_rate_reference_so_far": float(self.online_wins / self.online_responses),
+        }
 
     def _texts(self, tokens: Any, mask: Any) -> list:
         tokens = np.asarray(tokens)
@@ -195,9 +221,7 @@ class Run:
             f"step {step}: {bad or metrics['policy/loss']} is not finite; its inputs are in {folder}"
         )
 
-    def _evaluate(
-        self, writer: MetricWriter, bar: tqdm, step: int, queries: int, last: Step | None
-    ) -> None:
+    def _evaluate(self, writer: MetricWriter, bar: tqdm, step: int, queries: int, last: Step | None) -> None:
         start = time.perf_counter()
         cfg, assets = self.config, self.assets
         data = assets.eval_set
@@ -211,11 +235,30 @@ class Run:
             metrics |= evaluate.ensemble_accuracy(
                 self.state.ensemble.params, order_pairs(self.oracle, assets)
             )
+            if cfg.eval.best_of > 1:
+                metrics |= self._best_of(step)
             shown["ens_acc"] = f"{metrics['ensemble/accuracy_heldout']:.3f}"
         if last is not None:
             writer.write_samples(self._completions(queries, last))
         writer.write(step, queries, metrics | {"time/evaluate_s": time.perf_counter() - start})
         bar.set_postfix(shown)
+
+    def _best_of(self, step: int) -> dict[str, float]:
+        """Best-of-N inference (Sec. 6.2): the sample whose mean reward over the ensemble is highest."""
+        cfg, assets = self.config, self.assets
+        data, backbone = assets.eval_set, assets.backbone
+
+        def score(prompts: np.ndarray, mask: np.ndarray, out: models.Responses) -> Array:
+            features = self.extract(backbone.params, prompts, mask, out.tokens, out.mask)
+            return member_rewards(self.state.ensemble.params, features).mean(0)
+
+        key = jax.random.fold_in(jax.random.fold_in(self.state.key, step), 2)  # 1 is of training
+        responses, length = evaluate.best_responses(
+            assets.task, assets.sampler(cfg.eval.best_of, cfg.train.temperature), score,
+            self.state.policy.params, data.tokens, data.mask, cfg.eval.batch_size, key,
+        )  # fmt: skip
+        metrics = evaluate.evaluate_policy(self.oracle, cfg.oracle.labels, data, responses, length)
+        return {name.replace("eval/", "eval/best_of_"): value for name, value in metrics.items()}
 
     def _completions(self, queries: int, last: Step) -> list[dict[str, Any]]:
         """A few of the step's pairs in words (for people; nothing is trained on them)."""
@@ -237,9 +280,7 @@ class Run:
         ]  # fmt: skip
 
 
-propose = jax.jit(
-    algorithm.propose, static_argnames=("strategy", "gamma", "gamma_mode", "synthetic_pairs")
-)
+propose = jax.jit(algorithm.propose, static_argnames=("strategy", "gamma", "gamma_mode", "synthetic_pairs"))
 assign_labels = jax.jit(algorithm.assign_labels)
 update = jax.jit(algorithm.update, static_argnums=0, donate_argnums=1)
 member_rewards = jax.jit(heads.rewards)
@@ -274,6 +315,7 @@ def make_learner(
         ensemble_optimizer=optax.adam(ensemble.learning_rate),
         dap=train.dap,
         dap_options=tuple((name, train[name]) for name in options if name in train),
+        micro_batch=train.micro_batch,
         learn_ensemble=method.learns_ensemble,
         ensemble_steps=ensemble.steps,
         ensemble_batch=ensemble.batch_size,

@@ -1,5 +1,7 @@
 """The three functions of Algorithm 2: which duels, whose labels, and what a step changes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -296,6 +298,18 @@ def test_rows_of_weight_0_change_nothing(step, stepped):
         again, same = update(learner=learner, state=state, ref_params=ref_params, batch=spoilt)
         assert_equal(after, again)
         assert metrics["policy/loss"] == same["policy/loss"]
+
+
+def test_micro_batches_sum_to_the_batch(step, stepped):
+    """Uneven weights (a clash in one half) included; every metric is of the whole batch."""
+    _, state, ref_params, batch = step
+    learner, (whole, metrics) = stepped
+    learner = dataclasses.replace(learner, micro_batch=2)
+    after, same = update(learner=learner, state=state, ref_params=ref_params, batch=batch)
+    for a, b in zip(jax.tree.leaves(after.policy), jax.tree.leaves(whole.policy), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(same[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_a_step_that_is_not_finite_changes_nothing(step, stepped):

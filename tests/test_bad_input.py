@@ -18,6 +18,7 @@ from small_run import small_run
 from configs import quickstart
 from sea_jax import assets, experiment, main, models
 from sea_jax import config as config_lib
+from sea_jax.errors import InputError
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.tasks import mini_tldr
 
@@ -37,6 +38,7 @@ def complaint(cache, monkeypatch, capsys):
 
     def run(workdir, **fields):
         config = quickstart.get_config()
+        config.overrides.update(fields.pop("overrides", {}))
         config.update_from_flattened_dict({"cache_dir": str(cache)} | fields)
         monkeypatch.setattr(main, "_CONFIG", types.SimpleNamespace(value=config))
         monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value=str(workdir)))
@@ -110,16 +112,27 @@ def test_a_process_ends_as_the_functions_do(cache, tmp_path):
         ({"sea.gamma": 0.0}, ["config.sea.gamma=0.0", "(0, 1]"]),
         ({"sea.gamma_mode": "half"}, ["config.sea.gamma_mode='half'", "count", "bernoulli"]),
         ({"sea.synthetic_pairs": "all"}, ["config.sea.synthetic_pairs='all'", "thompson", "max_margin"]),
+        ({"ensemble.capacity": 0}, ["config.ensemble.capacity=0", "at least"]),
+        ({"ensemble.capacity": 7}, ["config.ensemble.capacity=7", "train.batch_size=8", "'sea'"]),
         ({"sea.burn_in": -1}, ["config.sea.burn_in=-1", "at least 0"]),
         ({"train.query_budget": 0}, ["config.train.query_budget=0", "at least 1"]),
         ({"train.temperature": 0.0}, ["config.train.temperature=0.0", "above 0"]),
         ({"train.learning_rate": -1e-3}, ["config.train.learning_rate=-0.001", "above 0"]),
+        ({"train.micro_batch": 3}, ["config.train.micro_batch=3", "divisor of train.batch_size=8"]),
+        ({"train.per_token": True}, ["config.train.per_token=True", "'ipo', not 'dpo'"]),
+        ({"train.margin_ratio": -0.1}, ["config.train.margin_ratio=-0.1", "at least 0"]),
         ({"eval.split": "test"}, ["config.eval.split='test'", "tuning", "heldout"]),
         ({"eval.num_prompts": 1001}, ["config.eval.num_prompts=1001", "at most 1000"]),
+        ({"eval.best_of": 0}, ["config.eval.best_of=0", "at least 1"]),
+        ({"eval.best_of": 4, "methods": ("passive",)}, ["config.eval.best_of=4", "1 (off)", "'sea'"]),
         ({"backbone.num_prompts": 30_000}, ["config.backbone.num_prompts=30000", "20000"]),
         ({"policy.num_heads": 3}, ["config.policy.width=128", "multiple of policy.num_heads=3"]),
         ({"task.oracle_seed": 1_000_000}, ["config.task.oracle_seed=1000000", "in [0, "]),
         ({"policy.folder": "no/such"}, ["config.policy.folder='no/such'", "config.json"]),
+        ({"overrides": {"sae": {}}}, ["config.overrides.sae={}", "'sea'"]),
+        ({"overrides": {"sea": {"sft": {"steps": 9}}}}, ["config.overrides.sea.sft.steps=9", "'train'"]),
+        ({"overrides": {"sea": {"train": {"lr": 1.0}}}}, ["config.overrides.sea.train.lr=1.0", "'train'"]),
+        ({"overrides": {"sea": {"sea": {"gamma": 2.0}}}}, ["config.sea.gamma=2.0", "(0, 1]"]),
     ],
 )
 def test_config(complaint, tmp_path, fields, said):
@@ -129,10 +142,16 @@ def test_config(complaint, tmp_path, fields, said):
 
 
 def test_passive_alone_needs_no_proposals(cache):
-    """M belongs to active methods: a config without one may leave it at 1."""
+    """M and D_t belong to active methods: a config without one may leave them at 1."""
     config = quickstart.get_config()
-    config.methods, config.sea.num_responses = ("passive",), 1
+    config.methods, config.sea.num_responses, config.ensemble.capacity = ("passive",), 1, 1
     config_lib.validate(config, mini_tldr.load(cache / "task"))
+
+
+HF = dict(
+    model_type="gpt_neox", vocab_size=1024, num_hidden_layers=2, hidden_size=16, num_attention_heads=2,
+    intermediate_size=32, max_position_embeddings=2048,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -140,12 +159,15 @@ def test_passive_alone_needs_no_proposals(cache):
     [
         (dict(vocab_size=1024, max_position_embeddings=64), ["context of at least 90", "not 64"]),
         (dict(vocab_size=500, max_position_embeddings=2048), ["vocabulary", "1024", "not 500"]),
-        (dict(max_position_embeddings=2048), ["vocab_size"]),
+        (dict(vocab_size=None), ["config.json: vocab_size=None", "at least 1"]),
+        (dict(max_position_embeddings="many"), ["config.json: max_position_embeddings='many'", "at least 1"]),
+        (dict(model_type="mamba"), ["config.json: model_type='mamba'", "gpt_neox"]),
+        (dict(hidden_act="relu"), ["config.json: hidden_act='relu'", "gelu"]),
         ("no config", ["config.json"]),
     ],
 )
 def test_a_policy_that_cannot_hold_the_task(complaint, tmp_path, hf, said):
-    (tmp_path / "config.json").write_text(json.dumps(hf) if isinstance(hf, dict) else hf)
+    (tmp_path / "config.json").write_text(json.dumps(HF | hf) if isinstance(hf, dict) else hf)
     line = complaint(tmp_path / "workdir", **{"policy.folder": str(tmp_path)})
     assert line.startswith(f"error: config.policy.folder={str(tmp_path)!r}")
     assert all(part in line for part in said), line
@@ -159,6 +181,13 @@ def test_work_directory_of_another_config(complaint, tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
+@pytest.mark.parametrize("content", ["", "[1]", '{"methods": '])
+def test_work_directory_whose_config_is_none(complaint, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    line = complaint(tmp_path)
+    assert f"workdir {tmp_path}: its config.json" in line and "another --workdir" in line
+
+
 def test_work_directory_takes_more_methods_and_seeds(tmp_path):
     config = quickstart.get_config()
     config_lib.claim_workdir(config, tmp_path)
@@ -168,10 +197,23 @@ def test_work_directory_takes_more_methods_and_seeds(tmp_path):
 
 def test_texts_that_the_task_cannot_hold(cache):
     task = mini_tldr.load(cache / "task")
-    with pytest.raises(ValueError, match=r"prompts\[1\]: \d+ tokens, must be at most prompt_length=64"):
+    with pytest.raises(InputError, match=r"prompts\[1\]: \d+ tokens, must be at most prompt_length=64"):
         task.encode_prompts([task.prompts["train"][0], "word " * 100])
-    with pytest.raises(ValueError, match=r"responses\[0\]: '' is empty"):
+    with pytest.raises(InputError, match=r"responses\[0\]: '' is empty"):
         task.encode_responses([""])
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, FileNotFoundError])
+def test_a_mistake_of_the_code_keeps_its_traceback(complaint, monkeypatch, capsys, tmp_path, error):
+    """Only what a user can mend becomes one line."""
+
+    def stop(*_):
+        raise error("a bug")
+
+    monkeypatch.setattr(experiment, "run", stop)
+    with pytest.raises(error, match="a bug") as raised:
+        complaint(tmp_path)
+    assert raised.traceback[-1].name == "stop" and capsys.readouterr() == ("", "")
 
 
 # --- a loss that is not finite ------------------------------------------------------------------

@@ -44,6 +44,22 @@ def test_tables_say_how_many_seeds_got_there_and_how_many_fewer_queries():
     assert "25 ± 0 (2.0x)" in sea and "50 ± 0 (2.0x)" in sea and sea.count("x)") == 2
 
 
+def test_a_run_without_a_metric_is_left_out_of_its_mean():
+    runs = [rows((0, 0.5), (100, 0.7)), [{"queries": 0}], rows((0, 0.5), (100, 0.9))]
+    at, mean, _ = report.mean_curve(runs, "eval/win_rate_sft")
+    np.testing.assert_allclose((at, mean), ([0, 100], [0.5, 0.8]))
+    assert all(not len(x) for x in report.mean_curve([[{"queries": 0}]], "eval/win_rate_sft"))
+
+
+def test_a_column_is_shown_if_some_run_has_it():
+    sampled = rows((0, 0.5), (100, 0.75), metric="eval/best_of_win_rate_sft")
+    runs = {"passive": [rows((0, 0.5), (100, 0.625))], "sea": [[*rows((0, 0.5), (100, 0.875)), *sampled]]}
+    header, _, passive, sea = (line.split("  ") for line in report.table(runs, ()).splitlines())
+    names, passive, sea = ([cell.strip() for cell in line if cell.strip()] for line in (header, passive, sea))
+    assert names[:5] == ["method", "seeds", "queries", "win rate vs SFT", "best of N vs SFT"]
+    assert passive[2:5] == ["100", "0.625", "-"] and sea[2:5] == ["100", "0.875", "0.750"]
+
+
 def test_report_of_a_work_directory(tmp_path):
     """Only finished runs of the config's seeds and methods; stage seconds are summed over seeds."""
     levels = dict(levels=(0.7,), reference_levels=(0.7,), reward_levels=(1.0,))
@@ -56,6 +72,7 @@ def test_report_of_a_work_directory(tmp_path):
                 "queries": q, "eval/win_rate_sft": 0.5 + q / 200, "eval/win_rate_reference": 0.5,
                 "eval/reward": 0.1 * q, "time/learn_s": 1.25, "ensemble/accuracy_heldout": 0.75,
                 "ensemble/accuracy_chosen": 0.625 if q else None,
+                "duel/win_rate_reference_so_far": 0.25 if q else None,
             }
             for q in (0, 80)
         ]  # fmt: skip
@@ -67,4 +84,18 @@ def test_report_of_a_work_directory(tmp_path):
     assert (tmp_path / "report.txt").read_text() in printed + "\n"
     line = next(line for line in printed.splitlines() if line.startswith("passive"))
     assert line.split()[3:5] == ["2", "80"] and " 5.0 " in line
+    assert " online " in printed.splitlines()[0] and "best of N" not in printed
+    assert "0.250 ± 0.000" in line
     assert "SEA" not in printed  # not finished
+
+
+def test_what_passive_has_is_matched_seed_by_seed():
+    """Seeds 1 and 2 need 64 and 32 of passive's 256 queries: √(4 · 8) = 5.7; the third never gets there."""
+    runs = {
+        "passive": [rows((0, 0), (256, 2)), rows((0, 0), (256, 8)), rows((0, 0), (256, 5))],
+        "sea": [rows((0, 0), (128, 4)), rows((0, 0), (64, 16)), rows((0, 0), (128, 4))],
+    }
+    *_, line = report.match_table(runs, "eval/win_rate_sft", (256, 512)).splitlines()
+    assert line.startswith("SEA ") and line.endswith(" 5.7 (4.0-8.0), 1 of 3 never")
+    assert "512" not in report.match_table(runs, "eval/win_rate_sft", (256, 512))
+    assert report.match_table({"sea": runs["sea"]}, "eval/win_rate_sft", (256,)) == ""

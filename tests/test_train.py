@@ -1,12 +1,21 @@
 """The host loop: what is bought, who labels, what is written, and that a seed decides everything."""
 
+import inspect
 import json
+from zlib import crc32
 
 import jax
 import numpy as np
 import pytest
+from helpers import sigmoid
 from small_run import small_run
 
+from configs import quickstart
+from sea_jax import config as config_lib
+from sea_jax import evaluate
+from sea_jax.ensemble import heads
+from sea_jax.losses import DAP_LOSSES
+from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.runtime.metrics import MetricWriter
 
 
@@ -14,7 +23,9 @@ def train(folder, method, **overrides):
     run = small_run(folder, method, **overrides)
     asked = []
     label = run.labeller.label
-    run.labeller.label = lambda prompts, *rest, **kw: asked.append(len(prompts)) or label(prompts, *rest, **kw)
+    run.labeller.label = lambda prompts, *rest, **kw: (
+        asked.append(len(prompts)) or label(prompts, *rest, **kw)
+    )
     with MetricWriter(folder) as writer:
         run.loop(writer)
     read = lambda name: [json.loads(line) for line in (folder / name).read_text().splitlines()]  # noqa: E731
@@ -44,10 +55,107 @@ def test_methods_without_synthetic_pairs_buy_every_duel(tmp_path, method):
     assert ("ensemble/accuracy_heldout" in metrics[0]) == learned
 
 
+@pytest.mark.parametrize("dap", DAP_LOSSES)
+def test_every_option_of_a_loss_is_a_field_of_the_config(tmp_path, dap):
+    """Whatever the quickstart's loss is, and with values that no loss has by default."""
+    values = {"beta": 0.7, "per_token": True, "margin_ratio": 0.9}
+    assert values.keys() <= set(quickstart.get_config().train)
+    fields = {f"train.{name}": value for name, value in values.items()}
+    learner = small_run(tmp_path, "passive", **{"train.dap": dap} | fields).learner
+    options = set(inspect.signature(DAP_LOSSES[dap]).parameters) - {"policy_logps", "ref_logps", "lengths"}
+    assert dict(learner.dap_options) == {name: values[name] for name in options}
+
+
+def test_a_method_may_have_settings_of_its_own():
+    config = quickstart.get_config()
+    shared = config.train.batch_size
+    config.overrides.update({"passive": {"train": {"batch_size": 2 * shared}}})
+    assert config_lib.for_method(config, "passive").train.batch_size == 2 * shared
+    assert config_lib.for_method(config, "sea") == config
+    assert config.train.batch_size == shared
+
+
 def test_a_cold_ensemble_leaves_the_choice_to_chance(tmp_path):
     run = small_run(tmp_path, "sea", **{"sea.passive_queries": 8})
     assert [run._strategy(done) for done in (0, 7, 8)] == ["passive", "passive", "bai_ts"]
     assert small_run(tmp_path, "passive")._strategy(100) == "passive"
+
+
+@pytest.mark.parametrize("method", ["passive", "sea", "ee_ts"])
+def test_online_win_rate_is_that_of_what_the_oracle_was_shown(tmp_path, method):
+    """Against each prompt's own reference, over both responses of every duel bought; none is bought for it."""
+    reward = lambda xs, ys: np.array([crc32(f"{x}|{y}".encode()) % 997 / 200 for x, y in zip(xs, ys)])  # noqa: B905, E731
+    run = small_run(
+        tmp_path, method,
+        **{"sea.burn_in": 8, "sea.gamma": 0.5, "oracle.labels": "bernoulli", "train.query_budget": 14},
+    )  # fmt: skip
+    run.oracle = BradleyTerryOracle(reward)
+    shown, label, read = [], run.labeller.label, run.oracle.probability
+    sizes = []
+    run.labeller.label = lambda *args, **kw: shown.append(args) or label(*args, **kw)
+    run.oracle.probability = lambda x, *ys: sizes.append(len(x)) or read(x, *ys)
+    run._evaluate = lambda *_: None
+    with MetricWriter(tmp_path) as writer:
+        run.loop(writer)
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+    task = run.assets.task
+    reference = dict(zip(task.prompts["train"], task.references["train"], strict=True))
+    every = []
+    for row, (prompts, first, second) in zip(metrics, shown, strict=True):
+        won = [
+            sigmoid(float(reward([x], [y])[0] - reward([x], [reference[x]])[0]))
+            for x, pair in zip(prompts, zip(first, second, strict=True), strict=True) for y in pair
+        ]  # fmt: skip
+        every += won
+        np.testing.assert_allclose(row["duel/win_rate_reference"], np.mean(won), rtol=1e-6)
+        np.testing.assert_allclose(row["duel/win_rate_reference_so_far"], np.mean(every), rtol=1e-6)
+    assert np.std(every) > 0.05 and run.labeller.num_queries == 14
+    assert sizes == [2 * len(prompts) for prompts, _, _ in shown]  # the labeller has an oracle of its own
+
+
+def test_a_step_that_shows_nothing_has_no_online_win_rate(tmp_path):
+    run = small_run(tmp_path, "passive")
+    assert run._online(None, [], {}) == {} and run.online_responses == 0
+
+
+def test_best_of_n_is_chosen_by_the_ensembles_mean(tmp_path, monkeypatch):
+    """Scores against the members' rewards one by one; N samples; metrics under names of their own."""
+    run = small_run(tmp_path, "sea", **{"eval.best_of": 3})
+    backbone, data = run.assets.backbone, run.assets.eval_set
+    best, seen = evaluate.best_responses, []
+
+    def checked(task, sample, score, *rest):
+        out = sample(run.state.policy.params, data.tokens, data.mask, jax.random.key(3))
+        assert out.tokens.shape[:2] == (4, 3)
+        members = [jax.tree.map(lambda p, k=k: p[k : k + 1], run.state.ensemble.params) for k in range(3)]
+        features = run.extract(backbone.params, data.tokens, data.mask, out.tokens, out.mask)
+        each = np.stack([heads.rewards(member, features)[0] for member in members])
+        assert each.shape == (3, 4, 3) and each.std(0).min() > 0
+        np.testing.assert_allclose(score(data.tokens, data.mask, out), each.mean(0), atol=1e-5)
+        seen.append(best(task, sample, score, *rest))
+        return seen[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "best_responses", checked)
+        metrics = run._best_of(step=0)
+    (texts, length), *_ = seen
+    plain = evaluate.evaluate_policy(run.oracle, "threshold", data, texts, length)
+    assert metrics == {f"eval/best_of_{name.removeprefix('eval/')}": value for name, value in plain.items()}
+    assert run.labeller.num_queries == 0
+
+
+def test_best_of_n_is_off_by_default_and_leaves_training_alone(tmp_path):
+    runs = {n: train(tmp_path / f"{n}", "sea", **{"eval.best_of": n}) for n in (1, 3)}
+    has = {
+        n: any("eval/best_of_win_rate_sft" in row for row in metrics)
+        for n, (_, _, metrics, _) in runs.items()
+    }
+    assert has == {1: False, 3: True} and quickstart.get_config().eval.best_of == 1
+    params = [runs[n][0].state.policy.params for n in (1, 3)]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    _, _, metrics, _ = train(tmp_path / "passive", "passive", **{"eval.best_of": 3})
+    assert not any("eval/best_of_win_rate_sft" in row for row in metrics)
 
 
 def test_one_seed_gives_one_run_to_the_bit_and_another_seed_another(tmp_path):

@@ -19,6 +19,8 @@ def init(capacity: int, feature_width: int) -> Experience:
 def add(data: Experience, features: Array, weight: Array, keep: Array) -> Experience:
     """Appends the rows marked in `keep`, over the oldest once the buffer is full.
 
+    Of more than C kept rows the last C are stored, as if each had been added by itself.
+
     Args:
         data: D_{t−1}.
         features: [B, 2, E] f32.
@@ -29,8 +31,7 @@ def add(data: Experience, features: Array, weight: Array, keep: Array) -> Experi
         D_t.
     """
     capacity = data.weight.shape[0]
-    slot = (data.cursor + jnp.cumsum(keep) - 1) % capacity
-    slot = jnp.where(keep, slot, capacity)  # out of bounds: dropped
+    slot = _slots(data.cursor, keep, capacity)
     kept = keep.sum(dtype=jnp.int32)
     return Experience(
         data.features.at[slot].set(features, mode="drop"),
@@ -38,6 +39,13 @@ def add(data: Experience, features: Array, weight: Array, keep: Array) -> Experi
         (data.cursor + kept) % capacity,
         jnp.minimum(data.size + kept, capacity),
     )
+
+
+def _slots(cursor: Array, keep: Array, capacity: int) -> Array:
+    """Where each row goes, no slot twice, since a scatter has no order; C, out of bounds, drops it."""
+    nth = jnp.cumsum(keep)  # 1 for the first kept row
+    newest = keep & (nth > nth[-1] - capacity)
+    return jnp.where(newest, (cursor + nth - 1) % capacity, capacity)
 
 
 def sample(key: Array, data: Experience, batch_size: int) -> tuple[Array, Array]:

@@ -99,9 +99,7 @@ def pretrain(
 
     @jax.jit
     def step(params, opt_state, batch, rewards):
-        loss, grads = jax.value_and_grad(
-            lambda p: regression_loss(model, pooling, p, batch, rewards)
-        )(params)
+        loss, grads = jax.value_and_grad(lambda p: regression_loss(model, pooling, p, batch, rewards))(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 

@@ -1,8 +1,8 @@
 """Language models in Flax, and the way in from and out to Hugging Face's layout."""
 
-from sea_jax.models.convert import load, save
+from sea_jax.models.convert import load, read_config, save
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses, generate
 from sea_jax.models.pythia import PythiaConfig
 
-__all__ = ["Decoder", "PythiaConfig", "Responses", "generate", "load", "save"]
+__all__ = ["Decoder", "PythiaConfig", "Responses", "generate", "load", "read_config", "save"]

@@ -11,11 +11,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sea_jax.errors import InputError
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.pythia import PythiaConfig
 from sea_jax.types import Params
 
 ARCHITECTURES = {"gpt_neox": PythiaConfig}
+
+# What every config.json must say, under names that the architectures share.
+_SIZES = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 
 # Buffers that old checkpoints store and that no parameter corresponds to.
 _BUFFERS = (".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq")
@@ -32,19 +36,45 @@ def load(name: str, **overrides: Any) -> tuple[Decoder, Params]:
         The module and its parameters (host arrays, f32), for `model.apply({"params": params}, …)`.
 
     Raises:
-        ValueError: on an unknown architecture, a missing, extra or misshapen tensor, a broken file.
-        FileNotFoundError: if the folder lacks a file.
+        InputError: on a missing or broken file, an unknown architecture, a missing, extra or
+            misshapen tensor.
     """
     folder = Path(name) if Path(name).is_dir() else _download(name)
-    hf = _read_json(folder / "config.json")
-    if hf.get("model_type") not in ARCHITECTURES:
-        raise ValueError(
-            f"model_type={hf.get('model_type')!r} in {folder / 'config.json'}: "
-            f"not one of {sorted(ARCHITECTURES)}"
-        )
-    config = ARCHITECTURES[hf["model_type"]].from_hf(hf, **overrides)
-    model = Decoder(config)
-    return model, from_hf(model, _read_tensors(folder))
+    model = Decoder(read_config(folder, **overrides))
+    tensors = _read_tensors(folder)
+    try:
+        return model, from_hf(model, tensors)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}; valid: what its config.json describes") from None
+
+
+def read_config(folder: Path, **overrides: Any) -> PythiaConfig:
+    """The shape of a model in Hugging Face's layout, checked before any tensor is read.
+
+    Args:
+        folder: holds config.json.
+        **overrides: fields of the architecture's config.
+
+    Raises:
+        InputError: naming file and field, on a missing or broken file, an unknown architecture, a
+            size that is absent or none, and what the architecture's port does not have.
+    """
+    file = folder / "config.json"
+    hf = _read_json(file)
+    kind = hf.get("model_type")
+    if kind not in list(ARCHITECTURES):
+        raise InputError(f"{file}: model_type={kind!r}; valid: one of {sorted(ARCHITECTURES)}")
+    for name in (*_SIZES, *(hf.keys() & {"max_position_embeddings"})):  # the last has a default
+        if type(hf.get(name)) is not int or hf[name] < 1:  # a bool is no size
+            given = f"{name}={hf[name]!r}" if name in hf else f"no {name}"
+            raise InputError(f"{file}: {given}; valid: {name}, a whole number of at least 1")
+    width, heads = hf["hidden_size"], hf["num_attention_heads"]
+    if width % heads:
+        raise InputError(f"{file}: hidden_size={width}; valid: a multiple of num_attention_heads={heads}")
+    try:
+        return ARCHITECTURES[kind].from_hf(hf, **overrides)
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from None
 
 
 def save(folder: str | Path, model: Decoder, params: Params, tokenizer: Any = None) -> None:
@@ -73,7 +103,8 @@ def save(folder: str | Path, model: Decoder, params: Params, tokenizer: Any = No
 def to_hf(model: Decoder, params: Params) -> dict[str, np.ndarray]:
     """Our parameters under Hugging Face's names, one array a layer."""
     flat = flatten_dict(params, sep="/")
-    _check_covered(set(flat), {row.path for row in model.config.params_table}, "PARAMS row")
+    if problem := _difference(set(flat), {row.path for row in model.config.params_table}, "PARAMS row"):
+        raise ValueError(problem)
     tensors = {}
     for row in model.config.params_table:
         array = np.asarray(flat[row.path])
@@ -84,18 +115,19 @@ def to_hf(model: Decoder, params: Params) -> dict[str, np.ndarray]:
 
 
 def from_hf(model: Decoder, tensors: dict[str, np.ndarray]) -> Params:
-    """Inverse of `to_hf`; every tensor must be there, with its shape, and no other."""
+    """Inverse of `to_hf`; an InputError unless every tensor is there, with its shape, and no other."""
     expected = shapes(model)
     table, layers = model.config.params_table, model.config.num_layers
     names = {name for row in table for name in row.hf_names(layers)}
-    _check_covered({n for n in tensors if not n.endswith(_BUFFERS)}, names, "tensor")
+    if problem := _difference({n for n in tensors if not n.endswith(_BUFFERS)}, names, "tensor"):
+        raise InputError(problem)
     flat = {}
     for row in table:
         shape = expected[row.path].shape[1:] if row.stacked else expected[row.path].shape
         parts = []
         for name in row.hf_names(layers):
             if tensors[name].shape != row.hf_shape(shape):
-                raise ValueError(
+                raise InputError(
                     f"tensor {name}: shape {tensors[name].shape}, expected {row.hf_shape(shape)}"
                 )
             parts.append(row.from_hf(tensors[name], shape).astype(np.float32))
@@ -110,35 +142,43 @@ def shapes(model: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
     return flatten_dict(tree, sep="/")  # pyright: ignore[reportReturnType]
 
 
-def _check_covered(found: set[str], expected: set[str], what: str) -> None:
+def _difference(found: set[str], expected: set[str], what: str) -> str | None:
     for problem, names in (("missing", expected - found), ("unexpected", found - expected)):
         if names:
-            some = ", ".join(sorted(names)[:3])
-            raise ValueError(f"{problem} {what}: {some} ({len(names)} in all)")
+            return f"{problem} {what}: {', '.join(sorted(names)[:3])} ({len(names)} in all)"
+    return None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        raise InputError(f"{file}: no such file; valid: a Hugging Face folder")
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{file}: not JSON ({e})") from e
+        content = json.loads(file.read_text())
+    except ValueError as error:  # no JSON, or no text
+        raise InputError(f"{file}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: holds {content!r:.50}; valid: a JSON object")
+    return content
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        files = sorted(set(_read_json(index)["weight_map"].values()))
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise InputError(f"{index}: no weight_map; valid: one of tensor names to files")
+        files = sorted(set(shards.values()))
     else:
         files = ["model.safetensors"]
     tensors = {}
     for file in files:
         if not (folder / file).exists():
-            raise FileNotFoundError(f"{folder / file}: no such file; valid: a Hugging Face folder")
+            raise InputError(f"{folder / file}: no such file; valid: a Hugging Face folder")
         try:
             with safe_open(folder / file, framework="flax") as f:
                 tensors |= {k: np.asarray(f.get_tensor(k).astype(jnp.float32)) for k in f.keys()}
         except SafetensorError as e:
-            raise ValueError(f"{folder / file}: not a whole safetensors file ({e})") from e
+            raise InputError(f"{folder / file}: not a whole safetensors file ({e})") from None
     return tensors
 
 
@@ -149,6 +189,6 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as e:
         reason = str(e).splitlines()[0]
-        raise FileNotFoundError(
+        raise InputError(
             f"model {name!r}: neither a folder here nor to be had from the hub ({reason})"
         ) from e

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sea_jax.models.layers import Past, Prefix
+from sea_jax.models.layers import Prefix
 from sea_jax.types import Array
 
 
@@ -13,8 +13,8 @@ class Decoder(nn.Module):
     """Tokens to hidden states and logits.
 
     `config` is an architecture's config (e.g. `pythia.PythiaConfig`); it names its block, so that a
-    new architecture needs one file and no change here. All layers are one scanned block: compile
-    time does not grow with depth.
+    new architecture needs one file and no change here. All layers are one scanned block, whose
+    compile time does not grow with depth; only `generate` walks the layers one by one.
     """
 
     config: Any
@@ -34,14 +34,12 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),  # pyright: ignore[reportArgumentType]
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=cfg.num_layers,
             unroll=cfg.num_layers if cfg.num_layers <= 4 else 1,
         )(cfg)
         self.final_norm = cfg.norm()
-        self.head = nn.Dense(
-            cfg.vocab_size, use_bias=False, dtype=cfg.dtype, param_dtype=jnp.float32
-        )
+        self.head = nn.Dense(cfg.vocab_size, use_bias=False, dtype=cfg.dtype, param_dtype=jnp.float32)
 
     def __call__(self, tokens: Array, mask: Array | None = None) -> Array:
         """Logits of whole sequences.
@@ -73,16 +71,13 @@ class Decoder(nn.Module):
         keys, values = keys[:, :, 0].transpose(0, 1, 3, 4, 2), values[:, :, 0].transpose(0, 1, 3, 2, 4)
         return hidden[:, 0, -1], Prefix(keys, values, mask)
 
-    def encode(
-        self, tokens: Array, mask: Array, prefix: Prefix | None = None, past: Past | None = None
-    ) -> tuple[Array, Array, Array]:
+    def encode(self, tokens: Array, mask: Array, prefix: Prefix | None = None) -> tuple[Array, Array, Array]:
         """Hidden states of responses after their shared prompt, or of bare sequences.
 
         Args:
             tokens: [B, M, T] int32.
             mask: [B, M, T] bool; left padding only where there is no prefix.
-            prefix: cache of the prompts; None for bare sequences, which need M = 1.
-            past: cache of the response tokens before these; needs a prefix.
+            prefix: cache of the prompts; None for bare sequences.
 
         Returns:
             hidden [B, M, T, W] after the final norm; the new keys and values [N, B, M, T, H, D].
@@ -90,20 +85,22 @@ class Decoder(nn.Module):
         positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)
         if prefix is not None:
             positions += prefix.mask.sum(-1)[:, None, None]
-        if past is not None:
-            positions += past.length
-        prefix_mask = None if prefix is None else prefix.mask
-        past_length = None if past is None else past.length
-        hidden = self.embed(tokens)
         hidden, (keys, values) = self.layers(
-            hidden,
+            self.embed(tokens),
             positions,
             mask,
-            (prefix_mask, past_length),
+            None if prefix is None else prefix.mask,
             None if prefix is None else (prefix.keys, prefix.values),
-            None if past is None else (past.keys, past.values),
         )
         return self.final_norm(hidden), keys, values
+
+    def embedded(self, tokens: Array) -> Array:
+        """What enters the first layer: tokens [...] -> [..., W]."""
+        return self.embed(tokens)
+
+    def read_out(self, hidden: Array) -> Array:
+        """Logits [..., V] f32 of what leaves the last layer, [..., W]."""
+        return self.logits(self.final_norm(hidden))
 
     def logits(self, hidden: Array) -> Array:
         """Logits [..., V] f32 of hidden states [..., W]."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sea_jax.models.decoder import Decoder
-from sea_jax.models.layers import Past
+from sea_jax.models.layers import Past, Prefix
 from sea_jax.types import Array, Params
 
 
@@ -45,6 +45,89 @@ def sample_token(logits: Array, uniform: Array, temperature: float) -> tuple[Arr
     return token.astype(jnp.int32), jnp.take_along_axis(logprobs, token[..., None], -1)[..., 0]
 
 
+class Layer(NamedTuple):
+    """One layer's weights and its cache of the prompts.
+
+    Sliced out of the stacked arrays before the loop: inside it, XLA would copy them at every token.
+    """
+
+    params: Params
+    keys: Array  # [B, H, D, L]
+    values: Array  # [B, H, L, D]
+
+
+class Decoding(NamedTuple):
+    """What one step of the loop hands to the next."""
+
+    t: Array  # [] int32, tokens drawn so far
+    token: Array  # [B, M] int32, the last of them
+    length: Array  # [B, M] int32, tokens of each response, its EOS included
+    ended: Array  # [B, M] bool
+    past: tuple[Past, ...]  # one a layer
+    tokens: Array  # [T, B, M] int32, time first: a step writes one piece of memory
+    logprobs: Array  # [T, B, M] f32
+
+
+def split_layers(params: Params, prefix: Prefix) -> list[Layer]:
+    """The layers of a scanned stack, one by one."""
+    stacked = Layer(params["layers"], prefix.keys, prefix.values)
+    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(prefix.keys.shape[0])]
+
+
+def next_logits(
+    model: Decoder, params: Params, layers: list[Layer], prompt_mask: Array, state: Decoding
+) -> tuple[Array, tuple[Past, ...]]:
+    """Reads the last token of every response.
+
+    Args:
+        model, params: the policy.
+        layers: of `split_layers`.
+        prompt_mask: [B, L] bool.
+        state: the loop's.
+
+    Returns:
+        logits [B, M, V] of the next token, and the caches with the last one in them.
+    """
+    variables, block = {"params": params}, model.config.block(model.config)
+    token = state.token[..., None]  # [B, M, 1]
+    mask = jnp.ones(token.shape, bool)
+    positions = jnp.broadcast_to(prompt_mask.sum(-1)[:, None, None] + state.t - 1, token.shape)
+    x, pasts = model.apply(variables, token, method="embedded"), []
+    for layer, past in zip(layers, state.past, strict=True):
+        prefix = (layer.keys, layer.values)
+        x, appended = block.apply({"params": layer.params}, x, positions, mask, prompt_mask, prefix, past)
+        pasts.append(appended)
+    return model.apply(variables, x[..., 0, :], method="read_out"), tuple(pasts)
+
+
+def begin(prefix: Prefix, token: Array, logprob: Array, max_tokens: int, eos_id: int) -> Decoding:
+    """The loop's state once the first token [B, M] and its log-prob are drawn, the caches empty."""
+    (B, M), T, (_, _, H, D, _) = token.shape, max_tokens, prefix.keys.shape
+    return Decoding(
+        t=jnp.int32(1),
+        token=token,
+        length=jnp.ones((B, M), jnp.int32),
+        ended=token == eos_id,
+        past=tuple(
+            Past(
+                jnp.zeros((B, H, M, D, T), prefix.keys.dtype),
+                jnp.zeros((B, H, M, T, D), prefix.values.dtype),
+                jnp.int32(0),
+            )
+            for _ in range(prefix.keys.shape[0])
+        ),
+        tokens=jnp.zeros((T, B, M), jnp.int32).at[0].set(token),
+        logprobs=jnp.zeros((T, B, M), jnp.float32).at[0].set(logprob),
+    )
+
+
+def finish(state: Decoding, pad_id: int) -> Responses:
+    """What was drawn, cut off after each response's EOS."""
+    mask = jnp.arange(state.tokens.shape[0]) < state.length[..., None]
+    tokens, logprobs = (jnp.moveaxis(x, 0, -1) for x in (state.tokens, state.logprobs))
+    return Responses(jnp.where(mask, tokens, pad_id), mask, jnp.where(mask, logprobs, 0.0))
+
+
 def generate(
     model: Decoder,
     params: Params,
@@ -78,49 +161,26 @@ def generate(
     B, M, T = prompts.shape[0], num_responses, max_tokens
     variables = {"params": params}
     last, prefix = model.apply(variables, prompts, prompt_mask, method="prefill")
+    layers = split_layers(params, prefix)
     uniforms = jax.random.uniform(key, (T, B, M))
-
-    N, _, H, D, _ = prefix.keys.shape
-    past = Past(
-        jnp.zeros((N, B, H, M, D, T), prefix.keys.dtype),
-        jnp.zeros((N, B, H, M, T, D), prefix.values.dtype),
-        jnp.int32(0),
-    )
     logits = model.apply(variables, last, method="logits")  # [B, V], the same for all M
-    token, logprob = sample_token(jnp.repeat(logits[:, None], M, 1), uniforms[0], temperature)
-    out = Responses(
-        jnp.full((B, M, T), pad_id, jnp.int32).at[..., 0].set(token),
-        jnp.zeros((B, M, T), bool).at[..., 0].set(True),
-        jnp.zeros((B, M, T), jnp.float32).at[..., 0].set(logprob),
-    )
+    first = sample_token(jnp.repeat(logits[:, None], M, 1), uniforms[0], temperature)
 
-    def step(carry):
-        t, token, ended, past, out = carry
-        hidden, keys, values = model.apply(
-            variables, token[..., None], jnp.ones((B, M, 1), bool), prefix, past, method="encode"
+    def step(state: Decoding) -> Decoding:
+        logits, past = next_logits(model, params, layers, prompt_mask, state)
+        token, logprob = sample_token(logits, uniforms[state.t], temperature)
+        return Decoding(
+            t=state.t + 1,
+            token=token,
+            length=state.length + ~state.ended,
+            ended=state.ended | (token == eos_id),
+            past=past,
+            tokens=state.tokens.at[state.t].set(token),
+            logprobs=state.logprobs.at[state.t].set(logprob),
         )
-        # One write a step to caches that the loop carries, in place; new keys are [N,B,M,1,H,D].
-        past = Past(
-            jax.lax.dynamic_update_slice(
-                past.keys, keys.transpose(0, 1, 4, 2, 5, 3), (0, 0, 0, 0, 0, t - 1)
-            ),
-            jax.lax.dynamic_update_slice(
-                past.values, values.transpose(0, 1, 4, 2, 3, 5), (0, 0, 0, 0, t - 1, 0)
-            ),
-            t,
-        )
-        logits = model.apply(variables, hidden[..., 0, :], method="logits")
-        token, logprob = sample_token(logits, uniforms[t], temperature)
-        out = Responses(
-            out.tokens.at[..., t].set(jnp.where(ended, pad_id, token)),
-            out.mask.at[..., t].set(~ended),
-            out.logprobs.at[..., t].set(jnp.where(ended, 0.0, logprob)),
-        )
-        return t + 1, token, ended | (token == eos_id), past, out
 
-    def unfinished(carry):
-        t, _, ended, _, _ = carry
-        return (t < T) & ~ended.all()
+    def unfinished(state: Decoding) -> Array:
+        return (state.t < T) & ~state.ended.all()
 
-    start = (jnp.int32(1), token, token == eos_id, past, out)
-    return jax.lax.while_loop(unfinished, step, start)[-1]
+    start = begin(prefix, *first, max_tokens=T, eos_id=eos_id)
+    return finish(jax.lax.while_loop(unfinished, step, start), pad_id)

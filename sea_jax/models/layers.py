@@ -1,5 +1,6 @@
 """Parts that every decoder shares: rotary embedding and attention over a shared prefix."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -23,11 +24,20 @@ class Prefix(NamedTuple):
 
 
 class Past(NamedTuple):
-    """Keys and values of the response tokens decoded so far."""
+    """One layer's keys and values of the response tokens decoded so far: the first `length` of T slots."""
 
-    keys: Array  # [N, B, H, M, D, T] (inside a layer: without N)
-    values: Array  # [N, B, H, M, T, D]
-    length: Array  # [] int32, how many of the T slots are filled
+    keys: Array  # [B, H, M, D, T]
+    values: Array  # [B, H, M, T, D]
+    length: Array  # [] int32
+
+    def append(self, k: Array, v: Array) -> "Past":
+        """With the tokens at hand, k and v [B, M, t, H, D], in the next t slots; in place under jit."""
+        at = self.length
+        return Past(
+            jax.lax.dynamic_update_slice(self.keys, k.transpose(0, 3, 1, 4, 2), (0, 0, 0, 0, at)),
+            jax.lax.dynamic_update_slice(self.values, v.transpose(0, 3, 1, 2, 4), (0, 0, 0, at, 0)),
+            at + k.shape[2],
+        )
 
 
 def rotary_angles(positions: Array, rotary_dim: int, base: float) -> tuple[Array, Array]:
@@ -62,52 +72,60 @@ def apply_rotary(x: Array, sin: Array, cos: Array) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
-def causal_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Causal self-attention of whole sequences.
+def gelu(x: Array) -> Array:
+    """Exact GELU (Hendrycks & Gimpel, 2016, arXiv:1606.08415), x Φ(x), of any shape.
 
-    Args:
-        q, k, v: [B, T, H, D].
-        mask: [B, T] bool, False on padding.
-
-    Returns:
-        [B, T, H, D].
+    Checkpointed: the gradient needs x alone and recomputes Φ(x), where keeping what it could reuse
+    would write and read three more arrays as wide as the MLP.
     """
-    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :], is_causal=True)
+
+    @jax.checkpoint
+    def exact(x):
+        return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+    return exact(x)
 
 
 def shared_prefix_attention(
-    q: Array, k: Array, v: Array, mask: Array, prefix: Prefix, past: Past | None
+    q: Array, k: Array, v: Array, mask: Array, prefix: Prefix | None = None, past: Past | None = None
 ) -> Array:
-    """Attention of M responses to their shared prompt, to their own past and causally to themselves.
+    """Attention of M responses to their shared prompt and causally to themselves.
 
     The prompt's keys are never repeated M times: the M·T queries of a prompt meet them in one
-    matrix product.
+    matrix product. The two sets of keys share a softmax without being joined: each adds to the
+    numerator and to the denominator of
+
+        Σ_j exp(s_j - max) v_j / Σ_j exp(s_j - max).
 
     Args:
         q, k, v: [B, M, T, H, D], the tokens at hand.
-        mask: [B, M, T] bool, False on padding.
-        prefix: one layer of the prompt's cache.
-        past: one layer of the responses' caches, or None.
+        mask: [B, M, T] bool, False on padding; not read with a past, whose tokens are all real.
+        prefix: one layer of the prompt's cache, or None.
+        past: one layer of the responses' caches, the tokens at hand appended, or None.
 
     Returns:
         [B, M, T, H, D].
     """
     B, M, T, H, D = q.shape
-    L = prefix.keys.shape[-1]
     q = q.transpose(0, 3, 1, 2, 4) * D**-0.5  # [B, H, M, T, D]
-    k_own, v_own = k.transpose(0, 3, 1, 4, 2), v.transpose(0, 3, 1, 2, 4)
+    if past is None:
+        keys, values = k.transpose(0, 3, 1, 4, 2), v.transpose(0, 3, 1, 2, 4)
+        visible = mask[:, None, :, None, :] & jnp.tril(jnp.ones((T, T), bool))
+    else:
+        keys, values, length = past
+        visible = jnp.arange(keys.shape[-1]) < length - jnp.arange(T)[::-1, None]
+    scores = [jnp.where(visible, (q @ keys).astype(jnp.float32), _MASKED)]
+    if prefix is not None:
+        on_prefix = q.reshape(B, H, M * T, D) @ prefix.keys
+        on_prefix = jnp.where(prefix.mask[:, None, None], on_prefix.astype(jnp.float32), _MASKED)
+        scores.append(on_prefix.reshape(B, H, M, T, -1))
 
-    on_prefix = (q.reshape(B, H, M * T, D) @ prefix.keys).reshape(B, H, M, T, L)
-    scores = [jnp.where(prefix.mask[:, None, None, None], on_prefix, _MASKED)]
-    if past is not None:
-        filled = jnp.arange(past.keys.shape[-1]) < past.length
-        scores.append(jnp.where(filled, q @ past.keys, _MASKED))
-    visible = mask[:, None, :, None, :] & jnp.tril(jnp.ones((T, T), bool))
-    scores.append(jnp.where(visible, q @ k_own, _MASKED))
-
-    weights = jax.nn.softmax(jnp.concatenate(scores, -1).astype(jnp.float32), -1).astype(q.dtype)
-    out = (weights[..., :L].reshape(B, H, M * T, L) @ prefix.values).reshape(B, H, M, T, D)
-    if past is not None:
-        out += weights[..., L:-T] @ past.values
-    out += weights[..., -T:] @ v_own
-    return out.transpose(0, 2, 3, 1, 4)
+    # The maximum cancels out of the quotient: it has no gradient.
+    highest = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
+    weights = [jnp.exp(s - jax.lax.stop_gradient(highest)) for s in scores]
+    total = functools.reduce(jnp.add, [w.sum(-1, keepdims=True) for w in weights])
+    weights = [w.astype(q.dtype) for w in weights]
+    out = weights[0] @ values
+    if prefix is not None:
+        out += (weights[1].reshape(B, H, M * T, -1) @ prefix.values).reshape(out.shape)
+    return (out / total).astype(q.dtype).transpose(0, 2, 3, 1, 4)

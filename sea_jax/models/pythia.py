@@ -16,7 +16,7 @@ from sea_jax.models.layers import (
     Past,
     Prefix,
     apply_rotary,
-    causal_attention,
+    gelu,
     rotary_angles,
     shared_prefix_attention,
 )
@@ -60,8 +60,11 @@ class PythiaConfig:
 
     def norm(self, name: str | None = None) -> nn.Module:
         return nn.LayerNorm(
-            self.norm_eps, dtype=self.dtype, param_dtype=jnp.float32,
-            use_fast_variance=False, name=name,
+            self.norm_eps,
+            dtype=self.dtype,
+            param_dtype=jnp.float32,
+            use_fast_variance=False,
+            name=name,
         )
 
     @classmethod
@@ -81,31 +84,43 @@ class PythiaConfig:
         if rope.get("rope_type", "default") != "default" or hf.get("rope_scaling"):
             raise ValueError("rope scaling: GPT-NeoX is ported with plain rotary embeddings only")
         fields = dict(
-            vocab_size=hf["vocab_size"], num_layers=hf["num_hidden_layers"],
-            width=hf["hidden_size"], num_heads=hf["num_attention_heads"],
-            mlp_width=hf["intermediate_size"], norm_eps=hf.get("layer_norm_eps", 1e-5),
+            vocab_size=hf["vocab_size"],
+            num_layers=hf["num_hidden_layers"],
+            width=hf["hidden_size"],
+            num_heads=hf["num_attention_heads"],
+            mlp_width=hf["intermediate_size"],
+            norm_eps=hf.get("layer_norm_eps", 1e-5),
             rotary_pct=rope.get("partial_rotary_factor", hf.get("rotary_pct", 0.25)),
             rope_base=rope.get("rope_theta", hf.get("rotary_emb_base", 10_000.0)),
             parallel_residual=hf.get("use_parallel_residual", True),
-            gelu_approximate=approximate[act], max_length=hf.get("max_position_embeddings", 2048),
+            gelu_approximate=approximate[act],
+            max_length=hf.get("max_position_embeddings", 2048),
         )
         return cls(**(fields | overrides))
 
     def to_hf(self) -> dict[str, Any]:
         """A config.json that transformers 4 and 5 and vLLM open."""
         return dict(
-            architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox",
-            vocab_size=self.vocab_size, num_hidden_layers=self.num_layers,
-            hidden_size=self.width, num_attention_heads=self.num_heads,
-            intermediate_size=self.mlp_width, layer_norm_eps=self.norm_eps,
-            rotary_pct=self.rotary_pct, rotary_emb_base=self.rope_base,
+            architectures=["GPTNeoXForCausalLM"],
+            model_type="gpt_neox",
+            vocab_size=self.vocab_size,
+            num_hidden_layers=self.num_layers,
+            hidden_size=self.width,
+            num_attention_heads=self.num_heads,
+            intermediate_size=self.mlp_width,
+            layer_norm_eps=self.norm_eps,
+            rotary_pct=self.rotary_pct,
+            rotary_emb_base=self.rope_base,
             rope_parameters=dict(
-                rope_type="default", rope_theta=self.rope_base,
+                rope_type="default",
+                rope_theta=self.rope_base,
                 partial_rotary_factor=self.rotary_pct,
             ),
-            use_parallel_residual=self.parallel_residual, attention_bias=True,
+            use_parallel_residual=self.parallel_residual,
+            attention_bias=True,
             hidden_act="gelu_new" if self.gelu_approximate else "gelu",
-            max_position_embeddings=self.max_length, tie_word_embeddings=False,
+            max_position_embeddings=self.max_length,
+            tie_word_embeddings=False,
             torch_dtype="float32",
         )
 
@@ -136,7 +151,7 @@ PARAMS: tuple[Param, ...] = (
 
 
 class Block(nn.Module):
-    """One GPT-NeoX layer. Scanned: the carry is x, prefix and past are sliced by layer."""
+    """One GPT-NeoX layer. Scanned: the carry is x, the prefix is sliced by layer."""
 
     config: PythiaConfig
 
@@ -146,11 +161,14 @@ class Block(nn.Module):
         x: Array,
         positions: Array,
         mask: Array,
-        sizes: tuple[Any, Any],  # Array or None
+        prefix_mask: Array | None,
         prefix: tuple[Array, Array] | None,
-        past: tuple[Array, Array] | None,
-    ) -> tuple[Array, tuple[Array, Array]]:
-        """x [B, M, T, W], positions and mask [B, M, T] -> x, (new keys, new values) [B, M, T, H, D]."""
+        past: Past | None = None,
+    ) -> tuple[Array, Any]:
+        """x [B, M, T, W], positions and mask [B, M, T] -> x, and what the layer adds to a cache.
+
+        That is (new keys, new values) [B, M, T, H, D], or the past with them appended.
+        """
         cfg = self.config
         dense = dict(dtype=cfg.dtype, param_dtype=jnp.float32, kernel_init=nn.initializers.normal(0.02))
         h = cfg.norm("input_norm")(x)
@@ -158,16 +176,15 @@ class Block(nn.Module):
         q, k, v = qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :]
         sin, cos = rotary_angles(positions, cfg.rotary_dim, cfg.rope_base)
         q, k = apply_rotary(q, sin, cos), apply_rotary(k, sin, cos)
-        if prefix is None:
-            attended = causal_attention(q[:, 0], k[:, 0], v[:, 0], mask[:, 0])[:, None]
-        else:
-            attended = shared_prefix_attention(
-                q, k, v, mask, Prefix(*prefix, sizes[0]), None if past is None else Past(*past, sizes[1])
-            )
+        if past is not None:
+            past = past.append(k, v)
+        shared = None if prefix is None else Prefix(*prefix, prefix_mask)  # pyright: ignore[reportArgumentType]
+        attended = shared_prefix_attention(q, k, v, mask, shared, past)
         attended = nn.DenseGeneral(cfg.width, axis=(-2, -1), name="out", **dense)(attended)
         # Parallel residual: x + attn(ln1(x)) + mlp(ln2(x)); otherwise the MLP reads x + attn.
         after = x + attended
         h = cfg.norm("post_norm")(x if cfg.parallel_residual else after)
         h = nn.Dense(cfg.mlp_width, name="up", **dense)(h)
-        h = nn.Dense(cfg.width, name="down", **dense)(jax.nn.gelu(h, cfg.gelu_approximate))
-        return after + h, (k, v)
+        h = jax.nn.gelu(h, approximate=True) if cfg.gelu_approximate else gelu(h)
+        h = nn.Dense(cfg.width, name="down", **dense)(h)
+        return after + h, (k, v) if past is None else past

@@ -24,19 +24,13 @@ class BradleyTerryOracle:
           ValueError: lengths differ, or the reward function's answer is not [B].
         """
         if len(prompts) != len(responses):
-            raise ValueError(
-                f"responses: {len(responses)} given, must be one per prompt, {len(prompts)}"
-            )
+            raise ValueError(f"responses: {len(responses)} given, must be one per prompt, {len(prompts)}")
         rewards = np.asarray(self._reward_fn(prompts, responses), np.float32)
         if rewards.shape != (len(prompts),):
-            raise ValueError(
-                f"reward_fn: answer of shape {rewards.shape}, must be ({len(prompts)},)"
-            )
+            raise ValueError(f"reward_fn: answer of shape {rewards.shape}, must be ({len(prompts)},)")
         return rewards
 
-    def probability(
-        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
-    ) -> np.ndarray:
+    def probability(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         """P(first ≻ second | x): [B] float64."""
         margin = self.rewards(prompts, first).astype(np.float64) - self.rewards(prompts, second)
         # σ through tanh: no overflow at large margins, and exactly 1/2 at a tie.

@@ -64,9 +64,7 @@ class Labeller:
         """
         for name, texts in (("first", first), ("second", second)):
             if len(texts) != len(prompts):
-                raise ValueError(
-                    f"{name}: {len(texts)} given, must be one per prompt, {len(prompts)}"
-                )
+                raise ValueError(f"{name}: {len(texts)} given, must be one per prompt, {len(prompts)}")
         if not len(prompts):
             return np.zeros(0, bool)
         answer = self._oracle.probability(prompts, first, second)
@@ -88,7 +86,5 @@ def _checked(answer: np.ndarray, size: int) -> np.ndarray:
     # A NaN fails both comparisons, so it is caught here too.
     bad = np.flatnonzero(~((probability >= 0.0) & (probability <= 1.0)))
     if bad.size:
-        raise ValueError(
-            f"oracle: probability[{bad[0]}] is {probability[bad[0]]}, must lie in [0, 1]"
-        )
+        raise ValueError(f"oracle: probability[{bad[0]}] is {probability[bad[0]]}, must lie in [0, 1]")
     return probability

@@ -11,9 +11,7 @@ import numpy as np
 class Oracle(Protocol):
     """A preference oracle P (paper, Sec. 2). It answers with probabilities and draws nothing."""
 
-    def probability(
-        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
-    ) -> np.ndarray:
+    def probability(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         """P(first ≻ second | x) for B comparisons.
 
         Args:

@@ -186,9 +186,7 @@ def _replace(path: pathlib.Path, text: str) -> None:
 # --- the reward family ------------------------------------------------------------------------
 
 _CHOICE_GROUPS = tuple(
-    (slot, concept[0], concept)
-    for slot, concepts in grammar.CONCEPTS.items()
-    for concept in concepts
+    (slot, concept[0], concept) for slot, concepts in grammar.CONCEPTS.items() for concept in concepts
 ) + tuple((group, group, variants) for group, variants in grammar.GLOBALS.items())
 _CHOICES = tuple(
     (grammar.Mention(slot, concept, i), f"choice/{slot}/{phrase}")
@@ -246,9 +244,7 @@ def reward_basis(prompt: str, response: str) -> np.ndarray:
 def reward_basis_batch(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     """`reward_basis` of N pairs: [N, F] float32."""
     if len(prompts) != len(responses):
-        raise ValueError(
-            f"responses: {len(responses)} given, must be one per prompt, {len(prompts)}"
-        )
+        raise ValueError(f"responses: {len(responses)} given, must be one per prompt, {len(prompts)}")
     rows = np.zeros((len(prompts), NUM_BASIS), np.float32)
     for row, prompt, response in zip(rows, prompts, responses, strict=True):
         _measure(row, prompt, response)

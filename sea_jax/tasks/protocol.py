@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from sea_jax.errors import InputError
+
 SPLITS = ("train", "tuning", "heldout")
 
 
@@ -61,7 +63,7 @@ class Task:
           tokens [B, L] int32 and mask [B, L] bool, true on the prompt's own tokens.
 
         Raises:
-          ValueError: a prompt is empty or has more than `prompt_length` tokens.
+          InputError: a prompt is empty or has more than `prompt_length` tokens.
         """
         rows = self._encode(texts, "prompts", "prompt_length", self.prompt_length, end=[])
         return self._pad(rows, self.prompt_length, left=True)
@@ -76,7 +78,7 @@ class Task:
           tokens [B, T] int32 and mask [B, T] bool, true on the response's tokens and its EOS.
 
         Raises:
-          ValueError: a response is empty or has more than `response_length` tokens, EOS counted.
+          InputError: a response is empty or has more than `response_length` tokens, EOS counted.
         """
         end = [self.eos_id]
         rows = self._encode(texts, "responses", "response_length", self.response_length, end=end)
@@ -112,9 +114,9 @@ class Task:
         rows = [encoding.ids + end for encoding in encodings]
         for index, row in enumerate(rows):
             if len(row) == len(end):
-                raise ValueError(f"{field}[{index}]: {texts[index]!r} is empty, must have a token")
+                raise InputError(f"{field}[{index}]: {texts[index]!r} is empty, must have a token")
             if len(row) > limit:
-                raise ValueError(
+                raise InputError(
                     f"{field}[{index}]: {len(row)} tokens, must be at most {limit_name}={limit}"
                     f"{' with the EOS' if end else ''}"
                 )

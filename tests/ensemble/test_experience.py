@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import fits
 
 from sea_jax.ensemble import experience
@@ -19,6 +20,13 @@ def rows(values):
 def add(data, values, weight=None, keep=(True,) * B):
     weight = np.ones(B) if weight is None else weight
     return experience.add(data, rows(values), jnp.float32(weight), jnp.array(keep))
+
+
+def add_rows(data, values):
+    """One row at a time."""
+    for value in values:
+        data = experience.add(data, rows([value]), jnp.float32([value / 100]), jnp.array([True]))
+    return data
 
 
 def test_ring_buffer_is_a_list_that_forgets_its_oldest():
@@ -38,6 +46,27 @@ def test_ring_buffer_is_a_list_that_forgets_its_oldest():
         expected = np.array([v or 0 for v in model])
         np.testing.assert_array_equal(data.features, rows(expected))
         np.testing.assert_array_equal(data.weight, np.float32(expected / 100))
+
+
+@pytest.mark.parametrize("before", [0, 3, 5])
+def test_of_more_rows_than_slots_the_newest_stay(before):
+    """Twelve rows at once, ten of them kept, into five slots: as if they came one by one."""
+    old = add_rows(experience.init(C, E), np.arange(100, 100 + before))
+    keep = np.arange(12) % 6 != 2
+    values = np.arange(1, 13)
+    data = jax.jit(experience.add)(old, rows(values), jnp.float32(values / 100), jnp.array(keep))
+    expected = add_rows(old, values[keep])
+    for at_once, one_by_one in zip(data, expected, strict=True):
+        np.testing.assert_array_equal(at_once, one_by_one)
+    assert set(np.asarray(data.features[:, 0, 0])) == set(values[keep][-C:])
+
+
+def test_no_slot_is_written_twice():
+    """A scatter to equal indices has no defined order, though on a CPU it happens to have one."""
+    keep = jnp.arange(12) % 6 != 2
+    slots = np.asarray(experience._slots(jnp.int32(3), keep, C))
+    np.testing.assert_array_equal(np.sort(slots[slots < C]), np.arange(C))
+    assert (slots == C).sum() == 12 - C
 
 
 def test_rows_that_are_not_kept_leave_no_trace():

@@ -13,6 +13,7 @@ from helpers import batch, decoder
 from safetensors.numpy import load_file, save_file
 
 from sea_jax import models
+from sea_jax.errors import InputError
 from sea_jax.models import Decoder, PythiaConfig, convert
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "data" / "pythia_golden.npz"
@@ -41,6 +42,12 @@ def edit_tensors(folder, edit):
 def edit_config(folder, **changes):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def remove_field(folder, name):
+    config = json.loads((folder / "config.json").read_text())
+    del config[name]
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def assert_equal(params, expected):
@@ -133,7 +140,7 @@ def test_sharded_and_half_precision_folders(tiny, folder):
     model, params = models.load(folder)
     assert_equal(params, convert.from_hf(model, tensors | half))
     (folder / "b.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"b\.safetensors: no such file"):
+    with pytest.raises(InputError, match=r"b\.safetensors: no such file"):
         models.load(folder)
 
 
@@ -162,9 +169,26 @@ SPOILT = {
     "truncated tensors": (lambda f: truncate(f / "model.safetensors", 0.9), r"model\.safetensors"),
     "truncated header": (lambda f: truncate(f / "model.safetensors", 0.01), r"model\.safetensors"),
     "truncated config": (lambda f: truncate(f / "config.json", 0.5), r"config\.json"),
+    "empty tensors": (lambda f: truncate(f / "model.safetensors", 0), r"model\.safetensors: not a whole"),
+    "config of a list": (lambda f: (f / "config.json").write_text("[1]"), r"config\.json: holds \[1\]"),
+    "config that is no text": (lambda f: (f / "config.json").write_bytes(b"\xff"), r"config\.json: not JSON"),
+    "index without a map": (
+        lambda f: (f / "model.safetensors.index.json").write_text("{}"),
+        r"index\.json: no weight_map; valid: ",
+    ),
     "unknown model_type": (
         lambda f: edit_config(f, model_type="mamba"),
-        "model_type='mamba'.*gpt_neox",
+        r"config\.json: model_type='mamba'; valid: one of \['gpt_neox'\]",
+    ),
+    "no model_type": (lambda f: remove_field(f, "model_type"), r"config\.json: model_type=None; valid: "),
+    "a size of another kind": (
+        lambda f: edit_config(f, num_hidden_layers="2"),
+        r"config\.json: num_hidden_layers='2'; valid: .* at least 1",
+    ),
+    "no size": (lambda f: edit_config(f, vocab_size=0), r"vocab_size=0; valid: .* at least 1"),
+    "heads that do not divide the width": (
+        lambda f: edit_config(f, num_attention_heads=3),
+        r"config\.json: hidden_size=16; valid: a multiple of num_attention_heads=3",
     ),
     "tied embeddings": (
         lambda f: edit_config(f, tie_word_embeddings=True),
@@ -186,21 +210,33 @@ SPOILT = {
 def test_spoilt_folders_are_refused_in_one_line(name, folder):
     spoil, message = SPOILT[name]
     spoil(folder)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:
         models.load(folder)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"]
+)
+def test_a_config_without_a_required_field_names_it(name, folder):
+    remove_field(folder, name)
+    with pytest.raises(InputError) as error:
+        models.load(folder)
+    file = folder / "config.json"
+    assert str(error.value) == f"{file}: no {name}; valid: {name}, a whole number of at least 1"
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_absent_files_are_named(file, folder):
     (folder / file).unlink()
-    with pytest.raises(FileNotFoundError, match=file):
+    with pytest.raises(InputError, match=file):
         models.load(folder)
 
 
 def test_parameters_that_the_table_does_not_cover_are_not_saved_silently(tiny, tmp_path):
     model, params = tiny
-    with pytest.raises(ValueError, match="unexpected PARAMS row: extra"):
+    with pytest.raises(ValueError, match="unexpected PARAMS row: extra") as error:
         models.save(tmp_path, model, params | {"extra": np.zeros(1)})
+    assert error.type is ValueError  # a mistake of the code, not of a user's file
     with pytest.raises(ValueError, match="missing PARAMS row: head/kernel"):
         models.save(tmp_path, model, {k: v for k, v in params.items() if k != "head"})

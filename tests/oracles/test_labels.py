@@ -133,9 +133,7 @@ def test_unusable_options(options, message):
 
 # --- Bradley-Terry ----------------------------------------------------------------------------
 
-BY_LENGTH = bradley_terry.BradleyTerryOracle(
-    lambda prompts, texts: np.array([len(t) for t in texts])
-)
+BY_LENGTH = bradley_terry.BradleyTerryOracle(lambda prompts, texts: np.array([len(t) for t in texts]))
 
 
 def test_bradley_terry_by_hand():

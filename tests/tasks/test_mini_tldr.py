@@ -84,7 +84,10 @@ def test_lexicon_has_no_phrase_with_two_meanings():
 
 
 def test_synonyms_are_uniform_in_references_and_habitual_in_demonstrations(task):
-    for texts, sorted_shares in ((task.references["train"], (1 / 3,) * 3), (task.demonstrations, grammar.HABIT)):
+    for texts, sorted_shares in (
+        (task.references["train"], (1 / 3,) * 3),
+        (task.demonstrations, grammar.HABIT),
+    ):
         rows = mini_tldr.reward_basis_batch(task.prompts["train"], texts)
         groups = rows[:, :126].sum(0).reshape(42, 3)
         shares = -np.sort(-groups / groups.sum(1, keepdims=True), axis=1)

@@ -1,0 +1,42 @@
+"""The sampler: tokens a second of `generate`.
+
+    python -m benchmarks.sampler
+
+32 prompts of 64 tokens × 20 responses of exactly 53 tokens; GPT-NeoX of 2 layers, width 128, vocabulary
+512, fp32, temperature 0.7. Reading the prompts is part of the time.
+"""
+
+import argparse
+import sys
+import time
+
+import jax
+import numpy as np
+
+from benchmarks.online_dpo_step import VOCABULARY, small_policy
+from sea_jax.assets import make_sampler
+
+PROMPTS, LENGTH, RESPONSES, NEW_TOKENS = 32, 64, 20, 53
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=20, help="timed calls, after 2 untimed")
+    args = parser.parse_args()
+    model, params = small_policy()
+    prompts = np.random.default_rng(0).integers(1, VOCABULARY, (PROMPTS, LENGTH), dtype=np.int32)
+    # The EOS is out of the vocabulary, so that every response has exactly NEW_TOKENS tokens.
+    sample = make_sampler(model, RESPONSES, NEW_TOKENS, 0.7, VOCABULARY, 0)
+    seconds = []
+    for i in range(args.calls + 2):
+        start = time.perf_counter()
+        responses = sample(params, prompts, np.ones(prompts.shape, bool), jax.random.key(i))
+        assert np.asarray(responses.mask).all()
+        seconds.append(time.perf_counter() - start)
+    rate = PROMPTS * RESPONSES * NEW_TOKENS / np.array(seconds[2:])
+    print(f"tokens a second: min {rate.min():,.0f}, median {np.median(rate):,.0f}, max {rate.max():,.0f}")
+    print(f"python {sys.version.split()[0]}, jax {jax.__version__}, {jax.devices()[0].platform}")
+
+
+if __name__ == "__main__":
+    main()
