@@ -26,7 +26,8 @@ from benchmarks import peer_env
 from sea_jax import algorithm, models
 from sea_jax.assets import make_sampler
 from sea_jax.ensemble import heads
-from sea_jax.state import init_state
+from sea_jax.runtime.allocator import keep_freed_memory
+from sea_jax.state import init_state, step_keys
 from sea_jax.train import assign_labels, propose, update
 from sea_jax.types import Candidates, Params, PromptBatch
 
@@ -63,16 +64,16 @@ def our_step(model: models.Decoder, params, prompts: np.ndarray, micro_batch: in
         start = time.perf_counter()
         rows = np.arange(i * PROMPTS, (i + 1) * PROMPTS) % len(prompts)
         batch = PromptBatch(jnp.asarray(prompts[rows]), mask, jnp.asarray(rows))
-        keys = jax.random.split(jax.random.fold_in(state.key, i), 3)
-        responses = sample(state.policy.params, batch.tokens, mask, keys[0])
+        keys = step_keys(state.key, i)
+        responses = sample(state.policy.params, batch.tokens, mask, keys.sample)
         candidates = Candidates(*responses, jnp.zeros((PROMPTS, 2, 1)))  # pyright: ignore[reportCallIssue]
         rewards = jnp.zeros((1, PROMPTS, 2))
-        duel = propose(keys[1], keys[2], rewards, candidates, 10**9, strategy="passive", gamma=1.0)
+        duel = propose(keys.select, keys.label, rewards, candidates, 10**9, strategy="passive", gamma=1.0)
         tokens = np.asarray(responses.tokens)
         assert tokens.shape == (PROMPTS, 2, NEW_TOKENS) and np.asarray(responses.mask).all()
         reward = tokens.sum(-1) % 97  # the fixed reward of TRL's side
         prefers_first = reward[:, 0] > reward[:, 1]
-        labelled = assign_labels(keys[2], rewards, batch, candidates, duel, prefers_first)
+        labelled = assign_labels(keys.label, rewards, batch, candidates, duel, prefers_first)
         state, metrics = update(learner, state, ref_params, labelled)
         assert float(metrics["step/finite"]) == 1.0
         jax.block_until_ready(state)
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument("--ours-only", action="store_true", help="do not install or run TRL")
     parser.add_argument("--micro-batch", type=int, default=4, help="prompts in our backward pass; 0: all")
     args = parser.parse_args()
+    keep_freed_memory()  # as sea_jax.main does
     model, params = small_policy()
     prompts = np.random.default_rng(0).integers(1, VOCABULARY, (1024, LENGTH), dtype=np.int32)
     with tempfile.TemporaryDirectory() as name:

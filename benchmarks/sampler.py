@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.online_dpo_step import VOCABULARY, small_policy
 from sea_jax.assets import make_sampler
+from sea_jax.runtime.allocator import keep_freed_memory
 
 PROMPTS, LENGTH, RESPONSES, NEW_TOKENS = 32, 64, 20, 53
 
@@ -23,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=20, help="timed calls, after 2 untimed")
     args = parser.parse_args()
+    keep_freed_memory()  # as sea_jax.main does
     model, params = small_policy()
     prompts = np.random.default_rng(0).integers(1, VOCABULARY, (PROMPTS, LENGTH), dtype=np.int32)
     # The EOS is out of the vocabulary, so that every response has exactly NEW_TOKENS tokens.

@@ -27,10 +27,12 @@ def get_config() -> ConfigDict:
             pooled_width=192, width=128, mean_scale=0.3, gate_hidden=128,
         )
     )  # fmt: skip
+    # Heads that learn one reward of the family each, for ensemble.prior="pretrained" to draw from.
+    config.family = ConfigDict(dict(num_heads=40, steps=300, batch_size=64))
     config.train = ConfigDict(
         dict(
             batch_size=8, query_budget=1024, temperature=0.7,
-            dap="dpo", beta=0.1, learning_rate=5e-4, warmup_steps=5, schedule="cosine",
+            dap="dpo", beta=0.1, learning_rate=5e-4, warmup_queries=40, schedule="cosine",
             max_grad_norm=1.0,
             micro_batch=0,  # prompts in a backward pass; 0: the whole batch
             per_token=False,  # IPO: divide log-ratios by lengths
@@ -39,8 +41,9 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     config.ensemble = ConfigDict(
         dict(
-            num_members=20, hidden=(128, 128), prior_scale=1.0, learning_rate=1e-3, steps=5,
-            batch_size=128, regularization=0.5, scale_by_data=True, capacity=8192,
+            num_members=20, hidden=(128, 128), prior="pretrained", prior_scale=1.0,
+            learning_rate=1e-3, steps=5, batch_size=128,
+            regularization=0.5, scale_by_data=True, capacity=8192,
         )
     )  # fmt: skip
     config.sea = ConfigDict(

@@ -14,6 +14,7 @@ from sea_jax.ensemble import experience as buffer
 from sea_jax.ensemble import heads, selection
 from sea_jax.losses import DAP_LOSSES, sequence_logprobs, weighted_mean
 from sea_jax.models.decoder import Decoder
+from sea_jax.state import step_keys
 from sea_jax.types import (
     Array,
     Candidates,
@@ -149,15 +150,14 @@ def update(
     Returns:
         The new state, and metrics as f32 scalars still on the device.
     """
-    # The host's draws of this step come from fold_in(·, 1) and 2; split's halves may equal those.
-    ensemble_key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 3)
+    ensemble_key = step_keys(state.key, state.step).ensemble
     bought = batch.from_oracle & (batch.weight > 0)
     experience, ensemble, metrics = state.experience, state.ensemble, {}
     if learner.learn_ensemble:
         # Synthetic pairs never enter D_t: reward learning sees the oracle's labels only.
         experience = buffer.add(experience, batch.features, batch.weight, bought)
         ensemble, metrics = _update_ensemble(learner, ensemble_key, state.ensemble, experience, batch)
-    policy, policy_metrics = _update_policy(learner, state.policy, ref_params, batch)
+    policy, policy_metrics = _update_policy(learner, state.policy, ref_params, batch, state.num_queries)
     # Where every duel clashes there is no gradient, but Adam's momentum would move θ all the same.
     taught = batch.weight.sum() > 0
     policy = jax.tree.map(lambda after, before: _select(taught, after, before), policy, state.policy)
@@ -249,12 +249,16 @@ def _policy_gradient(
 
 
 def _update_policy(
-    learner: Learner, state: PolicyState, ref_params: Params, batch: PreferenceBatch
+    learner: Learner, state: PolicyState, ref_params: Params, batch: PreferenceBatch, num_queries: Array
 ) -> tuple[PolicyState, dict[str, Array]]:
-    """Line 10: one optimizer step on F (Eq. 9), its gradient summed over micro-batches."""
+    """Line 10: one optimizer step on F (Eq. 9), its gradient summed over micro-batches.
+
+    The optimizer is told num_queries, [] int32 bought before this step, for its schedule.
+    """
     loss, grads, logps, ref_logps = _policy_gradient(learner, state.params, ref_params, batch)
     lengths = batch.mask.sum(-1)
-    updates, opt_state = learner.policy_optimizer.update(grads, state.opt_state, state.params)
+    optimizer = optax.with_extra_args_support(learner.policy_optimizer)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, num_queries=num_queries)
     ratio = logps - ref_logps
     metrics = {
         "policy/loss": loss,

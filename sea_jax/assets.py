@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from sea_jax import models, sft
+from sea_jax.config import needs_family
 from sea_jax.ensemble import features, pretrain
+from sea_jax.errors import InputError
 from sea_jax.evaluate import EvalSet, greedy_responses
 from sea_jax.models import Decoder, PythiaConfig, generate
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
@@ -35,6 +39,7 @@ class Assets:
     eval_set: EvalSet
     pairs: EvalSet  # pairs of SFT samples on the tuning split: `sft` and `references` are the two
     pair_features: jax.Array  # [N, 2, E] f32
+    family_heads: Params | None = None  # leaves [P, ...]; None where no method draws its prior from them
 
     def sampler(self, num_responses: int, temperature: float) -> Callable:
         """A jitted (params, tokens [B, L], mask, key) -> Responses [B, M, T]."""
@@ -82,12 +87,17 @@ def prepare(config, cache: Path, task: Task) -> Assets:
     policy_fields["task"] = task.fingerprint
     model, params = _starting_policy(config, cache / f"sft-{_fingerprint(policy_fields)}", task)
 
-    family = mini_tldr.draw_reward(pretrain.SEED_OFFSET).tolist()
-    fields = policy_fields | {"backbone": config.backbone.to_dict(), "family": family}
-    backbone = _backbone(config, cache / f"backbone-{_fingerprint(fields)}", task, model, params)
+    rewards = mini_tldr.draw_reward(pretrain.SEED_OFFSET).tolist()
+    fields = policy_fields | {"backbone": config.backbone.to_dict(), "rewards": rewards}
+    data = functools.cache(lambda: _ranking_data(config.backbone, task, model, params))
+    backbone = _backbone(config, cache / f"backbone-{_fingerprint(fields)}", model, params, data)
+    family_heads = None
+    if any(needs_family(config, method) for method in config.methods):
+        fields |= {"family": config.family.to_dict(), "hidden": list(config.ensemble.hidden)}
+        family_heads = _family_heads(config, cache / f"heads-{_fingerprint(fields)}", backbone, data)
     eval_set = _eval_set(config, task, model, params)
     pairs, pair_features = _heldout_pairs(config, task, model, params, backbone)
-    return Assets(task, model, params, backbone, eval_set, pairs, pair_features)
+    return Assets(task, model, params, backbone, eval_set, pairs, pair_features, family_heads)
 
 
 def _starting_policy(config, folder: Path, task: Task) -> tuple[Decoder, Params]:
@@ -114,18 +124,37 @@ def policy_config(config, task: Task) -> PythiaConfig:
     )
 
 
-def _backbone(config, folder: Path, task: Task, model: Decoder, params: Params) -> features.Backbone:
+def _backbone(config, folder: Path, model: Decoder, params: Params, data: Callable) -> features.Backbone:
     cfg = config.backbone
     pooling = features.GatedPooling(cfg.pooled_width, model.config.vocab_size, cfg.gate_hidden)
-    file = folder / "backbone.safetensors"
-    if not file.exists():
-        prompts, rewards = _ranking_data(cfg, task, model, params)
+    if not folder.exists():
         key = jax.random.key(cfg.seed)
-        trained = pretrain.pretrain(cfg, model, params, prompts, rewards, key, config.progress)
-        flat = {k: np.asarray(v) for k, v in flatten_dict(trained.params, sep="/").items()}
-        _publish(folder, lambda part: save_file(flat, part / "backbone.safetensors"))
-    frozen = unflatten_dict(load_file(file), sep="/")
-    return features.Backbone(model, pooling, jax.tree.map(jnp.asarray, frozen))
+        trained = pretrain.pretrain(cfg, model, params, *data(), key, config.progress)
+        _write_params(folder, trained.params)
+    return features.Backbone(model, pooling, _read_params(folder))
+
+
+def _family_heads(config, folder: Path, backbone: features.Backbone, data: Callable) -> Params:
+    if not folder.exists():
+        key = jax.random.fold_in(jax.random.key(config.backbone.seed), 1)  # the backbone has the key itself
+        hidden = tuple(config.ensemble.hidden)
+        _write_params(folder, pretrain.family_heads(config.family, hidden, backbone, *data(), key))
+    return _read_params(folder)
+
+
+def _write_params(folder: Path, params: Params) -> None:
+    flat = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
+    _publish(folder, lambda part: save_file(flat, part / "params.safetensors"))
+
+
+def _read_params(folder: Path) -> Params:
+    """Raises InputError if the file is spoilt."""
+    file = folder / "params.safetensors"
+    try:
+        flat = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cache {file}: {error}; valid: delete {folder}, to have it made again") from None
+    return jax.tree.map(jnp.asarray, unflatten_dict(flat, sep="/"))
 
 
 def _ranking_data(cfg, task: Task, model: Decoder, params: Params):
@@ -179,8 +208,16 @@ def _fingerprint(fields: dict) -> str:
 
 
 def _publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Writes a folder whole or not at all, so that a killed run leaves no half of a model."""
+    """Writes a folder whole or not at all, so that a killed run leaves no half of a model.
+
+    Of processes that make the same folder together, the first to end leaves its own.
+    """
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     part.mkdir(parents=True, exist_ok=True)
     write(part)
-    part.rename(folder)
+    try:
+        part.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(part)

@@ -1,6 +1,7 @@
 """Checks of a config and a work directory, before anything expensive runs."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ def for_method(config: ConfigDict, method: str) -> ConfigDict:
     return merged
 
 
+def needs_family(config: ConfigDict, method: str) -> bool:
+    """Whether a method's prior is drawn from the heads that are pretrained with the backbone."""
+    return METHODS[method].learns_ensemble and for_method(config, method).ensemble.prior == "pretrained"
+
+
 def validate(config, task: Task) -> None:
     """Raises InputError, one line, at the first field that cannot work.
 
@@ -48,6 +54,12 @@ def _validate_overrides(config) -> None:
         valid = {f for f in _flat(config.to_dict()) if f.split(".")[0] in OVERRIDABLE}
         for field, value in _flat(fields.to_dict()).items():
             _require(field in valid, f"{name}.{field}", value, f"a field of one of {OVERRIDABLE}")
+        hidden = for_method(config, method).ensemble.hidden
+        _require(
+            not needs_family(config, method) or tuple(hidden) == tuple(config.ensemble.hidden),
+            f"{name}.ensemble.hidden", hidden,
+            f"{config.ensemble.hidden}, as all have with ensemble.prior='pretrained'",
+        )  # fmt: skip
 
 
 def _validate(config, task: Task) -> None:
@@ -59,15 +71,17 @@ def _validate(config, task: Task) -> None:
     _one_of(config, "sea.gamma_mode", ("count", "bernoulli"))
     _one_of(config, "sea.synthetic_pairs", ("thompson", "max_margin"))
     _one_of(config, "eval.split", SPLITS)
+    _validate_prior(config)
     for name in (
         "num_seeds", "train.batch_size", "train.query_budget", "ensemble.num_members",
         "ensemble.steps", "ensemble.batch_size", "ensemble.capacity", "sft.steps", "sft.batch_size",
-        "backbone.steps", "eval.every_queries", "eval.batch_size", "eval.num_prompts", "eval.num_pairs",
+        "backbone.steps", "family.steps", "family.batch_size",
+        "eval.every_queries", "eval.batch_size", "eval.num_prompts", "eval.num_pairs",
         "eval.best_of",
         "policy.num_layers", "policy.width", "policy.num_heads", "policy.mlp_width",
     ):  # fmt: skip
         _require(_get(config, name) >= 1, name, _get(config, name), "at least 1")
-    for name in ("seed", "sea.burn_in", "train.warmup_steps", "eval.num_samples"):
+    for name in ("seed", "sea.burn_in", "train.warmup_queries", "eval.num_samples"):
         _require(_get(config, name) >= 0, name, _get(config, name), "at least 0")
     # Above are the rewards that the backbone was pretrained on; the oracle's own is never among them.
     first, most = config.task.oracle_seed, SEED_OFFSET - config.num_seeds
@@ -105,6 +119,18 @@ def _validate_methods(config) -> None:
     _require(
         not active or capacity >= batch, "ensemble.capacity", capacity,
         f"at least train.batch_size={batch}, the pairs of a step, for {active}",
+    )  # fmt: skip
+
+
+def _validate_prior(config) -> None:
+    """Heads that a prior is drawn from are as many as are pretrained, one for each of the rewards."""
+    _one_of(config, "ensemble.prior", ("pretrained", "random"))
+    P, S = config.family.num_heads, config.backbone.num_rewards
+    _require(1 <= P <= S, "family.num_heads", P, f"1 to backbone.num_rewards={S}")
+    K = config.ensemble.num_members
+    _require(
+        config.ensemble.prior == "random" or K <= P, "ensemble.num_members", K,
+        f"at most family.num_heads={P} with ensemble.prior='pretrained'",
     )  # fmt: skip
 
 
@@ -150,6 +176,16 @@ def _validate_model(config, task: Task) -> None:
     )  # fmt: skip
 
 
+def require_writable(name: str, folder: Path) -> None:
+    """Makes a folder; raises InputError, naming the option that it came from, where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{name}: {folder}: {error.strerror}; valid: a folder that can be written") from None
+
+
 def claim_workdir(config, folder: Path) -> None:
     """Writes the config into a fresh work directory; refuses one that holds another config.
 
@@ -169,7 +205,7 @@ def claim_workdir(config, folder: Path) -> None:
                     f"workdir {folder}: holds runs with {name}={there!r}, not {here!r}; "
                     "valid: that config, or another --workdir"
                 )
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable("--workdir", folder)
     file.write_text(json.dumps(mine, indent=2) + "\n")
 
 

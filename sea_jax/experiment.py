@@ -27,6 +27,7 @@ def run(config, workdir: str) -> str:
     """
     folder = Path(workdir)
     cache = Path(config.cache_dir or folder / "cache")
+    config_lib.require_writable("config.cache_dir" if config.cache_dir else "--workdir", cache)
     task = mini_tldr.load(cache / "task")
     config_lib.validate(config, task)
     config_lib.claim_workdir(config, folder)

@@ -26,6 +26,9 @@ def main(argv: list[str]) -> None:
         config.keys()  # a file that could not be read is found out here
     except OSError as error:
         _fail(error)
+    from sea_jax.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
     import jax
 
     from sea_jax import experiment

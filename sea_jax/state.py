@@ -6,25 +6,51 @@ import optax
 
 from sea_jax.ensemble import experience as buffer
 from sea_jax.ensemble import heads
-from sea_jax.types import Array, Params, PolicyState, SeaState
+from sea_jax.types import Array, Params, PolicyState, SeaState, StepKeys
+
+_FIRST_SHARE = 0.2  # of the rate, where a warm-up begins
 
 
-def policy_optimizer(config, total_steps: int) -> optax.GradientTransformation:
-    """Adam with warm-up, then a constant or cosine rate; gradients clipped by their global norm.
+def policy_optimizer(config) -> optax.GradientTransformationExtraArgs:
+    """Adam, gradients clipped by their global norm; its `update` also takes num_queries=[] int32.
 
     Args:
-        config: learning_rate, warmup_steps, schedule ('constant' or 'cosine'), max_grad_norm (of the
-            gradient of the mean loss).
-        total_steps: where a cosine ends.
+        config: max_grad_norm (of the gradient of the mean loss), and what `learning_rate` reads.
     """
-    warmup = max(config.warmup_steps, 1)
-    ramp = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup)
+    schedule = learning_rate(config)
+
+    def scale(updates, state, params=None, *, num_queries, **_):
+        rate = schedule(num_queries)
+        return jax.tree.map(lambda u: -rate * u, updates), state
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.scale_by_adam(),
+        optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), scale),
+    )
+
+
+def learning_rate(config) -> optax.Schedule:
+    """The rate by oracle queries: a linear warm-up, then constant, or half a cosine down to 0.
+
+    Queries and not steps, since clashes and synthetic pairs make the number of steps unforeseeable:
+    every method's rate ends where its budget does.
+
+    Args:
+        config: learning_rate, warmup_queries, schedule ('constant' or 'cosine'), query_budget.
+    """
+    rate, warmup = config.learning_rate, config.warmup_queries
     rest = {
-        "constant": lambda: optax.constant_schedule(config.learning_rate),
-        "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, max(total_steps - warmup, 1)),
+        "constant": lambda: optax.constant_schedule(rate),
+        "cosine": lambda: optax.cosine_decay_schedule(rate, max(config.query_budget - warmup, 1)),
     }[config.schedule]()
-    schedule = optax.join_schedules([ramp, rest], [warmup])
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule))
+    ramp = optax.linear_schedule(rate * _FIRST_SHARE, rate, warmup)
+    return optax.join_schedules([ramp, rest], [warmup]) if warmup else rest
+
+
+def step_keys(key: Array, step: Array | int) -> StepKeys:
+    """The keys of step t, from the run's key: the host's and the device's, in one place to be distinct."""
+    return StepKeys(*jax.random.split(jax.random.fold_in(key, step), len(StepKeys._fields)))
 
 
 def init_state(
@@ -37,8 +63,9 @@ def init_state(
     num_members: int,
     feature_width: int,
     capacity: int,
+    family: Params | None = None,
 ) -> SeaState:
-    """Line 1 of Alg. 2: D_0 empty, θ⁰ = π_ref, Φ⁰ random.
+    """Line 1 of Alg. 2: D_0 empty, θ⁰ = π_ref, Φ⁰ from the prior.
 
     Args:
         key: [] key of the run; every later draw descends from it.
@@ -48,12 +75,13 @@ def init_state(
         num_members: K.
         feature_width: E.
         capacity: C, pairs.
+        family: pretrained heads that Φ⁰ is drawn from, as `heads.init` takes them; None: random ones.
     """
     ensemble_key, run_key = jax.random.split(key)
     params = jax.tree.map(jnp.array, policy_params)
     return SeaState(
         PolicyState(params, policy_tx.init(params)),
-        heads.init(ensemble_key, head, num_members, feature_width, ensemble_tx),
+        heads.init(ensemble_key, head, num_members, feature_width, ensemble_tx, family),
         buffer.init(capacity, feature_width),
         run_key,
         jnp.int32(0),

@@ -10,7 +10,6 @@
 
 import functools
 import inspect
-import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS, Method
 from sea_jax.oracles.labels import Labeller
 from sea_jax.runtime.metrics import MetricWriter
-from sea_jax.state import init_state, policy_optimizer
+from sea_jax.state import init_state, policy_optimizer, step_keys
 from sea_jax.types import Array, Candidates, Duel, PreferenceBatch, PromptBatch
 
 
@@ -53,7 +52,7 @@ class Run:
         self.labeller = Labeller(self.oracle, config.oracle.labels, config.oracle.flip_probability)
         self.learner, head = make_learner(
             assets.model, FrozenConfigDict(config.train), FrozenConfigDict(config.ensemble),
-            self.method, count_steps(config, self.method),
+            self.method,
         )  # fmt: skip
         self.seed = config.seed + replicate
         self.num_responses = config.sea.num_responses if self.method.active else 2
@@ -68,6 +67,7 @@ class Run:
             self.learner.policy_optimizer, head, self.learner.ensemble_optimizer,
             num_members=config.ensemble.num_members, feature_width=assets.backbone.feature_width,
             capacity=config.ensemble.capacity,
+            family=assets.family_heads if config.ensemble.prior == "pretrained" else None,
         )  # fmt: skip
         self.online_wins = self.online_responses = 0.0
 
@@ -92,9 +92,8 @@ class Run:
     def _step(self, step: int, done: int, writer: MetricWriter, last: Step | None) -> Step:
         """One pass through lines 3-10; reads the step before while the device works on this one."""
         prompts, texts = self._receive(step)  # line 3
-        key = jax.random.fold_in(self.state.key, step)
-        sample_key, select_key, label_key = jax.random.split(jax.random.fold_in(key, 1), 3)
-        responses = self.sample(self.state.policy.params, prompts.tokens, prompts.mask, sample_key)  # 4
+        keys = step_keys(self.state.key, step)
+        responses = self.sample(self.state.policy.params, prompts.tokens, prompts.mask, keys.sample)  # 4
         if last is not None:
             self._log(writer, step - 1, done, last)
         start = time.perf_counter()
@@ -104,7 +103,7 @@ class Run:
         candidates, rewards = self._score(prompts, responses, texts)
         remaining = self.config.train.query_budget - done
         duel = propose(
-            select_key, label_key, rewards, candidates, remaining,
+            keys.select, keys.label, rewards, candidates, remaining,
             strategy=self._strategy(done), gamma=self._gamma(done),
             gamma_mode=self.config.sea.gamma_mode, synthetic_pairs=self.config.sea.synthetic_pairs,
         )  # 5-7  # fmt: skip
@@ -113,7 +112,7 @@ class Run:
 
         prefers_first, shown = self._ask(step, texts, candidates, duel)  # 8
         labelled = time.perf_counter()
-        batch = assign_labels(label_key, rewards, prompts, candidates, duel, prefers_first)
+        batch = assign_labels(keys.label, rewards, prompts, candidates, duel, prefers_first)
         self.state, metrics = update(self.learner, self.state, self.assets.ref_params, batch)  # 9, 10
         metrics |= self._online(prompts, texts, shown)
         if self.method.active:
@@ -252,7 +251,7 @@ class Run:
             features = self.extract(backbone.params, prompts, mask, out.tokens, out.mask)
             return member_rewards(self.state.ensemble.params, features).mean(0)
 
-        key = jax.random.fold_in(jax.random.fold_in(self.state.key, step), 2)  # 1 is of training
+        key = step_keys(self.state.key, step).evaluate
         responses, length = evaluate.best_responses(
             assets.task, assets.sampler(cfg.eval.best_of, cfg.train.temperature), score,
             self.state.policy.params, data.tokens, data.mask, cfg.eval.batch_size, key,
@@ -304,14 +303,16 @@ def order_pairs(oracle: Any, assets: Assets) -> Array:
 
 @functools.cache
 def make_learner(
-    model: models.Decoder, train: Any, ensemble: Any, method: Method,  # two FrozenConfigDicts
-    total_steps: int,
-) -> tuple[algorithm.Learner, heads.Head]:  # fmt: skip
+    model: models.Decoder,
+    train: Any,  # a FrozenConfigDict, as the next is
+    ensemble: Any,
+    method: Method,
+) -> tuple[algorithm.Learner, heads.Head]:
     """The static half of a run: the same object for the same fields, so that jit compiles once."""
     options = inspect.signature(DAP_LOSSES[train.dap]).parameters
     learner = algorithm.Learner(
         model=model,
-        policy_optimizer=policy_optimizer(train, total_steps),
+        policy_optimizer=policy_optimizer(train),
         ensemble_optimizer=optax.adam(ensemble.learning_rate),
         dap=train.dap,
         dap_options=tuple((name, train[name]) for name in options if name in train),
@@ -323,13 +324,3 @@ def make_learner(
         scale_by_data=ensemble.scale_by_data,
     )
     return learner, heads.Head(tuple(ensemble.hidden), ensemble.prior_scale)
-
-
-def count_steps(config, method: Method) -> int:
-    """Policy updates that spend the query budget, if no duel clashes."""
-    batch, budget = config.train.batch_size, config.train.query_budget
-    if not method.synthetic:
-        return math.ceil(budget / batch)
-    burn_in = math.ceil(min(config.sea.burn_in, budget) / batch)
-    rest = max(budget - burn_in * batch, 0)
-    return burn_in + math.ceil(rest / max(round(config.sea.gamma * batch), 1))

@@ -20,6 +20,16 @@ Array = jax.Array
 Params = Any  # a nested dict of arrays
 
 
+class StepKeys(NamedTuple):
+    """The draws of one step, each with a key of its own: [] keys. See `state.step_keys`."""
+
+    sample: Array  # S_t (line 4)
+    select: Array  # heads and γ (lines 5-8)
+    label: Array  # the head that labels a synthetic duel (line 8)
+    ensemble: Array  # batches from D_t (line 9)
+    evaluate: Array  # best-of-N samples
+
+
 class PromptBatch(NamedTuple):
     """Prompts x_t (Alg. 2, line 3)."""
 

@@ -35,7 +35,7 @@ def small_run(folder, method, **overrides):
     config.train.update(batch_size=4, query_budget=16)
     config.eval.update(num_prompts=4, batch_size=4, every_queries=16)
     config.sea.update(num_responses=5, passive_queries=0)
-    config.ensemble.update(num_members=3, hidden=(8,), capacity=64, batch_size=8)
+    config.ensemble.update(num_members=3, hidden=(8,), prior="random", capacity=64, batch_size=8)
     config.update_from_flattened_dict(overrides)
     model = models.Decoder(models.PythiaConfig(400, num_layers=1, width=16, num_heads=2, mlp_width=16))
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]

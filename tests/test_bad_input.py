@@ -126,6 +126,14 @@ def test_a_process_ends_as_the_functions_do(cache, tmp_path):
         ({"eval.best_of": 0}, ["config.eval.best_of=0", "at least 1"]),
         ({"eval.best_of": 4, "methods": ("passive",)}, ["config.eval.best_of=4", "1 (off)", "'sea'"]),
         ({"backbone.num_prompts": 30_000}, ["config.backbone.num_prompts=30000", "20000"]),
+        ({"ensemble.prior": "flat"}, ["config.ensemble.prior='flat'", "pretrained", "random"]),
+        ({"ensemble.num_members": 41}, ["config.ensemble.num_members=41", "family.num_heads=40"]),
+        ({"family.num_heads": 300}, ["config.family.num_heads=300", "backbone.num_rewards=256"]),
+        ({"train.warmup_queries": -1}, ["config.train.warmup_queries=-1", "at least 0"]),
+        (
+            {"overrides": {"sea": {"ensemble": {"hidden": (8,)}}}},
+            ["config.overrides.sea.ensemble.hidden=(8,)", "(128, 128)"],
+        ),
         ({"policy.num_heads": 3}, ["config.policy.width=128", "multiple of policy.num_heads=3"]),
         ({"task.oracle_seed": 1_000_000}, ["config.task.oracle_seed=1000000", "in [0, "]),
         ({"policy.folder": "no/such"}, ["config.policy.folder='no/such'", "config.json"]),
@@ -188,6 +196,14 @@ def test_work_directory_whose_config_is_none(complaint, tmp_path, content):
     assert f"workdir {tmp_path}: its config.json" in line and "another --workdir" in line
 
 
+@pytest.mark.parametrize("option", ["--workdir", "config.cache_dir"])
+def test_folders_that_cannot_be_made(complaint, tmp_path, option):
+    (tmp_path / "file").write_text("in the way")
+    at = tmp_path / "file" / "runs"
+    line = complaint(at) if option == "--workdir" else complaint(tmp_path, cache_dir=str(at))
+    assert f"{option}: {at}" in line and "can be written" in line
+
+
 def test_work_directory_takes_more_methods_and_seeds(tmp_path):
     config = quickstart.get_config()
     config_lib.claim_workdir(config, tmp_path)
@@ -201,6 +217,25 @@ def test_texts_that_the_task_cannot_hold(cache):
         task.encode_prompts([task.prompts["train"][0], "word " * 100])
     with pytest.raises(InputError, match=r"responses\[0\]: '' is empty"):
         task.encode_responses([""])
+
+
+@pytest.mark.parametrize("spoil", [lambda content: content[:-9], lambda content: b""])
+def test_a_spoilt_cache_is_named(tmp_path, spoil):
+    folder = tmp_path / "backbone-1"
+    params = {"a": {"b": np.arange(5.0, dtype=np.float32)}}
+    assets._write_params(folder, params)
+    np.testing.assert_array_equal(assets._read_params(folder)["a"]["b"], params["a"]["b"])
+    file = folder / "params.safetensors"
+    file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(InputError, match=f"cache {file}: .*; valid: delete {folder}"):
+        assets._read_params(folder)
+
+
+def test_of_two_processes_that_fill_a_cache_the_first_stays(tmp_path):
+    assets._write_params(tmp_path / "x", {"a": np.ones(2)})
+    assets._write_params(tmp_path / "x", {"a": np.zeros(2)})
+    np.testing.assert_array_equal(assets._read_params(tmp_path / "x")["a"], np.ones(2))
+    assert [f.name for f in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyError, FileNotFoundError])

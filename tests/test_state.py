@@ -9,30 +9,33 @@ import optax
 import pytest
 
 from sea_jax.ensemble import Head
-from sea_jax.state import init_state, policy_optimizer
+from sea_jax.state import init_state, policy_optimizer, step_keys
 
 
-def rates(config, gradients, total_steps):
-    """The size of each step on one parameter."""
-    optimizer = policy_optimizer(types.SimpleNamespace(**config), total_steps)
+def steps_of(config, gradients, queries):
+    """The steps of one parameter, each after so many queries."""
+    optimizer = policy_optimizer(types.SimpleNamespace(**config))
     p = jnp.zeros(2)
     opt_state, seen = optimizer.init(p), []
     step = jax.jit(optimizer.update)
-    for g in gradients:
-        update, opt_state = step(jnp.array(g, jnp.float32), opt_state, p)
+    for g, bought in zip(gradients, queries, strict=True):
+        update, opt_state = step(jnp.array(g, jnp.float32), opt_state, p, num_queries=jnp.int32(bought))
         seen.append(-np.asarray(update))
     return np.array(seen)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_learning_rate(schedule):
-    """Under a constant gradient Adam's steps are the rates: from 2/4 up to 2 over 4 steps, then
-    flat, or half a cosine down to 0 at step 10."""
-    config = dict(learning_rate=2.0, warmup_steps=4, schedule=schedule, max_grad_norm=1e9)
-    steps = rates(config, [[3.0, -3.0]] * 11, total_steps=10)
-    t = np.arange(7) / 6
-    rest = np.full(7, 2.0) if schedule == "constant" else 1 + np.cos(np.pi * t)
-    expected = np.concatenate([[0.5, 0.875, 1.25, 1.625], rest])
+def test_learning_rate_goes_by_queries_not_steps(schedule):
+    """Under a constant gradient Adam's steps are the rates: from 2/5 up to 2 over 40 queries, then
+    flat, or half a cosine down to 0 at the budget of 100; steps that buy nothing do not count."""
+    config = dict(
+        learning_rate=2.0, warmup_queries=40, schedule=schedule, max_grad_norm=1e9, query_budget=100
+    )
+    queries = [0, 10, 10, 20, 40, 55, 55, 70, 85, 100]
+    steps = steps_of(config, [[3.0, -3.0]] * len(queries), queries)
+    c = 2**0.5 / 2
+    rest = [2.0] * 6 if schedule == "constant" else [2, 1 + c, 1 + c, 1, 1 - c, 0]
+    expected = np.array([0.4, 0.8, 0.8, 1.2, *rest])
     np.testing.assert_allclose(steps, expected[:, None] * [1, -1], atol=1e-4)
 
 
@@ -41,8 +44,10 @@ def test_gradients_are_clipped_by_their_norm():
 
     m̂ = (0.09·3 + 0.1·3, 0.09·4 − 0.1·4) / 0.19 = (3, −0.210526); v̂ = (9, 16).
     """
-    config = dict(learning_rate=1.0, warmup_steps=0, schedule="constant", max_grad_norm=5.0)
-    steps = rates(config, [[30.0, 40.0], [3.0, -4.0]], total_steps=10)
+    config = dict(
+        learning_rate=1.0, warmup_queries=0, schedule="constant", max_grad_norm=5.0, query_budget=10
+    )
+    steps = steps_of(config, [[30.0, 40.0], [3.0, -4.0]], [0, 2])
     np.testing.assert_allclose(steps, [[1, 1], [1, -0.210526 / 4]], rtol=1e-4)
 
 
@@ -62,3 +67,16 @@ def test_initial_state():
     assert ours.shape == (2, 4, 1) and state.experience.features.shape == (6, 2, 3)
     counters = state.experience.size, state.experience.cursor, state.step, state.num_queries
     assert [int(c) for c in counters] == [0] * 4
+
+
+def test_every_draw_of_every_step_has_its_own_key():
+    """On the host, where the step is an int, as under jit, where it is traced."""
+    key = jax.random.key(5)
+    seen = set()
+    for step in range(4):
+        host, device = step_keys(key, step), jax.jit(step_keys)(key, jnp.int32(step))
+        assert host._fields == ("sample", "select", "label", "ensemble", "evaluate")
+        for a, b in zip(host, device, strict=True):
+            np.testing.assert_array_equal(jax.random.key_data(a), jax.random.key_data(b))
+            seen.add(tuple(np.asarray(jax.random.key_data(a)).tolist()))
+    assert len(seen) == 20 and tuple(np.asarray(jax.random.key_data(key)).tolist()) not in seen

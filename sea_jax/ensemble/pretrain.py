@@ -5,6 +5,7 @@ the starting policy's own samples, to predict many rewards drawn from the task's
 oracle's reward is never among them: it has seeds below `SEED_OFFSET`, these have seeds above.
 """
 
+import functools
 from collections.abc import Hashable
 from typing import Any
 
@@ -14,11 +15,15 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from sea_jax.ensemble.features import Backbone, GatedPooling, pooled
+from sea_jax.ensemble import heads
+from sea_jax.ensemble.features import Backbone, GatedPooling, extract, pooled
+from sea_jax.ensemble.heads import Head
 from sea_jax.models.decoder import Decoder
 from sea_jax.types import Array, Params
 
 SEED_OFFSET = 1_000_000
+_HEAD_RATE = 3e-3  # of Adam, for heads on frozen features
+_CHUNK = 500  # prompts in one pass of the extractor
 
 
 def regression_loss(
@@ -115,6 +120,58 @@ def pretrain(
                 raise FloatingPointError(f"backbone loss at step {i + 1}: {loss}, must be finite")
             bar.set_postfix(mse=f"{float(loss):.3f}")
     return _freeze(config, model, pooling, params, data)
+
+
+def family_heads(
+    config, hidden: tuple[int, ...], backbone: Backbone, data: Any, rewards: np.ndarray, key: Array
+) -> Params:
+    """Heads that each know one reward of the family: what a run draws its prior φ⁰ from.
+
+    A pretrained ranker knows what people tend to like, though not what these people like. Random heads do
+    not even know the sign. Head p regresses, as the backbone did, on reward p.
+
+    Args:
+        config: num_heads P ≤ S, steps, batch_size (prompts).
+        hidden: widths of a head's hidden layers.
+        backbone: frozen.
+        data: as `pretrain` took it.
+        rewards: [N, M, S] f32.
+        key: [] key.
+
+    Returns:
+        Leaves [P, ...].
+    """
+    P, N = config.num_heads, len(rewards)
+    features = jnp.concatenate([_features(backbone, data, i) for i in range(0, N, _CHUNK)])
+    targets = jnp.asarray(rewards[..., :P]).transpose(2, 0, 1)
+    init_key, order_key = jax.random.split(key)
+    params = heads.init(init_key, Head(hidden), P, features.shape[-1], optax.identity()).params
+    optimizer = optax.adam(optax.cosine_decay_schedule(_HEAD_RATE, config.steps))
+
+    def loss_fn(params, rows):
+        centred = lambda r: r - r.mean(-1, keepdims=True)  # noqa: E731
+        error = centred(heads.rewards(params, features[rows])) - centred(targets[:, rows])
+        return jnp.sum(jnp.mean(error**2, (1, 2)))
+
+    def step(carry, key):
+        params, opt_state = carry
+        rows = jax.random.randint(key, (config.batch_size,), 0, N)
+        updates, opt_state = optimizer.update(jax.grad(loss_fn)(params, rows), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    keys = jax.random.split(order_key, config.steps)
+    train = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), keys)[0][0])
+    return train(params)
+
+
+def _features(backbone: Backbone, data: Any, start: int) -> Array:
+    part = tuple(x[start : start + _CHUNK] for x in data)
+    return _extract(backbone.model, backbone.pooling)(backbone.params, *part)
+
+
+@functools.cache
+def _extract(model: Decoder, pooling: GatedPooling):
+    return jax.jit(functools.partial(extract, model, pooling))
 
 
 def _optimizer(config) -> optax.GradientTransformation:
