@@ -45,7 +45,7 @@ def small_run(folder, method, **overrides):
         model, pooling,
         {
             "decoder": params, "projection": jnp.eye(4), "mean": jnp.zeros(4),
-            "pooling": pooling.init(jax.random.key(1), states, ones.astype(int), ones)["params"],
+            "pooling": pooling.init(jax.random.key(1), states, ones.astype(int), ones, ones)["params"],
         },
     )  # fmt: skip
     data = EvalSet(posts[:4], *task.encode_prompts(posts[:4]), posts[:4], posts[:4])

@@ -1,12 +1,12 @@
 """φ(x, y): features of a response from a frozen backbone (Sec. 4.2.1).
 
 The backbone is a decoder followed by gated pooling: every response token adds its value vector,
-gated by the decoder's states before and after it,
+gated by the decoder's states before and after it and by how much the decoder expected it,
 
-    z(x, y) = Σ_t σ(G [h_t; h_{t+1}]) ⊙ U h_{t+1},
+    z(x, y) = Σ_t σ(G [h_{t-1}; h_t; log p_t; p_t]) ⊙ U y_t,     p_t = p(y_t | x, y_<t).
 
-and the features are z in coordinates where a reward drawn from the pretraining family is close to a
-standard normal linear function (see `pretrain.py`).
+What the decoder did not expect may be what the prompt does not say. The features are z in coordinates where
+a reward drawn from the pretraining family is close to a standard normal linear function (see `pretrain.py`).
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,13 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sea_jax.losses.logprobs import response_states
+from sea_jax.losses.logprobs import next_logprobs, response_states
 from sea_jax.models.decoder import Decoder
 from sea_jax.types import Array, Params
 
 
 class GatedPooling(nn.Module):
-    """States before and after each token [..., T + 1, W], tokens and mask [..., T] -> [..., E] f32."""
+    """States before and after each token [..., T + 1, W]; tokens, their log-probs and mask [..., T]; gives
+    [..., E] f32."""
 
     width: int
     vocab_size: int
@@ -33,10 +34,11 @@ class GatedPooling(nn.Module):
         def __hash__(self) -> int: ...
 
     @nn.compact
-    def __call__(self, states: Array, tokens: Array, mask: Array) -> Array:
-        both = jnp.concatenate([states[..., :-1, :], states[..., 1:, :]], -1)
+    def __call__(self, states: Array, tokens: Array, logprobs: Array, mask: Array) -> Array:
+        expected = jnp.stack([logprobs, jnp.exp(logprobs)], -1)
+        known = jnp.concatenate([states[..., :-1, :], states[..., 1:, :], expected], -1)
         gate = nn.Dense(self.width, name="gate")(
-            nn.gelu(nn.Dense(self.gate_hidden, name="gate_hidden")(both))
+            nn.gelu(nn.Dense(self.gate_hidden, name="gate_hidden")(known))
         )
         value = nn.Embed(self.vocab_size, self.width, name="value")(tokens)
         return jnp.sum(jax.nn.sigmoid(gate) * value * mask[..., None], -2).astype(jnp.float32)
@@ -56,8 +58,10 @@ class Backbone(NamedTuple):
 
 def pooled(model: Decoder, pooling: GatedPooling, params: Params, batch: Any) -> Array:
     """z(x, y): batch (prompts [B, L], mask, tokens [B, M, T], mask) -> [B, M, E'] f32."""
+    tokens, mask = batch[2:]
     states = response_states(model, params["decoder"], *batch)
-    return pooling.apply({"params": params["pooling"]}, states, batch[2], batch[3])
+    logprobs = next_logprobs(model, params["decoder"], states[..., :-1, :], tokens)
+    return pooling.apply({"params": params["pooling"]}, states, tokens, logprobs, mask)
 
 
 def extract(

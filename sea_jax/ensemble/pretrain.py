@@ -91,12 +91,10 @@ def pretrain(
     """
     pooling = GatedPooling(config.pooled_width, model.config.vocab_size, config.gate_hidden)
     init_key, head_key, order_key = jax.random.split(key, 3)
-    states = jnp.zeros((1, 1, 2, model.config.width))
+    states, ones = jnp.zeros((1, 1, 2, model.config.width)), jnp.ones((1, 1, 1))
     params = {
         "decoder": jax.tree.map(jnp.asarray, policy_params),
-        "pooling": pooling.init(init_key, states, jnp.zeros((1, 1, 1), jnp.int32), jnp.ones((1, 1, 1)))[
-            "params"
-        ],
+        "pooling": pooling.init(init_key, states, ones.astype(int), ones, ones)["params"],
         "heads": jax.random.normal(head_key, (config.pooled_width, rewards.shape[-1]))
         * config.pooled_width**-0.5,
     }

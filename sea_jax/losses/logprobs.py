@@ -50,9 +50,14 @@ def token_logprobs(
         [B, M, T] f32 nats, 0 on padding.
     """
     states = response_states(model, params, prompts, prompt_mask, tokens, mask)[:, :, :-1]
+    return jnp.where(mask, next_logprobs(model, params, states, tokens), 0.0)
+
+
+def next_logprobs(model: Decoder, params: Params, states: Array, tokens: Array) -> Array:
+    """Log-probs of the tokens [...] that follow the states [..., W], at temperature 1: [...] f32 nats."""
     logits = model.apply({"params": params}, states, method="logits")
     chosen = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
-    return jnp.where(mask, chosen - jax.nn.logsumexp(logits, -1), 0.0)
+    return chosen - jax.nn.logsumexp(logits, -1)
 
 
 def sequence_logprobs(

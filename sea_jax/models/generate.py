@@ -21,7 +21,8 @@ class Responses(NamedTuple):
 def sample_token(logits: Array, uniform: Array, temperature: float) -> tuple[Array, Array]:
     """Draws from softmax(logits / temperature) by inverting its cumulative sum.
 
-    One uniform a row replaces V Gumbel variables, which on CPU cost more than the rest of the head.
+    One uniform a row replaces V Gumbel variables, which on CPU cost more than the rest of the head. So
+    would a cumulative sum over V: the block of about √V tokens is drawn first, then the token in it.
 
     Args:
         logits: [..., V] f32.
@@ -31,18 +32,36 @@ def sample_token(logits: Array, uniform: Array, temperature: float) -> tuple[Arr
     Returns:
         tokens [...] int32, and their log-probs [...] f32 nats under the distribution drawn from.
     """
-    logprobs = jax.nn.log_softmax(logits / (temperature or 1.0))
+    scaled = logits / (temperature or 1.0)
+    scaled -= jnp.max(scaled, -1, keepdims=True)
+    mass = jnp.exp(scaled)
     if temperature == 0:
-        token = jnp.argmax(logprobs, -1)
+        token = jnp.argmax(scaled, -1)
     else:
-        probs = jnp.exp(logprobs)
-        # XLA's parallel sum does not quite rise monotonically: what has probability 0 is cut out,
-        # or its rounding could be drawn. Scaled by the largest entry, which is a little off 1.
-        cumulative = jnp.where(probs > 0, jnp.cumsum(probs, -1), 0.0)
-        above = cumulative > (uniform * cumulative.max(-1))[..., None]
-        V = logits.shape[-1]
-        token = jnp.min(jnp.where(above, jnp.arange(V), V - 1), -1)
-    return token.astype(jnp.int32), jnp.take_along_axis(logprobs, token[..., None], -1)[..., 0]
+        V = mass.shape[-1]
+        size = 1 << (V.bit_length() // 2)
+        blocks = jnp.pad(mass, [(0, 0)] * (mass.ndim - 1) + [(0, -V % size)])
+        blocks = blocks.reshape(*mass.shape[:-1], -1, size)
+        sums = blocks.sum(-1)
+        block, rest = _invert(sums, uniform * sums.sum(-1))
+        within = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
+        token = block * size + _invert(within, rest)[0]
+    chosen = jnp.take_along_axis(scaled, token[..., None], -1)[..., 0]
+    return token.astype(jnp.int32), chosen - jnp.log(mass.sum(-1))
+
+
+def _invert(mass: Array, target: Array) -> tuple[Array, Array]:
+    """The first index whose cumulative mass is above the target, and what is left of the target there.
+
+    Whatever the rounding, the index has mass: [..., n] f32, [...] f32 -> [...] int32, [...] f32.
+    """
+    cumulative = jnp.cumsum(mass, -1)
+    possible = mass > 0
+    above = possible & (cumulative > target[..., None])
+    last = mass.shape[-1] - 1 - jnp.argmax(possible[..., ::-1], -1)
+    index = jnp.where(above.any(-1), jnp.argmax(above, -1), last)
+    before = jnp.take_along_axis(cumulative - mass, index[..., None], -1)[..., 0]
+    return index, target - before
 
 
 class Layer(NamedTuple):

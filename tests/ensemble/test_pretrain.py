@@ -34,7 +34,7 @@ def small_backbone():
     states, ones = jnp.zeros((1, 1, 2, 16)), jnp.ones((1, 1, 1))
     frozen = {
         "decoder": params, "projection": 3 * jnp.eye(4), "mean": jnp.zeros(4),
-        "pooling": pooling.init(jax.random.key(0), states, ones.astype(int), ones)["params"],
+        "pooling": pooling.init(jax.random.key(0), states, ones.astype(int), ones, ones)["params"],
     }  # fmt: skip
     prompts = helpers.batch([3] * 30, 3, "left", 11)
     tokens, mask = (x.reshape(30, 5, 4) for x in helpers.batch([4] * 150, 4, "right", 11, seed=1))

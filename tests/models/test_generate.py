@@ -199,3 +199,22 @@ def test_stops_when_all_have_ended_and_no_sooner(tiny, prompts, monkeypatch):
         np.testing.assert_array_equal(a[0], b[0])
     np.testing.assert_array_equal(at_once.mask[..., 0], True)
     assert not at_once.mask[..., 1:].any() and (at_once.tokens[..., 1:] == PAD).all()
+
+
+@pytest.mark.parametrize("vocabulary", [2, 5, 37, 64, 513])
+def test_every_token_is_drawn_where_its_share_of_the_uniform_lies(vocabulary):
+    """The inverse of the cumulative sum, computed in float64; a third of the tokens cannot be drawn.
+
+    Uniforms lie in the middle of each possible token's share, and at the ends of [0, 1)."""
+    rng = np.random.default_rng(vocabulary)
+    logits = np.where(rng.random(vocabulary) < 0.3, -np.inf, rng.normal(size=vocabulary))
+    logits[rng.integers(vocabulary)] = 0.0
+    p = np.exp(logits.astype(np.float32).astype(np.float64) / 0.7)
+    p /= p.sum()
+    possible = np.flatnonzero(p)
+    uniform = np.concatenate([(p.cumsum() - p / 2)[possible], [0.0, 1 - 2**-24]]).astype(np.float32)
+    rows = np.broadcast_to(logits.astype(np.float32), (len(uniform), vocabulary))
+    tokens, logprobs = sample(rows, uniform, 0.7)
+    expected = [*possible, possible[0], possible[-1]]
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_allclose(logprobs, np.log(p[expected]), atol=1e-5)
