@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each side, after 5 untimed")
     parser.add_argument("--ours-only", action="store_true", help="do not install or run TRL")
-    parser.add_argument("--micro-batch", type=int, default=4, help="prompts in our backward pass; 0: all")
+    parser.add_argument("--micro-batch", type=int, default=0, help="prompts in our backward pass; 0: all")
     args = parser.parse_args()
     keep_freed_memory()  # as sea_jax.main does
     model, params = small_policy()

@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     config.sea = ConfigDict(
         dict(
-            num_responses=20, passive_queries=64, gamma=0.7, burn_in=256, gamma_mode="count",
+            num_responses=20, passive_queries=0, gamma=0.7, burn_in=256, gamma_mode="count",
             synthetic_pairs="max_margin",
         )
     )  # fmt: skip

@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from sea_jax.models.layers import Prefix
-from sea_jax.types import Array
+from sea_jax.types import Array, Params
 
 
 class Decoder(nn.Module):
@@ -36,7 +37,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=cfg.num_layers,
-            unroll=cfg.num_layers if cfg.num_layers <= 4 else 1,
+            unroll=self.unroll,
         )(cfg)
         self.final_norm = cfg.norm()
         self.head = nn.Dense(cfg.vocab_size, use_bias=False, dtype=cfg.dtype, param_dtype=jnp.float32)
@@ -57,7 +58,7 @@ class Decoder(nn.Module):
         return self.logits(hidden[:, 0])
 
     def prefill(self, tokens: Array, mask: Array) -> tuple[Array, Prefix]:
-        """Reads prompts once.
+        """Reads prompts once, the last layer only for what its keys, values and last state need.
 
         Args:
             tokens: [B, L] int32, left-padded.
@@ -66,10 +67,32 @@ class Decoder(nn.Module):
         Returns:
             hidden state of each prompt's last token [B, W], and the cache its responses share.
         """
-        hidden, keys, values = self.encode(tokens[:, None], mask[:, None])
+        cfg, stack = self.config, self.variables["params"]["layers"]
+        block: Any = cfg.block(cfg, parent=None)  # the scanned one's weights, without its scan
+        inputs = (self.positions(mask[:, None]), mask[:, None], None, None)
+
+        def layer(x: Array, params: Params) -> tuple[Array, tuple[Array, Array]]:
+            return block.apply({"params": params}, x, *inputs)
+
+        if cfg.remat:
+            layer = jax.checkpoint(layer, prevent_cse=False)
+        before = jax.tree.map(lambda p: p[:-1], stack)
+        x, cache = jax.lax.scan(layer, self.embed(tokens[:, None]), before, unroll=self.unroll)
+        last = {"params": jax.tree.map(lambda p: p[-1], stack)}
+        x, ends = block.apply(last, x, *inputs, last_only=True)
         # [N, B, 1, L, H, D] -> the layouts of Prefix
-        keys, values = keys[:, :, 0].transpose(0, 1, 3, 4, 2), values[:, :, 0].transpose(0, 1, 3, 2, 4)
-        return hidden[:, 0, -1], Prefix(keys, values, mask)
+        keys, values = (jnp.concatenate([a, b[None]])[:, :, 0] for a, b in zip(cache, ends, strict=True))
+        keys, values = keys.transpose(0, 1, 3, 4, 2), values.transpose(0, 1, 3, 2, 4)
+        return self.final_norm(x)[:, 0, 0], Prefix(keys, values, mask)
+
+    @property
+    def unroll(self) -> int:
+        """Layers in one turn of a scan: all, where they are few."""
+        return self.config.num_layers if self.config.num_layers <= 4 else 1
+
+    def positions(self, mask: Array) -> Array:
+        """Of tokens behind left padding: [..., T] bool -> [..., T] int32."""
+        return jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)
 
     def encode(self, tokens: Array, mask: Array, prefix: Prefix | None = None) -> tuple[Array, Array, Array]:
         """Hidden states of responses after their shared prompt, or of bare sequences.
@@ -82,7 +105,7 @@ class Decoder(nn.Module):
         Returns:
             hidden [B, M, T, W] after the final norm; the new keys and values [N, B, M, T, H, D].
         """
-        positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)
+        positions = self.positions(mask)
         if prefix is not None:
             positions += prefix.mask.sum(-1)[:, None, None]
         hidden, (keys, values) = self.layers(

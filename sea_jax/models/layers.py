@@ -98,8 +98,9 @@ def shared_prefix_attention(
         Σ_j exp(s_j - max) v_j / Σ_j exp(s_j - max).
 
     Args:
-        q, k, v: [B, M, T, H, D], the tokens at hand.
-        mask: [B, M, T] bool, False on padding; not read with a past, whose tokens are all real.
+        q: [B, M, T, H, D], the last T of the tokens at hand.
+        k, v: [B, M, S, H, D], all S ≥ T of them.
+        mask: [B, M, S] bool, False on padding; not read with a past, whose tokens are all real.
         prefix: one layer of the prompt's cache, or None.
         past: one layer of the responses' caches, the tokens at hand appended, or None.
 
@@ -107,10 +108,11 @@ def shared_prefix_attention(
         [B, M, T, H, D].
     """
     B, M, T, H, D = q.shape
+    S = k.shape[2]
     q = q.transpose(0, 3, 1, 2, 4) * D**-0.5  # [B, H, M, T, D]
     if past is None:
         keys, values = k.transpose(0, 3, 1, 4, 2), v.transpose(0, 3, 1, 2, 4)
-        visible = mask[:, None, :, None, :] & jnp.tril(jnp.ones((T, T), bool))
+        visible = mask[:, None, :, None, :] & jnp.tril(jnp.ones((T, S), bool), S - T)
     else:
         keys, values, length = past
         visible = jnp.arange(keys.shape[-1]) < length - jnp.arange(T)[::-1, None]

@@ -164,10 +164,12 @@ class Block(nn.Module):
         prefix_mask: Array | None,
         prefix: tuple[Array, Array] | None,
         past: Past | None = None,
+        last_only: bool = False,
     ) -> tuple[Array, Any]:
         """x [B, M, T, W], positions and mask [B, M, T] -> x, and what the layer adds to a cache.
 
-        That is (new keys, new values) [B, M, T, H, D], or the past with them appended.
+        That is (new keys, new values) [B, M, T, H, D], or the past with them appended. With last_only x is
+        returned of the last token alone, [B, M, 1, W].
         """
         cfg = self.config
         dense = dict(dtype=cfg.dtype, param_dtype=jnp.float32, kernel_init=nn.initializers.normal(0.02))
@@ -178,6 +180,8 @@ class Block(nn.Module):
         q, k = apply_rotary(q, sin, cos), apply_rotary(k, sin, cos)
         if past is not None:
             past = past.append(k, v)
+        if last_only:
+            x, q = x[..., -1:, :], q[..., -1:, :, :]
         shared = None if prefix is None else Prefix(*prefix, prefix_mask)  # pyright: ignore[reportArgumentType]
         attended = shared_prefix_attention(q, k, v, mask, shared, past)
         attended = nn.DenseGeneral(cfg.width, axis=(-2, -1), name="out", **dense)(attended)
