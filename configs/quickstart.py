@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
     config.family = ConfigDict(dict(num_heads=40, steps=300, batch_size=64))
     config.train = ConfigDict(
         dict(
-            batch_size=8, query_budget=1024, temperature=0.7,
-            dap="dpo", beta=0.1, learning_rate=5e-4, warmup_queries=40, schedule="cosine",
+            batch_size=4, query_budget=1024, temperature=0.7,
+            dap="dpo", beta=0.1, learning_rate=2.5e-4, warmup_queries=40, schedule="constant",
             max_grad_norm=1.0,
             micro_batch=0,  # prompts in a backward pass; 0: the whole batch
             per_token=False,  # IPO: divide log-ratios by lengths
@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     config.sea = ConfigDict(
         dict(
-            num_responses=20, passive_queries=0, gamma=0.7, burn_in=256, gamma_mode="count",
+            num_responses=20, passive_queries=0, gamma=0.7, burn_in=64, gamma_mode="count",
             synthetic_pairs="max_margin",
         )
     )  # fmt: skip

@@ -212,6 +212,8 @@ def _update_ensemble(
     )
     return state, metrics | {
         "ensemble/accuracy_chosen": weighted_mean((probability > 0.5).astype(jnp.float32), bought),
+        # Calibrated, it equals the accuracy; above it, the posterior is too sure of itself.
+        "ensemble/confidence_chosen": weighted_mean(jnp.maximum(probability, 1 - probability), bought),
         "ensemble/nll_chosen": weighted_mean(-jnp.log(probability + 1e-6), bought),
         "ensemble/probability_std": weighted_mean(jax.nn.sigmoid(margin).std(0), bought),
     }

@@ -148,19 +148,23 @@ def match_table(runs: dict[str, list[list[dict]]], metric: str, queries: tuple[i
 
 
 def accuracy_table(runs: dict[str, list[list[dict]]]) -> str:
-    """The ensemble on the pairs it chose, before it saw their labels, and on held-out pairs."""
+    """The ensemble on the pairs it chose, before it saw their labels, and on held-out pairs.
+
+    In brackets its mean confidence in the more likely response: calibrated, it equals the accuracy.
+    """
     edges = (0, 128, 256, 512, 1024, 2048, 4096)
-    lines = [["ensemble accuracy", *(f"{a}-{b}" for a, b in pairwise(edges)), "held out, last"]]
+    lines = [["ensemble accuracy (confidence)", *(f"{a}-{b}" for a, b in pairwise(edges)), "held out, last"]]
     for method, rows in runs.items():
         if not METHODS[method].learns_ensemble:
             continue
         line = [METHODS[method].label]
         for low, high in pairwise(edges):
-            values = [
-                row["ensemble/accuracy_chosen"] for run in rows for row in run
-                if low < row["queries"] <= high and row.get("ensemble/accuracy_chosen") is not None
-            ]  # fmt: skip
-            line.append(f"{np.mean(values):.3f}" if values else "-")
+            chosen = [row for run in rows for row in run if low < row["queries"] <= high]
+            means = []
+            for name in ("ensemble/accuracy_chosen", "ensemble/confidence_chosen"):
+                values = [row[name] for row in chosen if row.get(name) is not None]
+                means.append(f"{np.mean(values):.3f}" if values else "-")
+            line.append(f"{means[0]} ({means[1]})" if means[1] != "-" else means[0])
         _, mean, _ = mean_curve(rows, "ensemble/accuracy_heldout")
         lines.append([*line, f"{mean[-1]:.3f}"])
     return _aligned(lines)

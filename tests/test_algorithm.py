@@ -1,6 +1,7 @@
 """The three functions of Algorithm 2: which duels, whose labels, and what a step changes."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from sea_jax import algorithm
 from sea_jax.ensemble import STRATEGIES
 from sea_jax.losses import DAP_LOSSES, sequence_logprobs
 from sea_jax.models import convert
+from sea_jax.state import policy_optimizer
 from sea_jax.types import Candidates, Duel, PreferenceBatch, PromptBatch
 
 K, B, M, T, E = 4, 10, 5, 3, 2
@@ -275,6 +277,7 @@ def test_metrics_by_hand(step, stepped):
         "duel/length_chosen": (4 + 1 + 2) / 3,
         "duel/length_rejected": (2 + 3 + 4) / 3,
         "ensemble/accuracy_chosen": (probability.mean(0) > 0.5).mean(),
+        "ensemble/confidence_chosen": np.maximum(probability.mean(0), 1 - probability.mean(0)).mean(),
         "ensemble/nll_chosen": -np.log(probability.mean(0)).mean(),
         "ensemble/probability_std": probability.std(0).mean(),
     }.items():
@@ -319,6 +322,23 @@ def test_a_step_that_is_not_finite_changes_nothing(step, stepped):
     after, metrics = update(learner=learner, state=state, ref_params=broken, batch=batch)
     assert metrics["step/finite"] == 0
     assert_equal(after, state)
+
+
+def test_the_policys_rate_goes_by_the_queries_bought_before(step, stepped):
+    """7 are: a cosine over 7 has ended, one over 14 is at its half."""
+    _, state, ref_params, batch = step
+    moved = []
+    for budget in (7, 14):
+        config = dict(learning_rate=0.5, warmup_queries=0, schedule="cosine", max_grad_norm=1e9)
+        optimizer = policy_optimizer(types.SimpleNamespace(**config, query_budget=budget))
+        policy = state.policy._replace(opt_state=optimizer.init(state.policy.params))
+        learner = dataclasses.replace(stepped[0], policy_optimizer=optimizer)
+        after, _ = update(
+            learner=learner, state=state._replace(policy=policy), ref_params=ref_params, batch=batch
+        )
+        kernels = after.policy.params["head"]["kernel"], state.policy.params["head"]["kernel"]
+        moved.append(np.abs(np.asarray(kernels[0]) - kernels[1]).max())
+    np.testing.assert_allclose(moved, [0, 0.25], rtol=1e-3)
 
 
 def test_a_batch_of_clashes_leaves_the_policy_alone(stepped, step):
