@@ -1,6 +1,9 @@
 """From the metrics.jsonl of one or many runs to a figure and tables.
 
 python -m sea_jax.report runs/quickstart
+python -m sea_jax.report runs/sample_efficiency runs/control    # the second's runs beside the first's
+
+In these tables a run is named by its method, and by method@folder if it is another folder's.
 """
 
 import json
@@ -45,6 +48,12 @@ def read_runs(folder: Path, last_seeds: tuple[int, ...] | None = None) -> dict[s
     return {method: runs[method] for method in METHODS if method in runs}
 
 
+def label(name: str) -> str:
+    """What tables and figures say of a method, or of a method@folder."""
+    method, _, folder = name.partition("@")
+    return METHODS[method].label + (f" ({folder})" if folder else "")
+
+
 def curve(rows: list[dict], metric: str) -> tuple[np.ndarray, np.ndarray]:
     """(queries, values) of one run where the metric was logged."""
     points = [(row["queries"], row[metric]) for row in rows if row.get(metric) is not None]
@@ -87,7 +96,7 @@ def table(runs: dict[str, list[list[dict]]], levels: tuple[float, ...]) -> str:
     header += [f"queries to {level:g}" for level in levels] + [f"{s} s" for s in STAGES]
     lines = [header]
     for method, rows in runs.items():
-        line = [METHODS[method].label, str(len(rows)), f"{max(r[-1]['queries'] for r in rows)}"]
+        line = [label(method), str(len(rows)), f"{max(r[-1]['queries'] for r in rows)}"]
         for metric in final.values():
             _, mean, error = mean_curve(rows, metric)
             spread = f" ± {error[-1]:.3f}" if len(rows) > 1 and len(mean) else ""
@@ -103,7 +112,7 @@ def levels_table(runs: dict[str, list[list[dict]]], metric: str, levels: tuple[f
     """Queries of each method to levels of one metric: mean ± s.e. over seeds, and passive's multiple."""
     lines = [[f"queries to {metric}", *(f"{level:g}" for level in levels)]]
     for method, rows in runs.items():
-        line = [METHODS[method].label]
+        line = [label(method)]
         for level in levels:
             cell = _levels(rows, metric, level)
             base = [queries_to(r, metric, level) for r in runs.get("passive", [])]
@@ -115,26 +124,29 @@ def levels_table(runs: dict[str, list[list[dict]]], metric: str, levels: tuple[f
     return _aligned(lines)
 
 
-def match_table(runs: dict[str, list[list[dict]]], metric: str, queries: tuple[int, ...]) -> str:
-    """How many times fewer queries a method needs for what passive has after n, on the same seed.
+def match_table(
+    runs: dict[str, list[list[dict]]], metric: str, queries: tuple[int, ...], base: str = "passive"
+) -> str:
+    """How many times fewer queries a method needs for what `base` has after n, on the same seed.
 
     Hidden rewards differ in what can be reached at all, so fixed levels mix easy seeds with hard ones.
     Geometric mean over seeds, and (lowest - highest); a seed that never gets there is
-    left out and counted. Runs of all methods must be of the same seeds. Empty where passive has no run
+    left out and counted. Runs of all methods must be of the same seeds. Empty where the base has no run
     that is long enough.
     """
-    passive = [curve(rows, metric) for rows in runs.get("passive", [])]
-    last = min((x[-1] for x, _ in passive if len(x)), default=0)
+    known = [curve(rows, metric) for rows in runs.get(base, [])]
+    last = min((x[-1] for x, _ in known if len(x)), default=0)
     queries = tuple(n for n in queries if n <= last)
     if not queries:
         return ""
-    lines = [[f"times fewer for passive's {metric} at", *(f"{n:,}" for n in queries)]]
+    of = base if base == "passive" else label(base)
+    lines = [[f"times fewer for what {of} has in {metric} at", *(f"{n:,}" for n in queries)]]
     for method, rows in runs.items():
-        if method == "passive" or len(rows) != len(passive):
+        if method == base or len(rows) != len(known):
             continue
-        line = [METHODS[method].label]
+        line = [label(method)]
         for n in queries:
-            needed = [queries_to(r, metric, np.interp(n, *c)) for r, c in zip(rows, passive, strict=True)]
+            needed = [queries_to(r, metric, np.interp(n, *c)) for r, c in zip(rows, known, strict=True)]
             ratios = np.array([n / max(q, 1) for q in needed if np.isfinite(q)])
             cell = (
                 f"{np.exp(np.log(ratios).mean()):.1f} ({ratios.min():.1f}-{ratios.max():.1f})"
@@ -155,9 +167,9 @@ def accuracy_table(runs: dict[str, list[list[dict]]]) -> str:
     edges = (0, 128, 256, 512, 1024, 2048, 4096)
     lines = [["ensemble accuracy (confidence)", *(f"{a}-{b}" for a, b in pairwise(edges)), "held out, last"]]
     for method, rows in runs.items():
-        if not METHODS[method].learns_ensemble:
+        if not METHODS[method.partition("@")[0]].learns_ensemble:
             continue
-        line = [METHODS[method].label]
+        line = [label(method)]
         for low, high in pairwise(edges):
             chosen = [row for run in rows for row in run if low < row["queries"] <= high]
             means = []
@@ -197,7 +209,7 @@ def figure(runs: dict[str, list[list[dict]]], levels: tuple[float, ...], file: P
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for method, rows in runs.items():
         x, mean, error = mean_curve(rows, "eval/win_rate_sft")
-        (line,) = left.plot(x, mean, label=f"{METHODS[method].label} ({len(rows)} seeds)")
+        (line,) = left.plot(x, mean, label=f"{label(method)} ({len(rows)} seeds)")
         left.fill_between(x, mean - error, mean + error, alpha=0.2, color=line.get_color())
     left.set(xlabel="oracle queries", ylabel="win rate against SFT", title="mean ± s.e. over seeds")
     left.grid(alpha=0.3)
@@ -222,16 +234,29 @@ def _efficiency(axes, runs: dict[str, list[list[dict]]], levels: tuple[float, ..
     axes.set_title("fewer is better")
 
 
-def write(folder: Path, config) -> str:
-    """Writes report.txt and report.png of a work directory, and returns what to print."""
+def write(folder: Path, config, others: tuple[Path, ...] = ()) -> str:
+    """Writes report.txt and report.png of a work directory, and returns what to print.
+
+    Args:
+        folder: the work directory.
+        config: its config.
+        others: work directories of the same seeds, whose runs are put beside its own.
+    """
     seeds = tuple(range(config.seed, config.seed + config.num_seeds))
     runs = {m: r for m, r in read_runs(folder, seeds).items() if m in config.methods}
+    for other in others:
+        runs |= {f"{m}@{other.name}": r for m, r in read_runs(other, seeds).items()}
+    bases = [name for name in runs if name.partition("@")[0] == "passive"]
     levels = tuple(config.eval.levels)
     tables = [
         table(runs, levels),
         levels_table(runs, "eval/win_rate_reference", tuple(config.eval.reference_levels)),
         levels_table(runs, "eval/reward", tuple(config.eval.reward_levels)),
-        *(match_table(runs, m, MATCHED) for m in ("eval/win_rate_reference", "eval/reward")),
+        *(
+            match_table(runs, m, MATCHED, b)
+            for b in bases
+            for m in ("eval/win_rate_reference", "eval/reward")
+        ),
         accuracy_table(runs),
     ]
     text = "\n\n".join(t for t in tables if t)
@@ -241,11 +266,12 @@ def write(folder: Path, config) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Reports a work directory again, by the config that it holds."""
-    if len(argv) != 2 or not (Path(argv[1]) / "config.json").exists():
-        raise SystemExit("usage: python -m sea_jax.report <work directory with a config.json>")
-    folder = Path(argv[1])
-    print(write(folder, ConfigDict(json.loads((folder / "config.json").read_text()))))
+    """Reports a work directory again, by the config that it holds, with the runs of others beside it."""
+    folders = [Path(name) for name in argv[1:]]
+    if not folders or not all((folder / "config.json").exists() for folder in folders):
+        raise SystemExit("usage: python -m sea_jax.report <work directory with a config.json> [others …]")
+    config = ConfigDict(json.loads((folders[0] / "config.json").read_text()))
+    print(write(folders[0], config, tuple(folders[1:])))
 
 
 if __name__ == "__main__":

@@ -99,3 +99,36 @@ def test_what_passive_has_is_matched_seed_by_seed():
     assert line.startswith("SEA ") and line.endswith(" 5.7 (4.0-8.0), 1 of 3 never")
     assert "512" not in report.match_table(runs, "eval/win_rate_sft", (256, 512))
     assert report.match_table({"sea": runs["sea"]}, "eval/win_rate_sft", (256,)) == ""
+
+
+def test_runs_of_another_folder_stand_beside_and_are_a_base_of_their_own(tmp_path):
+    """SEA needs a quarter of passive's queries here, and half of the other folder's passive."""
+    config = dict(seed=0, num_seeds=1, methods=("passive", "sea"))
+    config["eval"] = dict(levels=(0.5,), reference_levels=(0.5,), reward_levels=(1.0,))
+    for name, last in (
+        ("here/runs/passive-seed0", 4),
+        ("here/runs/sea-seed0", 16),
+        ("there/runs/passive-seed0", 8),
+    ):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        run = [
+            {
+                "queries": q, "eval/win_rate_sft": q / 256, "eval/win_rate_reference": q / 256,
+                "eval/reward": last * q / 256, "ensemble/accuracy_heldout": 0.5,
+            }
+            for q in (0, 256)
+        ]  # fmt: skip
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run))
+        (folder / "done.json").write_text("{}")
+    printed = report.write(tmp_path / "here", ConfigDict(config), (tmp_path / "there",))
+    lines = [
+        line for part in printed.split("\n\n") if "has in eval/reward" in part for line in part.splitlines()
+    ]
+    assert [line.split("  ")[0] for line in lines if "has in" in line] == [
+        "times fewer for what passive has in eval/reward at",
+        "times fewer for what passive online DAP (there) has in eval/reward at",
+    ]
+    assert [line.split()[-2:] for line in lines if line.startswith("SEA")] == [
+        ["4.0", "(4.0-4.0)"], ["2.0", "(2.0-2.0)"],
+    ]  # fmt: skip
