@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Params
+
+RankingData = Callable[[], tuple[Any, np.ndarray]]  # made when called for: (prompts and samples, rewards)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,7 +127,7 @@ def policy_config(config, task: Task) -> PythiaConfig:
     )
 
 
-def _backbone(config, folder: Path, model: Decoder, params: Params, data: Callable) -> features.Backbone:
+def _backbone(config, folder: Path, model: Decoder, params: Params, data: RankingData) -> features.Backbone:
     cfg = config.backbone
     pooling = features.GatedPooling(cfg.pooled_width, model.config.vocab_size, cfg.gate_hidden)
     if not folder.exists():
@@ -134,7 +137,7 @@ def _backbone(config, folder: Path, model: Decoder, params: Params, data: Callab
     return features.Backbone(model, pooling, _read_params(folder))
 
 
-def _family_heads(config, folder: Path, backbone: features.Backbone, data: Callable) -> Params:
+def _family_heads(config, folder: Path, backbone: features.Backbone, data: RankingData) -> Params:
     if not folder.exists():
         key = jax.random.fold_in(jax.random.key(config.backbone.seed), 1)  # the backbone has the key itself
         hidden = tuple(config.ensemble.hidden)
@@ -157,7 +160,7 @@ def _read_params(folder: Path) -> Params:
     return jax.tree.map(jnp.asarray, unflatten_dict(flat, sep="/"))
 
 
-def _ranking_data(cfg, task: Task, model: Decoder, params: Params):
+def _ranking_data(cfg, task: Task, model: Decoder, params: Params) -> tuple[Any, np.ndarray]:
     """Samples of π_sft on train prompts, rewarded by S draws of the family, none an oracle's."""
     texts = task.prompts["train"][: cfg.num_prompts]
     prompts, mask = task.encode_prompts(texts)

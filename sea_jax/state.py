@@ -19,14 +19,15 @@ def policy_optimizer(config) -> optax.GradientTransformationExtraArgs:
     """
     schedule = learning_rate(config)
 
-    def scale(updates, state, params=None, *, num_queries, **_):
-        rate = schedule(num_queries)
+    def scale(updates, state, params=None, **extra_args):
+        del params
+        rate = jnp.asarray(schedule(extra_args["num_queries"]))
         return jax.tree.map(lambda u: -rate * u, updates), state
 
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.scale_by_adam(),
-        optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), scale),
+        optax.GradientTransformationExtraArgs(optax.init_empty_state, scale),
     )
 
 
