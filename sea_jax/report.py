@@ -200,19 +200,29 @@ def _levels(runs: list[list[dict]], metric: str, level: float) -> str:
 
 
 def figure(runs: dict[str, list[list[dict]]], levels: tuple[float, ...], file: Path) -> None:
-    """Win rate against oracle queries (Fig. 3), and passive's queries against each method's (Fig. 1)."""
+    """Win rate against SFT and r* by oracle queries (Fig. 3); the queries that each method needs (Fig. 1).
+
+    Args:
+        runs: method -> runs -> rows.
+        levels: win rates against the references, for the bars.
+        file: a PNG.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for method, rows in runs.items():
-        x, mean, error = mean_curve(rows, "eval/win_rate_sft")
-        (line,) = left.plot(x, mean, label=f"{label(method)} ({len(rows)} seeds)")
-        left.fill_between(x, mean - error, mean + error, alpha=0.2, color=line.get_color())
-    left.set(xlabel="oracle queries", ylabel="win rate against SFT", title="mean ± s.e. over seeds")
-    left.grid(alpha=0.3)
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.4), layout="constrained")
+    for axes, metric, name in (
+        (left, "eval/win_rate_sft", "win rate against SFT"),
+        (middle, "eval/reward", "mean r*"),
+    ):
+        for method, rows in runs.items():
+            x, mean, error = mean_curve(rows, metric)
+            (line,) = axes.plot(x, mean, label=f"{label(method)} ({len(rows)} seeds)")
+            axes.fill_between(x, mean - error, mean + error, alpha=0.2, color=line.get_color())
+        axes.set(xlabel="oracle queries", ylabel=name, title="mean ± s.e. over seeds")
+        axes.grid(alpha=0.3)
     left.legend(loc="lower right")
     _efficiency(right, runs, levels)
     fig.savefig(file, dpi=130)
@@ -223,14 +233,14 @@ def _efficiency(axes, runs: dict[str, list[list[dict]]], levels: tuple[float, ..
     """Queries of each method to levels of the mean curve, as bars."""
     width = 0.8 / max(len(runs), 1)
     for i, rows in enumerate(runs.values()):
-        x, mean, _ = mean_curve(rows, "eval/win_rate_sft")
+        x, mean, _ = mean_curve(rows, "eval/win_rate_reference")
         mean_rows = [{"queries": q, "w": w} for q, w in zip(x, mean, strict=True)]
         needed = [queries_to(mean_rows, "w", level) for level in levels]
         at = np.arange(len(levels)) + (i - (len(runs) - 1) / 2) * width
         bars = axes.bar(at, [n if np.isfinite(n) else 0 for n in needed], width * 0.9)
         axes.bar_label(bars, [f"{n:.0f}" if np.isfinite(n) else "not\nreached" for n in needed], fontsize=8)
     axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
-    axes.set(xlabel="win rate of the mean curve", ylabel="oracle queries needed")
+    axes.set(xlabel="win rate against references, of the mean curve", ylabel="oracle queries needed")
     axes.set_title("fewer is better")
 
 
@@ -260,17 +270,18 @@ def write(folder: Path, config, others: tuple[Path, ...] = ()) -> str:
         accuracy_table(runs),
     ]
     text = "\n\n".join(t for t in tables if t)
-    figure(runs, levels, folder / "report.png")
+    figure(runs, tuple(config.eval.reference_levels), folder / "report.png")
     (folder / "report.txt").write_text(text + "\n")
     return f"{text}\n\nfigure: {folder / 'report.png'}"
 
 
 def main(argv: list[str]) -> None:
-    """Reports a work directory again, by the config that it holds, with the runs of others beside it."""
+    """Reports all runs of a work directory, seeds and levels by its config, with those of others beside."""
     folders = [Path(name) for name in argv[1:]]
     if not folders or not all((folder / "config.json").exists() for folder in folders):
         raise SystemExit("usage: python -m sea_jax.report <work directory with a config.json> [others …]")
     config = ConfigDict(json.loads((folders[0] / "config.json").read_text()))
+    config.methods = tuple(METHODS)  # the folder's last call may have named some of its methods only
     print(write(folders[0], config, tuple(folders[1:])))
 
 
