@@ -21,12 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from benchmarks import peer_env
 from sea_jax import algorithm, models
 from sea_jax.assets import make_sampler
 from sea_jax.ensemble import heads
 from sea_jax.runtime.allocator import keep_freed_memory
+from sea_jax.runtime.mesh import make_mesh, replicate, split
 from sea_jax.state import init_state, step_keys
 from sea_jax.train import assign_labels, propose, update
 from sea_jax.types import Candidates, Params, PromptBatch
@@ -44,10 +46,12 @@ def small_policy() -> tuple[models.Decoder, Params]:
     return model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
 
-def our_step(model: models.Decoder, params, prompts: np.ndarray, micro_batch: int) -> Callable[[int], float]:
+def our_step(
+    model: models.Decoder, params, prompts: np.ndarray, micro_batch: int, mesh: Mesh
+) -> Callable[[int], float]:
     """Returns a function that runs step i to its end and returns its seconds."""
     # The EOS is out of the vocabulary, so that every response has exactly NEW_TOKENS tokens.
-    sample = make_sampler(model, 2, NEW_TOKENS, 0.7, VOCABULARY, EOS)
+    sample = make_sampler(model, 2, NEW_TOKENS, 0.7, VOCABULARY, EOS, mesh)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
     learner = algorithm.Learner(
         model, optimizer, optax.adam(1e-3), learn_ensemble=False, micro_batch=micro_batch
@@ -56,14 +60,14 @@ def our_step(model: models.Decoder, params, prompts: np.ndarray, micro_batch: in
         jax.random.key(0), params, optimizer, heads.Head((1,)), optax.adam(1e-3),
         num_members=1, feature_width=1, capacity=1,
     )  # fmt: skip
-    ref_params = jax.tree.map(jnp.asarray, params)
-    mask = jnp.ones((PROMPTS, LENGTH), bool)
+    state, ref_params = replicate(mesh, state), replicate(mesh, params)
+    mask = split(mesh, np.ones((PROMPTS, LENGTH), bool))
 
     def step(i: int) -> float:
         nonlocal state
         start = time.perf_counter()
         rows = np.arange(i * PROMPTS, (i + 1) * PROMPTS) % len(prompts)
-        batch = PromptBatch(jnp.asarray(prompts[rows]), mask, jnp.asarray(rows))
+        batch = PromptBatch(split(mesh, prompts[rows]), mask, jnp.asarray(rows))
         keys = step_keys(state.key, i)
         responses = sample(state.policy.params, batch.tokens, mask, keys.sample)
         candidates = Candidates(*responses, jnp.zeros((PROMPTS, 2, 1)))  # pyright: ignore[reportCallIssue]
@@ -74,7 +78,7 @@ def our_step(model: models.Decoder, params, prompts: np.ndarray, micro_batch: in
         reward = tokens.sum(-1) % 97  # the fixed reward of TRL's side
         prefers_first = reward[:, 0] > reward[:, 1]
         labelled = assign_labels(keys.label, rewards, batch, candidates, duel, prefers_first)
-        state, metrics = update(learner, state, ref_params, labelled)
+        state, metrics = update(learner, state, ref_params, split(mesh, labelled))
         assert float(metrics["step/finite"]) == 1.0
         jax.block_until_ready(state)
         return time.perf_counter() - start
@@ -111,15 +115,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each side, after 5 untimed")
     parser.add_argument("--ours-only", action="store_true", help="do not install or run TRL")
     parser.add_argument("--micro-batch", type=int, default=0, help="prompts in our backward pass; 0: all")
+    parser.add_argument("--devices", type=int, default=2, help="CPU devices that share our batch")
     args = parser.parse_args()
     keep_freed_memory()  # as sea_jax.main does
+    mesh = make_mesh(args.devices)
     model, params = small_policy()
     prompts = np.random.default_rng(0).integers(1, VOCABULARY, (1024, LENGTH), dtype=np.int32)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models.save(folder, model, jax.device_get(params))
         np.save(folder / "prompts.npy", prompts)
-        sides = {"sea_jax": our_step(model, params, prompts, args.micro_batch)}
+        sides = {"sea_jax": our_step(model, params, prompts, args.micro_batch, mesh)}
         close = lambda: None  # noqa: E731
         if not args.ours_only:
             sides["trl"], close = trl_step(folder, folder / "prompts.npy")

@@ -15,6 +15,8 @@ def get_config() -> ConfigDict:
     config.cache_dir = ""  # of trained parts; empty: <workdir>/cache
     config.progress = True
 
+    config.mesh = ConfigDict(dict(data=1))  # devices that share a batch; of a CPU, its cores
+
     config.task = ConfigDict(dict(name="mini_tldr", oracle_seed=0))
     config.oracle = ConfigDict(dict(labels="threshold", flip_probability=0.0))
     # folder: a starting policy in Hugging Face's layout; empty: trained here, of the shape that follows.

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -24,6 +25,7 @@ from sea_jax.errors import InputError
 from sea_jax.evaluate import EvalSet, greedy_responses
 from sea_jax.models import Decoder, PythiaConfig, generate
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
+from sea_jax.runtime.mesh import make_mesh, replicate
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Params
@@ -42,13 +44,14 @@ class Assets:
     eval_set: EvalSet
     pairs: EvalSet  # pairs of SFT samples on the tuning split: `sft` and `references` are the two
     pair_features: jax.Array  # [N, 2, E] f32
+    mesh: Mesh  # the parameters are on all of its devices
     family_heads: Params | None = None  # leaves [P, ...]; None where no method draws its prior from them
 
     def sampler(self, num_responses: int, temperature: float) -> Callable:
         """A jitted (params, tokens [B, L], mask, key) -> Responses [B, M, T]."""
         return make_sampler(
             self.model, num_responses, self.task.response_length, temperature,
-            self.task.eos_id, self.task.pad_id,
+            self.task.eos_id, self.task.pad_id, self.mesh,
         )  # fmt: skip
 
     def oracle(self, oracle_seed: int) -> BradleyTerryOracle:
@@ -58,13 +61,14 @@ class Assets:
 
 @functools.cache
 def make_sampler(
-    model: Decoder, num_responses: int, max_tokens: int, temperature: float, eos_id: int, pad_id: int
-) -> Callable:
+    model: Decoder, num_responses: int, max_tokens: int, temperature: float, eos_id: int, pad_id: int,
+    mesh: Mesh | None = None,
+) -> Callable:  # fmt: skip
     """`generate` with its static arguments bound, compiled once a process."""
     return jax.jit(
         functools.partial(
             generate, model, num_responses=num_responses, max_tokens=max_tokens,
-            temperature=temperature, eos_id=eos_id, pad_id=pad_id,
+            temperature=temperature, eos_id=eos_id, pad_id=pad_id, mesh=mesh,
         )
     )  # fmt: skip
 
@@ -88,31 +92,32 @@ def prepare(config, cache: Path, task: Task) -> Assets:
     """
     policy_fields = {"policy": config.policy.to_dict(), "sft": config.sft.to_dict()}
     policy_fields["task"] = task.fingerprint
-    model, params = _starting_policy(config, cache / f"sft-{_fingerprint(policy_fields)}", task)
+    mesh = make_mesh(config.mesh.data)
+    model, params = _starting_policy(config, cache / f"sft-{_fingerprint(policy_fields)}", task, mesh)
 
     rewards = mini_tldr.draw_reward(pretrain.SEED_OFFSET).tolist()
     fields = policy_fields | {"backbone": config.backbone.to_dict(), "rewards": rewards}
-    data = functools.cache(lambda: _ranking_data(config.backbone, task, model, params))
-    backbone = _backbone(config, cache / f"backbone-{_fingerprint(fields)}", model, params, data)
+    data = functools.cache(lambda: _ranking_data(config.backbone, task, model, params, mesh))
+    backbone = _backbone(config, cache / f"backbone-{_fingerprint(fields)}", model, params, data, mesh)
     family_heads = None
     if any(needs_family(config, method) for method in config.methods):
         fields |= {"family": config.family.to_dict(), "hidden": list(config.ensemble.hidden)}
         family_heads = _family_heads(config, cache / f"heads-{_fingerprint(fields)}", backbone, data)
-    eval_set = _eval_set(config, task, model, params)
-    pairs, pair_features = _heldout_pairs(config, task, model, params, backbone)
-    return Assets(task, model, params, backbone, eval_set, pairs, pair_features, family_heads)
+    eval_set = _eval_set(config, task, model, params, mesh)
+    pairs, pair_features = _heldout_pairs(config, task, model, params, backbone, mesh)
+    return Assets(task, model, params, backbone, eval_set, pairs, pair_features, mesh, family_heads)
 
 
-def _starting_policy(config, folder: Path, task: Task) -> tuple[Decoder, Params]:
+def _starting_policy(config, folder: Path, task: Task, mesh: Mesh) -> tuple[Decoder, Params]:
     """π_ref: the user's model, or one trained on the demonstrations and kept in `folder`."""
     given = config.policy.folder
     if not given and not (folder / "model.safetensors").exists():
         model = Decoder(policy_config(config, task))
         key = jax.random.key(config.sft.seed)
-        params = sft.train(config.sft, task, model, key, progress=config.progress)
+        params = sft.train(config.sft, task, model, key, mesh, progress=config.progress)
         _publish(folder, lambda part: models.save(part, model, params, task.tokenizer))
     model, params = models.load(given or str(folder))
-    return model, jax.tree.map(jnp.asarray, params)
+    return model, replicate(mesh, params)
 
 
 def policy_config(config, task: Task) -> PythiaConfig:
@@ -127,14 +132,16 @@ def policy_config(config, task: Task) -> PythiaConfig:
     )
 
 
-def _backbone(config, folder: Path, model: Decoder, params: Params, data: RankingData) -> features.Backbone:
+def _backbone(
+    config, folder: Path, model: Decoder, params: Params, data: RankingData, mesh: Mesh
+) -> features.Backbone:
     cfg = config.backbone
     pooling = features.GatedPooling(cfg.pooled_width, model.config.vocab_size, cfg.gate_hidden)
     if not folder.exists():
         key = jax.random.key(cfg.seed)
-        trained = pretrain.pretrain(cfg, model, params, *data(), key, config.progress)
+        trained = pretrain.pretrain(cfg, model, params, *data(), key, mesh, config.progress)
         _write_params(folder, trained.params)
-    return features.Backbone(model, pooling, _read_params(folder))
+    return features.Backbone(model, pooling, replicate(mesh, _read_params(folder)))
 
 
 def _family_heads(config, folder: Path, backbone: features.Backbone, data: RankingData) -> Params:
@@ -160,12 +167,12 @@ def _read_params(folder: Path) -> Params:
     return jax.tree.map(jnp.asarray, unflatten_dict(flat, sep="/"))
 
 
-def _ranking_data(cfg, task: Task, model: Decoder, params: Params) -> tuple[Any, np.ndarray]:
+def _ranking_data(cfg, task: Task, model: Decoder, params: Params, mesh: Mesh) -> tuple[Any, np.ndarray]:
     """Samples of π_sft on train prompts, rewarded by S draws of the family, none an oracle's."""
     texts = task.prompts["train"][: cfg.num_prompts]
     prompts, mask = task.encode_prompts(texts)
     sample = make_sampler(
-        model, cfg.num_responses, task.response_length, cfg.temperature, task.eos_id, task.pad_id
+        model, cfg.num_responses, task.response_length, cfg.temperature, task.eos_id, task.pad_id, mesh
     )
     key, batch, parts = jax.random.key(cfg.seed), 100, []
     for start in range(0, len(texts), batch):
@@ -184,20 +191,24 @@ def _ranking_data(cfg, task: Task, model: Decoder, params: Params) -> tuple[Any,
     return (prompts, mask, tokens, token_mask), rewards
 
 
-def _eval_set(config, task: Task, model: Decoder, params: Params) -> EvalSet:
+def _eval_set(config, task: Task, model: Decoder, params: Params, mesh: Mesh) -> EvalSet:
     n = config.eval.num_prompts
     prompts = task.prompts[config.eval.split][:n]
     tokens, mask = task.encode_prompts(prompts)
-    sample = make_sampler(model, 1, task.response_length, 0.0, task.eos_id, task.pad_id)
+    sample = make_sampler(model, 1, task.response_length, 0.0, task.eos_id, task.pad_id, mesh)
     greedy, _ = greedy_responses(task, sample, params, tokens, mask, config.eval.batch_size)
     return EvalSet(prompts, tokens, mask, task.references[config.eval.split][:n], greedy)
 
 
-def _heldout_pairs(config, task: Task, model: Decoder, params: Params, backbone: features.Backbone):
+def _heldout_pairs(
+    config, task: Task, model: Decoder, params: Params, backbone: features.Backbone, mesh: Mesh
+) -> tuple[EvalSet, jax.Array]:
     """Two samples of π_sft on each tuning prompt, and their features."""
     prompts = task.prompts["tuning"][: config.eval.num_pairs]
     tokens, mask = task.encode_prompts(prompts)
-    sample = make_sampler(model, 2, task.response_length, config.train.temperature, task.eos_id, task.pad_id)
+    sample = make_sampler(
+        model, 2, task.response_length, config.train.temperature, task.eos_id, task.pad_id, mesh
+    )
     out = sample(params, tokens, mask, jax.random.key(7))
     extract = make_extractor(backbone.model, backbone.pooling)
     pair_features = extract(backbone.params, tokens, mask, out.tokens, out.mask)

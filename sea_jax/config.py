@@ -73,7 +73,7 @@ def _validate(config, task: Task) -> None:
     _one_of(config, "eval.split", SPLITS)
     _validate_prior(config)
     for name in (
-        "num_seeds", "train.batch_size", "train.query_budget", "ensemble.num_members",
+        "num_seeds", "mesh.data", "train.batch_size", "train.query_budget", "ensemble.num_members",
         "ensemble.steps", "ensemble.batch_size", "ensemble.capacity", "sft.steps", "sft.batch_size",
         "backbone.steps", "family.steps", "family.batch_size",
         "eval.every_queries", "eval.batch_size", "eval.num_prompts", "eval.num_pairs",
@@ -92,6 +92,9 @@ def _validate(config, task: Task) -> None:
     B, micro = config.train.batch_size, config.train.micro_batch
     valid = f"0, or a divisor of train.batch_size={B}"
     _require(micro >= 0 and B % (micro or B) == 0, "train.micro_batch", micro, valid)
+    data = config.mesh.data
+    valid = f"a divisor of train.batch_size={B} and train.micro_batch={micro}"
+    _require(B % data == micro % data == 0, "mesh.data", data, valid)
     _require(0 < config.sea.gamma <= 1, "sea.gamma", config.sea.gamma, "in (0, 1]")
     flip = config.oracle.flip_probability
     _require(0 <= flip <= 1, "oracle.flip_probability", flip, "in [0, 1]")

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from sea_jax.losses import weighted_mean
 from sea_jax.models.decoder import Decoder
+from sea_jax.runtime.mesh import replicate, split
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Params
 
@@ -38,7 +40,7 @@ def sft_loss(
     return loss, {"sft/response_nll": response, "sft/prompt_nll": prompt}
 
 
-def train(config, task: Task, model: Decoder, key: Array, progress: bool = True) -> Params:
+def train(config, task: Task, model: Decoder, key: Array, mesh: Mesh, progress: bool = True) -> Params:
     """Trains a policy from random weights.
 
     Args:
@@ -46,9 +48,11 @@ def train(config, task: Task, model: Decoder, key: Array, progress: bool = True)
         task: its train prompts and demonstrations.
         model: the policy's module.
         key: [] key of the initial weights and the order of examples.
+        mesh: its devices share each batch.
+        progress: shows a bar.
 
     Returns:
-        Parameters, f32.
+        Parameters, f32, on all devices of the mesh.
     """
     prompts, prompt_mask = task.encode_prompts(task.prompts["train"])
     responses, response_mask = task.encode_responses(task.demonstrations)
@@ -57,7 +61,7 @@ def train(config, task: Task, model: Decoder, key: Array, progress: bool = True)
     is_response = jnp.arange(tokens.shape[1]) >= prompts.shape[1]
 
     init_key, order_key = jax.random.split(key)
-    params = model.init(init_key, jnp.asarray(tokens[:1]))["params"]
+    params = replicate(mesh, model.init(init_key, jnp.asarray(tokens[:1]))["params"])
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(config.steps // 20, 1), config.steps, config.learning_rate / 20
     )
@@ -79,7 +83,7 @@ def train(config, task: Task, model: Decoder, key: Array, progress: bool = True)
         if len(rows) < config.batch_size:
             rows = np.concatenate([rows, rng.permutation(len(tokens))])
         batch, rows = rows[: config.batch_size], rows[config.batch_size :]
-        params, opt_state, metrics = step(params, opt_state, tokens[batch], mask[batch])
+        params, opt_state, metrics = step(params, opt_state, *split(mesh, (tokens[batch], mask[batch])))
         if i % 20 == 19 or i == config.steps - 1:
             nll = float(metrics["sft/response_nll"])
             if not np.isfinite(nll):

@@ -28,6 +28,7 @@ from sea_jax.ensemble import heads
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS, Method
 from sea_jax.oracles.labels import Labeller
+from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.state import init_state, policy_optimizer, step_keys
 from sea_jax.types import Array, Candidates, Duel, PreferenceBatch, PromptBatch
@@ -62,13 +63,14 @@ class Run:
         self.prompts = (
             grain.MapDataset.source(rows).seed(self.seed).shuffle().repeat().batch(config.train.batch_size)
         )
-        self.state = init_state(
+        state = init_state(
             jax.random.key(self.seed), assets.ref_params,
             self.learner.policy_optimizer, head, self.learner.ensemble_optimizer,
             num_members=config.ensemble.num_members, feature_width=assets.backbone.feature_width,
             capacity=config.ensemble.capacity,
             family=assets.family_heads if config.ensemble.prior == "pretrained" else None,
         )  # fmt: skip
+        self.state = mesh_lib.replicate(assets.mesh, state)
         self.online_wins = self.online_responses = 0.0
 
     def loop(self, writer: MetricWriter) -> None:
@@ -113,6 +115,7 @@ class Run:
         prefers_first, shown = self._ask(step, texts, candidates, duel)  # 8
         labelled = time.perf_counter()
         batch = assign_labels(keys.label, rewards, prompts, candidates, duel, prefers_first)
+        batch = mesh_lib.split(self.assets.mesh, batch)
         self.state, metrics = update(self.learner, self.state, self.assets.ref_params, batch)  # 9, 10
         metrics |= self._online(prompts, texts, shown)
         if self.method.active:
@@ -126,7 +129,7 @@ class Run:
         rows = np.asarray(self.prompts[step], np.int32)
         texts = [self.assets.task.prompts["train"][row] for row in rows]
         tokens, mask = self.assets.task.encode_prompts(texts)
-        return PromptBatch(jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(rows)), texts
+        return PromptBatch(*mesh_lib.split(self.assets.mesh, (tokens, mask, rows))), texts
 
     def _score(self, prompts: PromptBatch, responses: models.Responses, texts: list[str]):
         """Features of S_t and their rewards [K, B, M] under every member."""

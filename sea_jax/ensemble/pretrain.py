@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from sea_jax.ensemble import heads
 from sea_jax.ensemble.features import Backbone, GatedPooling, extract, pooled
 from sea_jax.ensemble.heads import Head
 from sea_jax.models.decoder import Decoder
+from sea_jax.runtime.mesh import replicate, split
 from sea_jax.types import Array, Params
 
 SEED_OFFSET = 1_000_000
@@ -73,7 +75,7 @@ def prior_projection(heads: Array | np.ndarray, width: int, mean_scale: float) -
 
 def pretrain(
     config, model: Decoder, policy_params: Params, data: Any, rewards: np.ndarray, key: Array,
-    progress: bool = True,
+    mesh: Mesh, progress: bool = True,
 ) -> Backbone:  # fmt: skip
     """Trains decoder and pooling together, from the starting policy's weights.
 
@@ -85,6 +87,8 @@ def pretrain(
         data: NumPy arrays prompts [N, L], prompt_mask, tokens [N, M, T], mask.
         rewards: [N, M, S] f32.
         key: [] key.
+        mesh: its devices share each batch.
+        progress: shows a bar.
 
     Returns:
         The frozen backbone; features over `data` have mean 0 and, on average, unit variance.
@@ -98,6 +102,7 @@ def pretrain(
         "heads": jax.random.normal(head_key, (config.pooled_width, rewards.shape[-1]))
         * config.pooled_width**-0.5,
     }
+    params = replicate(mesh, params)
     optimizer = _optimizer(config)
 
     @jax.jit
@@ -111,8 +116,8 @@ def pretrain(
     bar = tqdm(range(config.steps), desc="backbone", unit="step", disable=not progress)
     for i in bar:
         rows = rng.choice(len(rewards), config.batch_size, replace=False)
-        batch = tuple(x[rows] for x in data)
-        params, opt_state, loss = step(params, opt_state, batch, rewards[rows])
+        batch = split(mesh, (tuple(x[rows] for x in data), rewards[rows]))
+        params, opt_state, loss = step(params, opt_state, *batch)
         if i % 20 == 19 or i == config.steps - 1:
             if not np.isfinite(float(loss)):
                 raise FloatingPointError(f"backbone loss at step {i + 1}: {loss}, must be finite")

@@ -1,12 +1,15 @@
 """The sampler: M responses to each prompt, the prompt read once (Alg. 2, line 4)."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.layers import Past, Prefix
+from sea_jax.runtime.mesh import DATA
 from sea_jax.types import Array, Params
 
 
@@ -159,6 +162,7 @@ def generate(
     temperature: float,
     eos_id: int,
     pad_id: int,
+    mesh: Mesh | None = None,
 ) -> Responses:
     """Samples M responses to each of B left-padded prompts; jit it with the keywords static.
 
@@ -173,15 +177,33 @@ def generate(
         max_tokens: T, EOS included.
         temperature: 0 is greedy.
         eos_id, pad_id: token ids; they may be equal, the mask tells them apart.
+        mesh: its devices share the prompts, if they divide B. Each ends when its own responses have, and
+            what is drawn does not depend on their number.
 
     Returns:
         Responses [B, M, T].
     """
-    B, M, T = prompts.shape[0], num_responses, max_tokens
+    B = prompts.shape[0]
+    respond = functools.partial(_respond, model, temperature=temperature, eos_id=eos_id, pad_id=pad_id)
+    if mesh is not None and mesh.size > 1 and B % mesh.size == 0:
+        each, rows = PartitionSpec(), PartitionSpec(DATA)
+        by_token = PartitionSpec(None, DATA)
+        respond = jax.shard_map(
+            respond, mesh=mesh, in_specs=(each, rows, rows, by_token), out_specs=rows, check_vma=False
+        )
+    uniforms = jax.random.uniform(key, (max_tokens, B, num_responses))
+    return respond(params, prompts, prompt_mask, uniforms)
+
+
+def _respond(
+    model: Decoder, params: Params, prompts: Array, prompt_mask: Array, uniforms: Array,
+    *, temperature: float, eos_id: int, pad_id: int,
+) -> Responses:  # fmt: skip
+    """`generate`, its randomness given: uniforms [T, B, M] f32 in [0, 1)."""
+    T, _, M = uniforms.shape
     variables = {"params": params}
     last, prefix = model.apply(variables, prompts, prompt_mask, method="prefill")
     layers = split_layers(params, prefix)
-    uniforms = jax.random.uniform(key, (T, B, M))
     logits = model.apply(variables, last, method="logits")  # [B, V], the same for all M
     first = sample_token(jnp.repeat(logits[:, None], M, 1), uniforms[0], temperature)
 
