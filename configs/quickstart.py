@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
             batch_size=4, query_budget=1024, temperature=0.7,
             dap="dpo", beta=0.1, learning_rate=2.5e-4, warmup_queries=40, schedule="constant",
             max_grad_norm=1.0,
+            max_idle_steps=500,  # steps in a row without a label to buy, after which a run ends early
             micro_batch=0,  # prompts in a backward pass; 0: the whole batch
             per_token=False,  # IPO: divide log-ratios by lengths
             margin_ratio=0.3,  # SimPO: target margin over β

@@ -73,7 +73,7 @@ def _validate(config, task: Task) -> None:
     _one_of(config, "eval.split", SPLITS)
     _validate_prior(config)
     for name in (
-        "num_seeds", "mesh.data", "train.batch_size", "train.query_budget", "ensemble.num_members",
+        "num_seeds", "mesh.data", "train.batch_size", "train.query_budget", "train.max_idle_steps", "ensemble.num_members",
         "ensemble.steps", "ensemble.batch_size", "ensemble.capacity", "sft.steps", "sft.batch_size",
         "backbone.steps", "family.steps", "family.batch_size",
         "eval.every_queries", "eval.batch_size", "eval.num_prompts", "eval.num_pairs",
@@ -95,7 +95,12 @@ def _validate(config, task: Task) -> None:
     data = config.mesh.data
     valid = f"a divisor of train.batch_size={B} and train.micro_batch={micro}"
     _require(B % data == micro % data == 0, "mesh.data", data, valid)
-    _require(0 < config.sea.gamma <= 1, "sea.gamma", config.sea.gamma, "in (0, 1]")
+    gamma = config.sea.gamma
+    _require(0 < gamma <= 1, "sea.gamma", gamma, "in (0, 1]")
+    asks = config.sea.gamma_mode != "count" or round(gamma * B) > 0
+    _require(
+        asks, "sea.gamma", gamma, f"above {0.5 / B:g}, so that round(γB) of train.batch_size={B} is not 0"
+    )
     flip = config.oracle.flip_probability
     _require(0 <= flip <= 1, "oracle.flip_probability", flip, "in [0, 1]")
     heads, width = config.policy.num_heads, config.policy.width

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from ml_collections import FrozenConfigDict
 from tqdm import tqdm
 
@@ -74,21 +75,28 @@ class Run:
         self.online_wins = self.online_responses = 0.0
 
     def loop(self, writer: MetricWriter) -> None:
-        """Runs Alg. 2 until the query budget is spent."""
+        """Runs Alg. 2 until the query budget is spent, or the policy offers nothing to ask about any more."""
         budget, every = self.config.train.query_budget, self.config.eval.every_queries
         bar = tqdm(total=budget, desc=self.name, unit="query", disable=not self.config.progress)
         done, last = 0, None
         self._evaluate(writer, bar, 0, 0, None)
-        step = 0
-        while done < budget:
+        step = idle = 0
+        while done < budget and idle < self.config.train.max_idle_steps:
             last = self._step(step, done, writer, last)
             step, previous, done = step + 1, done, self.labeller.num_queries
+            idle = 0 if done > previous else idle + 1
             bar.update(done - previous)
-            if done // every > previous // every or done == budget:
+            ends = done == budget or idle == self.config.train.max_idle_steps
+            if done // every > previous // every or ends:
                 self._log(writer, step - 1, done, last)
                 self._evaluate(writer, bar, step, done, last)
                 last = None
         bar.close()
+        if done < budget:
+            logging.warning(
+                "%s: ended after %d of %d queries, since %d steps in a row had only equal responses to compare",
+                self.name, done, budget, idle,
+            )  # fmt: skip
         assert int(self.state.num_queries) == self.labeller.num_queries == done
 
     def _step(self, step: int, done: int, writer: MetricWriter, last: Step | None) -> Step:

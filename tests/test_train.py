@@ -165,3 +165,13 @@ def test_one_seed_gives_one_run_to_the_bit_and_another_seed_another(tmp_path):
     )
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert not np.array_equal(first["head"]["kernel"], other["head"]["kernel"])
+
+
+def test_a_policy_that_only_repeats_itself_ends_the_run(tmp_path, caplog):
+    """Without a bound the loop would wait for ever for two different responses."""
+    fields = {"train.temperature": 1e-6, "train.max_idle_steps": 3, "eval.every_queries": 4}
+    with caplog.at_level("WARNING", logger="absl"):
+        _, asked, metrics, _ = train(tmp_path, "passive", **fields)
+    assert asked == [0, 0, 0]
+    assert [row["queries"] for row in metrics if "eval/reward" in row] == [0, 0]
+    assert "passive seed 0: ended after 0 of 16 queries, since 3 steps in a row" in caplog.text
