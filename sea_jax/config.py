@@ -73,7 +73,8 @@ def _validate(config, task: Task) -> None:
     _one_of(config, "eval.split", SPLITS)
     _validate_prior(config)
     for name in (
-        "num_seeds", "mesh.data", "train.batch_size", "train.query_budget", "train.max_idle_steps", "ensemble.num_members",
+        "num_seeds", "mesh.data", "train.batch_size", "train.query_budget", "train.max_idle_steps",
+        "ensemble.num_members",
         "ensemble.steps", "ensemble.batch_size", "ensemble.capacity", "sft.steps", "sft.batch_size",
         "backbone.steps", "family.steps", "family.batch_size",
         "eval.every_queries", "eval.batch_size", "eval.num_prompts", "eval.num_pairs",

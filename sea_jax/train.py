@@ -93,10 +93,8 @@ class Run:
                 last = None
         bar.close()
         if done < budget:
-            logging.warning(
-                "%s: ended after %d of %d queries, since %d steps in a row had only equal responses to compare",
-                self.name, done, budget, idle,
-            )  # fmt: skip
+            said = "%s: ended after %d of %d queries, since %d steps in a row had only equal responses"
+            logging.warning(said, self.name, done, budget, idle)
         assert int(self.state.num_queries) == self.labeller.num_queries == done
 
     def _step(self, step: int, done: int, writer: MetricWriter, last: Step | None) -> Step:
