@@ -40,7 +40,7 @@ def load(name: str, **overrides: Any) -> tuple[Decoder, Params]:
             misshapen tensor.
     """
     folder = Path(name) if Path(name).is_dir() else _download(name)
-    model = Decoder(read_config(folder, **overrides))
+    model = read_config(folder, **overrides).build()
     tensors = _read_tensors(folder)
     try:
         return model, from_hf(model, tensors)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sea_jax.models.decoder import Decoder
 from sea_jax.models.layers import (
     Past,
     Prefix,
@@ -57,6 +58,10 @@ class PythiaConfig:
     @property
     def params_table(self) -> tuple[Param, ...]:
         return PARAMS
+
+    def build(self) -> Decoder:
+        """The module of this shape."""
+        return Decoder(self)
 
     def norm(self, name: str | None = None) -> nn.Module:
         return nn.LayerNorm(
