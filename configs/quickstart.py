@@ -15,7 +15,8 @@ def get_config() -> ConfigDict:
     config.cache_dir = ""  # of trained parts; empty: <workdir>/cache
     config.progress = True
 
-    config.mesh = ConfigDict(dict(data=1))  # devices that share a batch; of a CPU, its cores
+    # Devices: data · fsdp of them share a batch, fsdp · tensor the parameters (sea_jax/runtime/mesh.py).
+    config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))
 
     config.task = ConfigDict(dict(name="mini_tldr", oracle_seed=0))
     config.oracle = ConfigDict(dict(labels="threshold", flip_probability=0.0))

@@ -25,7 +25,7 @@ from sea_jax.errors import InputError
 from sea_jax.evaluate import EvalSet, greedy_responses
 from sea_jax.models import Decoder, PythiaConfig, generate
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.runtime.mesh import make_mesh, replicate
+from sea_jax.runtime.mesh import make_mesh, replicate, shard_params
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Params
@@ -44,7 +44,7 @@ class Assets:
     eval_set: EvalSet
     pairs: EvalSet  # pairs of SFT samples on the tuning split: `sft` and `references` are the two
     pair_features: jax.Array  # [N, 2, E] f32
-    mesh: Mesh  # the parameters are on all of its devices
+    mesh: Mesh
     family_heads: Params | None = None  # leaves [P, ...]; None where no method draws its prior from them
 
     def sampler(self, num_responses: int, temperature: float) -> Callable:
@@ -92,7 +92,7 @@ def prepare(config, cache: Path, task: Task) -> Assets:
     """
     policy_fields = {"policy": config.policy.to_dict(), "sft": config.sft.to_dict()}
     policy_fields["task"] = task.fingerprint
-    mesh = make_mesh(config.mesh.data)
+    mesh = make_mesh(**config.mesh)
     model, params = _starting_policy(config, cache / f"sft-{_fingerprint(policy_fields)}", task, mesh)
 
     rewards = mini_tldr.draw_reward(pretrain.SEED_OFFSET).tolist()
@@ -117,7 +117,7 @@ def _starting_policy(config, folder: Path, task: Task, mesh: Mesh) -> tuple[Deco
         params = sft.train(config.sft, task, model, key, mesh, progress=config.progress)
         _publish(folder, lambda part: models.save(part, model, params, task.tokenizer))
     model, params = models.load(given or str(folder))
-    return model, replicate(mesh, params)
+    return model, shard_params(mesh, model, params)
 
 
 def policy_config(config, task: Task) -> PythiaConfig:

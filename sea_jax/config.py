@@ -73,9 +73,9 @@ def _validate(config, task: Task) -> None:
     _one_of(config, "eval.split", SPLITS)
     _validate_prior(config)
     for name in (
-        "num_seeds", "mesh.data", "train.batch_size", "train.query_budget", "train.max_idle_steps",
-        "ensemble.num_members",
-        "ensemble.steps", "ensemble.batch_size", "ensemble.capacity", "sft.steps", "sft.batch_size",
+        "num_seeds", "mesh.data", "mesh.fsdp", "mesh.tensor",
+        "train.batch_size", "train.query_budget", "train.max_idle_steps",
+        "ensemble.num_members", "ensemble.steps", "ensemble.batch_size", "ensemble.capacity", "sft.steps", "sft.batch_size",
         "backbone.steps", "family.steps", "family.batch_size",
         "eval.every_queries", "eval.batch_size", "eval.num_prompts", "eval.num_pairs",
         "eval.best_of",
@@ -93,9 +93,9 @@ def _validate(config, task: Task) -> None:
     B, micro = config.train.batch_size, config.train.micro_batch
     valid = f"0, or a divisor of train.batch_size={B}"
     _require(micro >= 0 and B % (micro or B) == 0, "train.micro_batch", micro, valid)
-    data = config.mesh.data
-    valid = f"a divisor of train.batch_size={B} and train.micro_batch={micro}"
-    _require(B % data == micro % data == 0, "mesh.data", data, valid)
+    shards = config.mesh.data * config.mesh.fsdp
+    valid = f"such that data · fsdp divides train.batch_size={B} and train.micro_batch={micro}"
+    _require(B % shards == micro % shards == 0, "mesh", config.mesh.to_dict(), valid)
     gamma = config.sea.gamma
     _require(0 < gamma <= 1, "sea.gamma", gamma, "in (0, 1]")
     asks = config.sea.gamma_mode != "count" or round(gamma * B) > 0

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from sea_jax.losses import weighted_mean
 from sea_jax.models.decoder import Decoder
-from sea_jax.runtime.mesh import replicate, split
+from sea_jax.runtime.mesh import shard_params, split
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Params
 
@@ -52,7 +52,7 @@ def train(config, task: Task, model: Decoder, key: Array, mesh: Mesh, progress: 
         progress: shows a bar.
 
     Returns:
-        Parameters, f32, on all devices of the mesh.
+        Parameters, f32, on the mesh.
     """
     prompts, prompt_mask = task.encode_prompts(task.prompts["train"])
     responses, response_mask = task.encode_responses(task.demonstrations)
@@ -61,7 +61,7 @@ def train(config, task: Task, model: Decoder, key: Array, mesh: Mesh, progress: 
     is_response = jnp.arange(tokens.shape[1]) >= prompts.shape[1]
 
     init_key, order_key = jax.random.split(key)
-    params = replicate(mesh, model.init(init_key, jnp.asarray(tokens[:1]))["params"])
+    params = shard_params(mesh, model, model.init(init_key, jnp.asarray(tokens[:1]))["params"])
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(config.steps // 20, 1), config.steps, config.learning_rate / 20
     )

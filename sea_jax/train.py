@@ -71,7 +71,7 @@ class Run:
             capacity=config.ensemble.capacity,
             family=assets.family_heads if config.ensemble.prior == "pretrained" else None,
         )  # fmt: skip
-        self.state = mesh_lib.replicate(assets.mesh, state)
+        self.state = mesh_lib.settle(assets.mesh, state)
         self.online_wins = self.online_responses = 0.0
 
     def loop(self, writer: MetricWriter) -> None:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.layers import Past, Prefix
-from sea_jax.runtime.mesh import DATA
+from sea_jax.runtime.mesh import BATCH, batch_shards
 from sea_jax.types import Array, Params
 
 
@@ -185,12 +185,13 @@ def generate(
     """
     B = prompts.shape[0]
     respond = functools.partial(_respond, model, temperature=temperature, eos_id=eos_id, pad_id=pad_id)
-    if mesh is not None and mesh.size > 1 and B % mesh.size == 0:
-        each, rows = PartitionSpec(), PartitionSpec(DATA)
-        by_token = PartitionSpec(None, DATA)
+    if mesh is not None and batch_shards(mesh) > 1 and B % batch_shards(mesh) == 0:
+        # Parameters are gathered once, before the first token, and not layer by layer at each.
+        each, rows, by_token = PartitionSpec(), PartitionSpec(BATCH), PartitionSpec(None, BATCH)
         respond = jax.shard_map(
-            respond, mesh=mesh, in_specs=(each, rows, rows, by_token), out_specs=rows, check_vma=False
-        )
+            respond, mesh=mesh, in_specs=(each, rows, rows, by_token), out_specs=rows,
+            axis_names=set(BATCH), check_vma=False,
+        )  # fmt: skip
     uniforms = jax.random.uniform(key, (max_tokens, B, num_responses))
     return respond(params, prompts, prompt_mask, uniforms)
 

@@ -1,37 +1,97 @@
-"""The devices of a run, and which part of an array each of them holds."""
+"""The devices of a run, and which part of an array each of them holds.
+
+Three axes: prompts are split along `data` and `fsdp`, parameters along `fsdp` (a device holds a part and
+gets the rest of a layer when it is that layer's turn) and along `tensor` (each device computes its heads
+and its part of the MLP). RULES say which logical axis of a PARAMS table lies on which.
+
+References:
+    Rajbhandari et al. (2020), ZeRO, arXiv:1910.02054.
+    Shoeybi et al. (2019), Megatron-LM, arXiv:1909.08053.
+"""
 
 import contextlib
+import math
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sea_jax.errors import InputError
 
-DATA = "data"  # the axis that prompts are split along
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # what prompts are split along
+
+# Logical axis -> mesh axis; axes that are not here lie whole on every device.
+RULES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
 
 
-def make_mesh(data: int = 1) -> Mesh:
-    """The first `data` devices, in one axis.
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """The first data · fsdp · tensor devices.
 
     A CPU is one device unless JAX is told otherwise before its first computation, as this does. Two of two
     cores each work on their half of a batch, where one device's threads would meet at every operation.
 
-    Args:
-        data: how many devices share a batch.
-
     Raises:
         InputError: if there are fewer.
     """
-    if data > 1:
+    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    count = math.prod(sizes.values())
+    if count > 1:
         with contextlib.suppress(RuntimeError):  # JAX has begun: then with the devices it has
-            jax.config.update("jax_num_cpu_devices", data)
+            jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices()
-    if data > len(devices):
-        raise InputError(
-            f"config.mesh.data={data}: valid is 1 to {len(devices)}, the {devices[0].platform} devices here"
-        )
-    return jax.make_mesh((data,), (DATA,), axis_types=(AxisType.Auto,), devices=devices[:data])
+    if count > len(devices):
+        given = ", ".join(f"config.mesh.{axis}={size}" for axis, size in sizes.items())
+        kind = devices[0].platform
+        raise InputError(f"{given}: valid is a product of 1 to {len(devices)}, the {kind} devices here")
+    auto = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=auto, devices=devices[:count])
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """How many parts a batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def partition_specs(model: Any, shapes: dict[str, Any]) -> Any:
+    """How every parameter of a model is split: a tree like its parameters, of PartitionSpecs.
+
+    Args:
+        model: its config has params_table, whose rows name our logical axes.
+        shapes: path -> anything with a shape, of every parameter.
+
+    Raises:
+        ValueError: if two axes of one parameter lie on the same mesh axis.
+    """
+    specs = {}
+    for row in model.config.params_table:
+        axes = [RULES.get(axis) if axis else None for axis in row.axes]
+        used = [axis for axis in axes if axis]
+        if len(set(used)) < len(used):
+            raise ValueError(f"{row.path}: axes {row.axes} lie on {used}, one mesh axis twice")
+        assert len(shapes[row.path].shape) == len(axes) + row.stacked, row.path
+        specs[row.path] = PartitionSpec(*[None] * row.stacked, *axes)
+    return unflatten_dict(specs, sep="/")
+
+
+def shard_params(mesh: Mesh, model: Any, params: Any) -> Any:
+    """Parameters, each device holding its part.
+
+    Raises:
+        InputError: naming the parameter, where an axis of the mesh does not divide it.
+    """
+    flat = flatten_dict(params, sep="/")
+    specs = flatten_dict(partition_specs(model, flat), sep="/")
+    for path, spec in specs.items():
+        for size, axis in zip(flat[path].shape, spec, strict=True):
+            if axis and size % mesh.shape[axis]:
+                raise InputError(
+                    f"config.mesh.{axis}={mesh.shape[axis]}: valid is a divisor of {size}, "
+                    f"an axis of parameter {path} {tuple(flat[path].shape)}"
+                )
+    put = {path: jax.device_put(x, NamedSharding(mesh, specs[path])) for path, x in flat.items()}
+    return unflatten_dict(put, sep="/")
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
@@ -39,11 +99,17 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def settle(mesh: Mesh, tree: Any) -> Any:
+    """Arrays that are on the mesh as they are, the others whole on every device."""
+    on_mesh = lambda x: isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh  # noqa: E731
+    return jax.tree.map(lambda x: x if on_mesh(x) else replicate(mesh, x), tree)
+
+
 def split(mesh: Mesh, tree: Any) -> Any:
-    """Every array split along its first axis, a part a device; whole on each where it does not divide."""
+    """Every array split along its first axis; whole on each device where that does not divide."""
 
     def put(x: Any) -> jax.Array:
-        spec = PartitionSpec(DATA) if x.shape[0] % mesh.size == 0 else PartitionSpec()
+        spec = PartitionSpec(BATCH) if x.shape[0] % batch_shards(mesh) == 0 else PartitionSpec()
         return jax.device_put(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, tree)

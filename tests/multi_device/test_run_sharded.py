@@ -1,5 +1,6 @@
-"""Whole runs on a mesh: the devices share the prompts, and nothing that is drawn depends on their number."""
+"""Whole runs on meshes: the devices share prompts and parameters, and nothing that is drawn depends on that."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -9,64 +10,82 @@ import tempfile
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+MESHES = [dict(data=4), dict(fsdp=4), dict(tensor=2), dict(data=2, fsdp=2, tensor=2)]
 
 
-@pytest.mark.parametrize("method", ["sea", "ceiling"])
-def test_a_run_on_four_devices_equals_one_devices(method):
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_a_run_on_a_mesh_equals_one_devices(mesh):
     """In a process of its own, since the number of devices is fixed when JAX starts."""
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
     run = subprocess.run(
-        [sys.executable, __file__, method], env=env, capture_output=True, text=True, timeout=300, check=False
-    )
+        [sys.executable, __file__, json.dumps(mesh)],
+        env=env, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
-    assert "4 devices agree" in run.stdout
+    assert "agree" in run.stdout
 
 
-def main(method):
+def one_run(mesh):
+    """A short run of SEA: what its first step draws, its final state, its number of log rows."""
+    import jax
+    from small_run import small_run
+
+    from sea_jax.runtime.metrics import MetricWriter
+
+    with tempfile.TemporaryDirectory() as folder:
+        fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
+        run = small_run(pathlib.Path(folder), "sea", **fields, **{"sea.burn_in": 4})
+        prompts, _ = run._receive(0)
+        drawn = run.sample(run.state.policy.params, prompts.tokens, prompts.mask, jax.random.key(3))
+        before = jax.tree.map(lambda x: x.sharding, run.state.policy)
+        with MetricWriter(run.folder) as writer:
+            run.loop(writer)
+        after = jax.tree.map(lambda x, s: s.is_equivalent_to(x.sharding, x.ndim), run.state.policy, before)
+        assert all(jax.tree.leaves(after)), after  # of parameters and moments, through donated updates
+        rows = (run.folder / "metrics.jsonl").read_text().count("\n")
+    return drawn, run.state, rows
+
+
+def main(mesh):
     import jax
     import numpy as np
-    from small_run import small_run
 
     from sea_jax.errors import InputError
     from sea_jax.runtime.mesh import make_mesh, replicate, split
-    from sea_jax.runtime.metrics import MetricWriter
 
-    make_mesh(4)  # asks for four devices before JAX has any
-    assert jax.device_count() == 4
-    with pytest.raises(InputError, match=r"config.mesh.data=8: valid is 1 to 4, the cpu devices here"):
-        make_mesh(8)
-    runs = {}
-    for data in (1, 4):
-        with tempfile.TemporaryDirectory() as folder:
-            run = small_run(pathlib.Path(folder), method, **{"mesh.data": data, "sea.burn_in": 4})
-            prompts, _ = run._receive(0)
-            key = jax.random.key(3)
-            drawn = run.sample(run.state.policy.params, prompts.tokens, prompts.mask, key)
-            assert {s.data.shape[0] for s in drawn.tokens.addressable_shards} == {4 // data}
-            with MetricWriter(run.folder) as writer:
-                run.loop(writer)
-            metrics = (run.folder / "metrics.jsonl").read_text()
-        runs[data] = drawn, run.state, metrics.count("\n")
-    (drawn, one, rows), (drawn_by_four, four, rows_of_four) = runs[1], runs[4]
-    np.testing.assert_array_equal(drawn.tokens, drawn_by_four.tokens)
-    np.testing.assert_array_equal(drawn.mask, drawn_by_four.mask)
-    np.testing.assert_allclose(drawn.logprobs, drawn_by_four.logprobs, atol=1e-5)
-    assert rows == rows_of_four and int(one.step) == int(four.step)
-    assert int(one.num_queries) == int(four.num_queries) == 16
+    made = make_mesh(**mesh)  # asks for the devices before JAX has any
+    assert jax.device_count() == made.size
+    with pytest.raises(InputError, match=rf"config.mesh.data=16.*1 to {made.size}, the cpu devices here"):
+        make_mesh(16)
+    drawn, one, rows = one_run({})
+    drawn_by_all, all_, rows_of_all = one_run(mesh)
+    parts = mesh.get("data", 1) * mesh.get("fsdp", 1)
+    assert {s.data.shape[0] for s in drawn_by_all.tokens.addressable_shards} == {4 // parts}
+    np.testing.assert_array_equal(drawn.tokens, drawn_by_all.tokens)
+    np.testing.assert_array_equal(drawn.mask, drawn_by_all.mask)
+    np.testing.assert_allclose(drawn.logprobs, drawn_by_all.logprobs, atol=1e-5)
+    kernel = all_.policy.params["layers"]["up"]["kernel"]  # [1, 16, 16]
+    expected = (1, 16 // mesh.get("fsdp", 1), 16 // mesh.get("tensor", 1))
+    assert {s.data.shape for s in kernel.addressable_shards} == {expected}
+    assert rows == rows_of_all and int(one.step) == int(all_.step)
+    assert int(one.num_queries) == int(all_.num_queries) == 16
     for part in ("policy", "ensemble", "experience"):
         paths = jax.tree_util.tree_flatten_with_path(getattr(one, part))[0]
-        for (path, a), b in zip(paths, jax.tree.leaves(getattr(four, part)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+        for (path, a), b in zip(paths, jax.tree.leaves(getattr(all_, part)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+    if mesh == MESHES[0]:
+        with pytest.raises(InputError, match=r"config.mesh.tensor=4: valid is a divisor of 2, an axis of"):
+            one_run(dict(tensor=4))
     # What the devices cannot share they all hold.
-    mesh = make_mesh(4)
-    odd, whole = split(mesh, np.ones((6, 2))), replicate(mesh, np.ones((4, 2)))
-    assert odd.sharding.is_fully_replicated and whole.sharding.is_fully_replicated
-    print(jax.device_count(), "devices agree")
+    odd, whole = split(made, np.ones((9, 2))), replicate(made, np.ones((4, 2)))
+    assert whole.sharding.is_fully_replicated and (odd.sharding.is_fully_replicated or parts == 1)
+    print(made.shape, "agree")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(json.loads(sys.argv[1]))
