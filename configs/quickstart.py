@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
             max_grad_norm=1.0,
             max_idle_steps=500,  # steps in a row without a label to buy, after which a run ends early
             micro_batch=0,  # prompts in a backward pass; 0: the whole batch
+            token_chunk=0,  # tokens of a response whose logits are in memory at once; 0: all
             per_token=False,  # IPO: divide log-ratios by lengths
             margin_ratio=0.3,  # SimPO: target margin over β
         )

@@ -38,6 +38,7 @@ class Learner:
     dap: str = "dpo"
     dap_options: tuple[tuple[str, Any], ...] = (("beta", 0.1),)
     micro_batch: int = 0  # prompts in a backward pass; 0: all of B at once
+    token_chunk: int = 0  # tokens whose logits are in memory at once; 0: all of T
     learn_ensemble: bool = True
     ensemble_steps: int = 5  # m
     ensemble_batch: int = 128
@@ -233,8 +234,8 @@ def _policy_gradient(
 
     def share(params, part):
         inputs = (part.prompts, part.prompt_mask, part.tokens, part.mask)
-        ref_logps = sequence_logprobs(learner.model, ref_params, *inputs)
-        logps = sequence_logprobs(learner.model, params, *inputs)
+        ref_logps = sequence_logprobs(learner.model, ref_params, *inputs, learner.token_chunk)
+        logps = sequence_logprobs(learner.model, params, *inputs, learner.token_chunk)
         losses = loss_fn(logps, ref_logps, part.mask.sum(-1), **dict(learner.dap_options))
         return jnp.sum(losses * part.weight) / total, (logps, ref_logps)
 

@@ -75,14 +75,14 @@ def _validate(config, task: Task) -> None:
     for name in (
         "num_seeds", "mesh.data", "mesh.fsdp", "mesh.tensor",
         "train.batch_size", "train.query_budget", "train.max_idle_steps",
-        "ensemble.num_members", "ensemble.steps", "ensemble.batch_size", "ensemble.capacity", "sft.steps", "sft.batch_size",
-        "backbone.steps", "family.steps", "family.batch_size",
+        "ensemble.num_members", "ensemble.steps", "ensemble.batch_size", "ensemble.capacity",
+        "sft.steps", "sft.batch_size", "backbone.steps", "family.steps", "family.batch_size",
         "eval.every_queries", "eval.batch_size", "eval.num_prompts", "eval.num_pairs",
         "eval.best_of",
         "policy.num_layers", "policy.width", "policy.num_heads", "policy.mlp_width",
     ):  # fmt: skip
         _require(_get(config, name) >= 1, name, _get(config, name), "at least 1")
-    for name in ("seed", "sea.burn_in", "train.warmup_queries", "eval.num_samples"):
+    for name in ("seed", "sea.burn_in", "train.warmup_queries", "train.token_chunk", "eval.num_samples"):
         _require(_get(config, name) >= 0, name, _get(config, name), "at least 0")
     # Above are the rewards that the backbone was pretrained on; the oracle's own is never among them.
     first, most = config.task.oracle_seed, SEED_OFFSET - config.num_seeds

@@ -326,6 +326,7 @@ def make_learner(
         dap=train.dap,
         dap_options=tuple((name, train[name]) for name in options if name in train),
         micro_batch=train.micro_batch,
+        token_chunk=train.token_chunk,
         learn_ensemble=method.learns_ensemble,
         ensemble_steps=ensemble.steps,
         ensemble_batch=ensemble.batch_size,

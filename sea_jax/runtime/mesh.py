@@ -54,8 +54,8 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def partition_specs(model: Any, shapes: dict[str, Any]) -> Any:
-    """How every parameter of a model is split: a tree like its parameters, of PartitionSpecs.
+def partition_specs(model: Any, shapes: dict[str, Any]) -> dict[str, PartitionSpec]:
+    """How every parameter of a model is split, by path.
 
     Args:
         model: its config has params_table, whose rows name our logical axes.
@@ -72,7 +72,7 @@ def partition_specs(model: Any, shapes: dict[str, Any]) -> Any:
             raise ValueError(f"{row.path}: axes {row.axes} lie on {used}, one mesh axis twice")
         assert len(shapes[row.path].shape) == len(axes) + row.stacked, row.path
         specs[row.path] = PartitionSpec(*[None] * row.stacked, *axes)
-    return unflatten_dict(specs, sep="/")
+    return specs
 
 
 def shard_params(mesh: Mesh, model: Any, params: Any) -> Any:
@@ -81,8 +81,8 @@ def shard_params(mesh: Mesh, model: Any, params: Any) -> Any:
     Raises:
         InputError: naming the parameter, where an axis of the mesh does not divide it.
     """
-    flat = flatten_dict(params, sep="/")
-    specs = flatten_dict(partition_specs(model, flat), sep="/")
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
+    specs = partition_specs(model, flat)
     for path, spec in specs.items():
         for size, axis in zip(flat[path].shape, spec, strict=True):
             if axis and size % mesh.shape[axis]:

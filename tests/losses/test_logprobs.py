@@ -107,3 +107,30 @@ def test_states_have_read_the_tokens_before_them(tiny, inputs):
     expected[0, 0, 3:] = True
     np.testing.assert_array_equal(moved, expected)
     assert jnp.array_equal(before[0, 0, 0], before[0, 2, 0])  # the prompt's state, shared
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 5, 9])
+def test_chunks_change_neither_values_nor_gradients(tiny, inputs, scored, chunk):
+    """T = 5: chunks that divide it, that leave a rest, and one that is longer."""
+    model, params = tiny
+    total = lambda chunk: jax.jit(jax.value_and_grad(  # noqa: E731
+        lambda p: jnp.square(token_logprobs(model, p, *inputs, chunk)).sum()
+    ))  # fmt: skip
+    np.testing.assert_allclose(token_logprobs(model, params, *inputs, chunk), scored[1], atol=1e-6)
+    whole, parts = total(0)(params), total(chunk)(params)
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), parts[1], whole[1])
+
+
+def test_chunks_bound_the_logits(tiny, inputs):
+    """Of the gradient's arrays none is as large as all logits, [2, 3, 5, V], once chunks are of two."""
+    model, params = tiny
+    V = model.config.vocab_size
+
+    def shapes(chunk):
+        text = str(
+            jax.make_jaxpr(jax.grad(lambda p: sequence_logprobs(model, p, *inputs, chunk).sum()))(params)
+        )
+        return f"2,3,5,{V}]" in text, f"2,3,2,{V}]" in text
+
+    assert shapes(0) == (True, False) and shapes(2) == (False, True)
