@@ -174,7 +174,7 @@ def _validate_model(config, task: Task) -> None:
         raise InputError(f"config.policy.folder={folder!r}: {error}") from None
     _require(
         isinstance(model.build(), models.Decoder), "policy.folder", folder,
-        "a decoder: an encoder writes no responses",
+        "a decoder, as an encoder writes no responses",
     )  # fmt: skip
     words = task.tokenizer.get_vocab_size()
     _require(

@@ -153,7 +153,7 @@ class DebertaConfig:
             share_att_key=hf.get("share_att_key", False),
             position_buckets=hf.get("position_buckets", -1),
             max_relative_positions=hf.get("max_relative_positions", -1),
-            norm_rel_ebd=hf.get("norm_rel_ebd", "none").strip().lower(),
+            norm_rel_ebd=str(hf.get("norm_rel_ebd")).strip().lower(),
             position_biased_input=hf.get("position_biased_input", True),
             type_vocab_size=hf.get("type_vocab_size", 0),
             max_length=max_length,
@@ -192,6 +192,9 @@ class DebertaConfig:
 
 def _require_ported(config: DebertaConfig, hf: dict[str, Any]) -> None:
     """Raises ValueError, naming field, value and what is valid, for what the port does not have."""
+    for name in ("position_buckets", "max_relative_positions", "type_vocab_size", "embedding_size"):
+        if name in hf and type(hf[name]) is not int:
+            raise ValueError(f"{name}={hf[name]!r}; valid: a whole number")
     buckets, least = config.position_buckets, config.position_buckets // 2 + 2
     checks = (
         (config.hidden_act in ACTIVATIONS, "hidden_act", f"one of {sorted(ACTIVATIONS)}"),
@@ -206,6 +209,7 @@ def _require_ported(config: DebertaConfig, hf: dict[str, Any]) -> None:
         (buckets <= 0 or config.max_distance >= least, "max_relative_positions",
          f"at least {least} with position_buckets={buckets}"),
         (config.type_vocab_size >= 0, "type_vocab_size", "at least 0"),
+        (hf.get("embedding_size", 1) >= 1, "embedding_size", "at least 1"),
     )  # fmt: skip
     for ported, name, valid in checks:
         if not ported:

@@ -215,6 +215,8 @@ def test_spoilt_tensors_are_refused_in_one_line(name, folder):
         (dict(attention_head_size=7), "attention_head_size=7; valid: hidden_size / num_attention_heads = 4"),
         (dict(position_buckets=3), "position_buckets=3; valid: at most 0 for none, or at least 4"),
         (dict(position_buckets=16, max_relative_positions=9), "max_relative_positions=9; valid: at least 10"),
+        (dict(position_buckets="4"), "position_buckets='4'; valid: a whole number"),
+        (dict(embedding_size=0), "embedding_size=0; valid: at least 1"),
         (dict(type_vocab_size=-1), "type_vocab_size=-1; valid: at least 0"),
         (dict(num_hidden_layers=0), "num_hidden_layers=0; valid: "),
         (dict(num_attention_heads=3), "hidden_size=8; valid: a multiple of num_attention_heads=3"),
