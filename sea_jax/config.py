@@ -172,6 +172,10 @@ def _validate_model(config, task: Task) -> None:
         model = models.read_config(Path(folder))
     except InputError as error:
         raise InputError(f"config.policy.folder={folder!r}: {error}") from None
+    _require(
+        isinstance(model.build(), models.Decoder), "policy.folder", folder,
+        "a decoder, as an encoder writes no responses",
+    )  # fmt: skip
     words = task.tokenizer.get_vocab_size()
     _require(
         model.vocab_size >= words, "policy.folder", folder,

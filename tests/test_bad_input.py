@@ -177,6 +177,7 @@ HF = dict(
         (dict(max_position_embeddings="many"), ["config.json: max_position_embeddings='many'", "at least 1"]),
         (dict(model_type="mamba"), ["config.json: model_type='mamba'", "gpt_neox"]),
         (dict(hidden_act="relu"), ["config.json: hidden_act='relu'", "gelu"]),
+        (dict(model_type="deberta-v2"), ["valid is a decoder"]),
         ("no config", ["config.json"]),
     ],
 )

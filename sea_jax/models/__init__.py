@@ -1,8 +1,12 @@
 """Language models in Flax, and the way in from and out to Hugging Face's layout."""
 
 from sea_jax.models.convert import load, read_config, save
+from sea_jax.models.deberta import DebertaConfig, Encoder, marker_states
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses, generate
 from sea_jax.models.pythia import PythiaConfig
 
-__all__ = ["Decoder", "PythiaConfig", "Responses", "generate", "load", "read_config", "save"]
+__all__ = [
+    "DebertaConfig", "Decoder", "Encoder", "PythiaConfig", "Responses", "generate", "load", "marker_states",
+    "read_config", "save",
+]  # fmt: skip

@@ -12,11 +12,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sea_jax.errors import InputError
+from sea_jax.models.deberta import DebertaConfig, Encoder
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.pythia import PythiaConfig
 from sea_jax.types import Params
 
-ARCHITECTURES = {"gpt_neox": PythiaConfig}
+ARCHITECTURES = {
+    "deberta-v2": DebertaConfig,
+    "gpt_neox": PythiaConfig,
+}
 
 # What every config.json must say, under names that the architectures share.
 _SIZES = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
@@ -25,15 +29,17 @@ _SIZES = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads
 _BUFFERS = (".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq")
 
 
-def load(name: str, **overrides: Any) -> tuple[Decoder, Params]:
+def load(name: str, leave_out: tuple[str, ...] = (), **overrides: Any) -> tuple[Any, Params]:
     """Opens a model in Hugging Face's layout.
 
     Args:
         name: a folder with config.json and safetensors, or a name on the hub.
+        leave_out: beginnings of the names of tensors that are not wanted, as of an encoder's head.
         **overrides: fields of the architecture's config, e.g. dtype or remat.
 
     Returns:
-        The module and its parameters (host arrays, f32), for `model.apply({"params": params}, …)`.
+        The module (a Decoder or an Encoder) and its parameters (host arrays, f32), for
+        `model.apply({"params": params}, …)`.
 
     Raises:
         InputError: on a missing or broken file, an unknown architecture, a missing, extra or
@@ -41,14 +47,14 @@ def load(name: str, **overrides: Any) -> tuple[Decoder, Params]:
     """
     folder = Path(name) if Path(name).is_dir() else _download(name)
     model = read_config(folder, **overrides).build()
-    tensors = _read_tensors(folder)
+    tensors = {k: v for k, v in _read_tensors(folder).items() if not k.startswith(leave_out)}
     try:
         return model, from_hf(model, tensors)
     except InputError as error:
         raise InputError(f"{folder}: {error}; valid: what its config.json describes") from None
 
 
-def read_config(folder: Path, **overrides: Any) -> PythiaConfig:
+def read_config(folder: Path, **overrides: Any) -> PythiaConfig | DebertaConfig:
     """The shape of a model in Hugging Face's layout, checked before any tensor is read.
 
     Args:
@@ -77,7 +83,7 @@ def read_config(folder: Path, **overrides: Any) -> PythiaConfig:
         raise InputError(f"{file}: {error}") from None
 
 
-def save(folder: str | Path, model: Decoder, params: Params, tokenizer: Any = None) -> None:
+def save(folder: str | Path, model: Decoder | Encoder, params: Params, tokenizer: Any = None) -> None:
     """Writes config.json, model.safetensors and tokenizer.json, which transformers and vLLM open.
 
     Args:
@@ -100,7 +106,7 @@ def save(folder: str | Path, model: Decoder, params: Params, tokenizer: Any = No
     save_file(to_hf(model, params), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def to_hf(model: Decoder, params: Params) -> dict[str, np.ndarray]:
+def to_hf(model: Decoder | Encoder, params: Params) -> dict[str, np.ndarray]:
     """Our parameters under Hugging Face's names, one array a layer."""
     flat = flatten_dict(params, sep="/")
     if problem := _difference(set(flat), {row.path for row in model.config.params_table}, "PARAMS row"):
@@ -114,8 +120,10 @@ def to_hf(model: Decoder, params: Params) -> dict[str, np.ndarray]:
     return tensors
 
 
-def from_hf(model: Decoder, tensors: dict[str, np.ndarray]) -> Params:
+def from_hf(model: Decoder | Encoder, tensors: dict[str, np.ndarray]) -> Params:
     """Inverse of `to_hf`; an InputError unless every tensor is there, with its shape, and no other."""
+    if hasattr(model.config, "base_tensors"):  # an encoder may lie under a prefix, beside a head
+        tensors = model.config.base_tensors(tensors)
     expected = shapes(model)
     table, layers = model.config.params_table, model.config.num_layers
     names = {name for row in table for name in row.hf_names(layers)}
@@ -135,7 +143,7 @@ def from_hf(model: Decoder, tensors: dict[str, np.ndarray]) -> Params:
     return unflatten_dict(flat, sep="/")
 
 
-def shapes(model: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
+def shapes(model: Decoder | Encoder) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every parameter by path, without allocating any."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))["params"]

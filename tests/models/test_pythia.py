@@ -178,7 +178,7 @@ SPOILT = {
     ),
     "unknown model_type": (
         lambda f: edit_config(f, model_type="mamba"),
-        r"config\.json: model_type='mamba'; valid: one of \['gpt_neox'\]",
+        r"config\.json: model_type='mamba'; valid: one of \[.*'gpt_neox'",
     ),
     "no model_type": (lambda f: remove_field(f, "model_type"), r"config\.json: model_type=None; valid: "),
     "a size of another kind": (
