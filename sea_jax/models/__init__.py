@@ -3,6 +3,7 @@
 from sea_jax.models.convert import load, read_config, save
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses, generate
+from sea_jax.models.llama import LlamaConfig
 from sea_jax.models.pythia import PythiaConfig
 
-__all__ = ["Decoder", "PythiaConfig", "Responses", "generate", "load", "read_config", "save"]
+__all__ = ["Decoder", "LlamaConfig", "PythiaConfig", "Responses", "generate", "load", "read_config", "save"]
