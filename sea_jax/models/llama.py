@@ -232,8 +232,10 @@ class Block(nn.Module):
         rotation and softmax are in f32.
         """
         cfg = self.config
-        dense = dict(dtype=cfg.dtype, param_dtype=jnp.float32, kernel_init=nn.initializers.normal(0.02))
-        attention, mlp = dense | dict(use_bias=cfg.attention_bias), dense | dict(use_bias=cfg.mlp_bias)
+        dense: dict[str, Any] = dict(
+            dtype=cfg.dtype, param_dtype=jnp.float32, kernel_init=nn.initializers.normal(0.02)
+        )
+        attention, mlp = dict(dense, use_bias=cfg.attention_bias), dict(dense, use_bias=cfg.mlp_bias)
         h = cfg.norm("input_norm")(x)
         q = nn.DenseGeneral((cfg.num_heads, cfg.head_dim), name="q", **attention)(h)
         k = nn.DenseGeneral((cfg.num_kv_heads, cfg.head_dim), name="k", **attention)(h)
