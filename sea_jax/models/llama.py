@@ -154,7 +154,7 @@ def _size(hf: dict[str, Any], name: str, default: int) -> int:
 
 def _number(hf: dict[str, Any], name: str, least: float) -> float:
     """A number above `least`, or equal to it where that is not 0."""
-    value = hf.get(name)
+    value: Any = hf.get(name)
     if type(value) not in (int, float) or not least <= value < float("inf") or value == 0:
         valid = f"a number of at least {least:g}" if least else "a number above 0"
         raise ValueError(f"{name}={value!r} of the rotary embedding; valid: {valid}")
