@@ -1,25 +1,50 @@
 """What several test files need: tiny models, padded batches, goodness-of-fit tests."""
 
+import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 from sea_jax import algorithm
-from sea_jax.models import Decoder, PythiaConfig, convert
+from sea_jax.models import Decoder, LlamaConfig, PythiaConfig, convert
+from sea_jax.models.layers import RopeScaling
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 TINY = dict(vocab_size=11, num_layers=2, width=16, num_heads=2, mlp_width=24, rotary_pct=0.5)
+TINY_LLAMA = dict(
+    vocab_size=11, num_layers=2, width=12, num_heads=4, num_kv_heads=2, head_dim=6, mlp_width=18,
+    rope_base=100.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8), max_length=64,
+)  # fmt: skip
+GOLDEN_LLAMAS = dict(
+    tied=dict(tied=True),
+    untied=dict(
+        tied=False, num_kv_heads=1, rope_scaling=None, head_dim=4, attention_bias=True, mlp_bias=True,
+        norm_eps=1e-2,
+    ),
+)  # fmt: skip
 
 
 def decoder(seed=0, **config):
-    """A decoder and random parameters: no zero biases or unit scales that would hide a mistake."""
+    """A tiny Pythia and its random parameters."""
     model = Decoder(PythiaConfig(**(TINY | config)))
+    return model, random_params(model, seed)
+
+
+def llama(seed=0, **config):
+    """A tiny Llama and its random parameters: grouped queries, scaled rotary embedding, tied head."""
+    model = Decoder(LlamaConfig(**(TINY_LLAMA | config)))
+    return model, random_params(model, seed)
+
+
+def random_params(model, seed=0):
+    """Of any decoder: no zero biases or unit scales that would hide a mistake."""
     rng = np.random.default_rng(seed)
     flat = {}
     for path, leaf in sorted(convert.shapes(model).items()):
@@ -32,7 +57,7 @@ def decoder(seed=0, **config):
         elif path.endswith("bias"):
             values *= 0.2
         flat[path] = values.astype(np.float32)
-    return model, unflatten_dict(flat, sep="/")
+    return unflatten_dict(flat, sep="/")
 
 
 def pad(rows, width, side, value=0):
@@ -80,6 +105,48 @@ def fits(counts, probabilities, alpha=1e-4):
         return True
     expected = probabilities[possible] / probabilities[possible].sum() * counts.sum()
     return stats.chisquare(counts[possible], expected).pvalue > alpha
+
+
+def full_logits(tiny, prompts, prompt_mask, tokens):
+    """Logits [B, M, T, V] that predict each response token, from the whole sequence in one row."""
+    (B, M, T), L = tokens.shape, prompts.shape[1]
+    whole = np.concatenate([np.repeat(prompts, M, 0), tokens.reshape(B * M, T)], 1)
+    mask = np.concatenate([np.repeat(prompt_mask, M, 0), np.ones((B * M, T), bool)], 1)
+    logits = jax.jit(tiny[0].apply)({"params": tiny[1]}, whole, mask)
+    return np.asarray(logits[:, L - 1 : -1], np.float64).reshape(B, M, T, -1)
+
+
+def log_softmax(x):
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def chosen(logp, tokens):
+    return np.take_along_axis(logp, tokens[..., None], -1)[..., 0]
+
+
+def edit_tensors(folder, edit):
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def truncate(file, part):
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * part)])
+
+
+def assert_equal(params, expected):
+    params, expected = flatten_dict(params), flatten_dict(expected)
+    assert params.keys() == expected.keys()
+    for path, leaf in params.items():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=str(path))
+        assert leaf.dtype == np.float32
 
 
 def sigmoid(x):

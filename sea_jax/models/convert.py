@@ -14,19 +14,17 @@ from safetensors.numpy import save_file
 from sea_jax.errors import InputError
 from sea_jax.models.deberta import DebertaConfig, Encoder
 from sea_jax.models.decoder import Decoder
+from sea_jax.models.llama import LlamaConfig
 from sea_jax.models.pythia import PythiaConfig
 from sea_jax.types import Params
 
-ARCHITECTURES = {
-    "deberta-v2": DebertaConfig,
-    "gpt_neox": PythiaConfig,
-}
+ARCHITECTURES = {"deberta-v2": DebertaConfig, "gpt_neox": PythiaConfig, "llama": LlamaConfig}
 
 # What every config.json must say, under names that the architectures share.
 _SIZES = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 
 # Buffers that old checkpoints store and that no parameter corresponds to.
-_BUFFERS = (".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq")
+_BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
 
 def load(name: str, leave_out: tuple[str, ...] = (), **overrides: Any) -> tuple[Any, Params]:
@@ -54,7 +52,7 @@ def load(name: str, leave_out: tuple[str, ...] = (), **overrides: Any) -> tuple[
         raise InputError(f"{folder}: {error}; valid: what its config.json describes") from None
 
 
-def read_config(folder: Path, **overrides: Any) -> PythiaConfig | DebertaConfig:
+def read_config(folder: Path, **overrides: Any) -> PythiaConfig | LlamaConfig | DebertaConfig:
     """The shape of a model in Hugging Face's layout, checked before any tensor is read.
 
     Args:

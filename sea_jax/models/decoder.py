@@ -40,7 +40,8 @@ class Decoder(nn.Module):
             unroll=self.unroll,
         )(cfg)
         self.final_norm = cfg.norm()
-        self.head = nn.Dense(cfg.vocab_size, use_bias=False, dtype=cfg.dtype, param_dtype=jnp.float32)
+        if not cfg.tied:
+            self.head = nn.Dense(cfg.vocab_size, use_bias=False, dtype=cfg.dtype, param_dtype=jnp.float32)
 
     def __call__(self, tokens: Array, mask: Array | None = None) -> Array:
         """Logits of whole sequences.
@@ -80,7 +81,7 @@ class Decoder(nn.Module):
         x, cache = jax.lax.scan(layer, self.embed(tokens[:, None]), before, unroll=self.unroll)
         last = {"params": jax.tree.map(lambda p: p[-1], stack)}
         x, ends = block.apply(last, x, *inputs, last_only=True)
-        # [N, B, 1, L, H, D] -> the layouts of Prefix
+        # [N, B, 1, L, H_kv, D] -> the layouts of Prefix
         keys, values = (jnp.concatenate([a, b[None]])[:, :, 0] for a, b in zip(cache, ends, strict=True))
         keys, values = keys.transpose(0, 1, 3, 4, 2), values.transpose(0, 1, 3, 2, 4)
         return self.final_norm(x)[:, 0, 0], Prefix(keys, values, mask)
@@ -103,7 +104,7 @@ class Decoder(nn.Module):
             prefix: cache of the prompts; None for bare sequences.
 
         Returns:
-            hidden [B, M, T, W] after the final norm; the new keys and values [N, B, M, T, H, D].
+            hidden [B, M, T, W] after the final norm; the new keys and values [N, B, M, T, H_kv, D].
         """
         positions = self.positions(mask)
         if prefix is not None:
@@ -127,4 +128,5 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Array) -> Array:
         """Logits [..., V] f32 of hidden states [..., W]."""
-        return self.head(hidden).astype(jnp.float32)
+        head = self.embed.attend if self.config.tied else self.head
+        return head(hidden).astype(jnp.float32)

@@ -74,8 +74,8 @@ class Layer(NamedTuple):
     """
 
     params: Params
-    keys: Array  # [B, H, D, L]
-    values: Array  # [B, H, L, D]
+    keys: Array  # [B, H_kv, D, L]
+    values: Array  # [B, H_kv, L, D]
 
 
 class Decoding(NamedTuple):

@@ -18,20 +18,20 @@ class Prefix(NamedTuple):
     than twice as fast as einsums over [B, L, H, D].
     """
 
-    keys: Array  # [N, B, H, D, L] (inside a layer: without N)
-    values: Array  # [N, B, H, L, D]
+    keys: Array  # [N, B, H_kv, D, L] (inside a layer: without N)
+    values: Array  # [N, B, H_kv, L, D]
     mask: Array  # [B, L] bool
 
 
 class Past(NamedTuple):
     """One layer's keys and values of the response tokens decoded so far: the first `length` of T slots."""
 
-    keys: Array  # [B, H, M, D, T]
-    values: Array  # [B, H, M, T, D]
+    keys: Array  # [B, H_kv, M, D, T]
+    values: Array  # [B, H_kv, M, T, D]
     length: Array  # [] int32
 
     def append(self, k: Array, v: Array) -> "Past":
-        """With the tokens at hand, k and v [B, M, t, H, D], in the next t slots; in place under jit."""
+        """With the tokens at hand, k and v [B, M, t, H_kv, D], in the next t slots; in place under jit."""
         at = self.length
         return Past(
             jax.lax.dynamic_update_slice(self.keys, k.transpose(0, 3, 1, 4, 2), (0, 0, 0, 0, at)),
@@ -40,19 +40,49 @@ class Past(NamedTuple):
         )
 
 
-def rotary_angles(positions: Array, rotary_dim: int, base: float) -> tuple[Array, Array]:
+class RopeScaling(NamedTuple):
+    """Llama 3.1's scaling of RoPE to contexts longer than those it was trained on first.
+
+    Wavelengths that fit less than low_freq_factor times into the original context become `factor` times
+    longer, those that fit more than high_freq_factor times stay. In between, frequencies are interpolated,
+    linearly in how many times theirs fit.
+
+    References:
+        Grattafiori et al. (2024), The Llama 3 Herd of Models, arXiv:2407.21783.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int  # tokens
+
+    def stretch(self, period: Array) -> Array:
+        """Reciprocal frequencies [...] f32, in tokens a radian, to the scaled ones."""
+        fits = self.original_max_position_embeddings / (2 * jnp.pi * period)
+        kept = (fits - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept = jnp.clip(kept, 0.0, 1.0)
+        return period / (kept + (1.0 - kept) / self.factor)
+
+
+def rotary_angles(
+    positions: Array, rotary_dim: int, base: float, scaling: RopeScaling | None = None
+) -> tuple[Array, Array]:
     """Sines and cosines of RoPE (Su et al., 2021, arXiv:2104.09864).
 
     Args:
         positions: [...] int32.
         rotary_dim: number of rotated features of a head, even.
         base: base of the geometric progression of wavelengths.
+        scaling: of the wavelengths, or None.
 
     Returns:
         sin, cos: [..., rotary_dim / 2] f32.
     """
     exponent = jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim
-    angles = positions[..., None].astype(jnp.float32) / base**exponent
+    period = base**exponent
+    if scaling is not None:
+        period = scaling.stretch(period)
+    angles = positions[..., None].astype(jnp.float32) / period
     return jnp.sin(angles), jnp.cos(angles)
 
 
@@ -97,9 +127,13 @@ def shared_prefix_attention(
 
         Σ_j exp(s_j - max) v_j / Σ_j exp(s_j - max).
 
+    H may be a multiple of H_kv (Ainslie et al., 2023, arXiv:2305.13245): query head h reads key head
+    h // G, G = H / H_kv. Keys are not repeated G times either: the G·T queries of a response that share a
+    key head meet it as the rows of one matrix.
+
     Args:
         q: [B, M, T, H, D], the last T of the tokens at hand.
-        k, v: [B, M, S, H, D], all S ≥ T of them.
+        k, v: [B, M, S, H_kv, D], all S ≥ T of them.
         mask: [B, M, S] bool, False on padding; not read with a past, whose tokens are all real.
         prefix: one layer of the prompt's cache, or None.
         past: one layer of the responses' caches, the tokens at hand appended, or None.
@@ -108,19 +142,21 @@ def shared_prefix_attention(
         [B, M, T, H, D].
     """
     B, M, T, H, D = q.shape
-    S = k.shape[2]
-    q = q.transpose(0, 3, 1, 2, 4) * D**-0.5  # [B, H, M, T, D]
+    S, H_kv = k.shape[2:4]
+    G = H // H_kv
+    q = q.reshape(B, M, T, H_kv, G, D).transpose(0, 3, 1, 4, 2, 5).reshape(B, H_kv, M, G * T, D) * D**-0.5
     if past is None:
         keys, values = k.transpose(0, 3, 1, 4, 2), v.transpose(0, 3, 1, 2, 4)
-        visible = mask[:, None, :, None, :] & jnp.tril(jnp.ones((T, S), bool), S - T)
+        causal = jnp.tril(jnp.ones((T, S), bool), S - T)
+        visible = mask[:, None, :, None, :] & jnp.tile(causal, (G, 1))
     else:
         keys, values, length = past
-        visible = jnp.arange(keys.shape[-1]) < length - jnp.arange(T)[::-1, None]
+        visible = jnp.arange(keys.shape[-1]) < length - jnp.tile(jnp.arange(T)[::-1, None], (G, 1))
     scores = [jnp.where(visible, (q @ keys).astype(jnp.float32), _MASKED)]
     if prefix is not None:
-        on_prefix = q.reshape(B, H, M * T, D) @ prefix.keys
+        on_prefix = q.reshape(B, H_kv, M * G * T, D) @ prefix.keys
         on_prefix = jnp.where(prefix.mask[:, None, None], on_prefix.astype(jnp.float32), _MASKED)
-        scores.append(on_prefix.reshape(B, H, M, T, -1))
+        scores.append(on_prefix.reshape(B, H_kv, M, G * T, -1))
 
     # The maximum cancels out of the quotient: it has no gradient.
     highest = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
@@ -129,5 +165,6 @@ def shared_prefix_attention(
     weights = [w.astype(q.dtype) for w in weights]
     out = weights[0] @ values
     if prefix is not None:
-        out += (weights[1].reshape(B, H, M * T, -1) @ prefix.values).reshape(out.shape)
-    return (out / total).astype(q.dtype).transpose(0, 2, 3, 1, 4)
+        out += (weights[1].reshape(B, H_kv, M * G * T, -1) @ prefix.values).reshape(out.shape)
+    out = (out / total).astype(q.dtype).reshape(B, H_kv, M, G, T, D)
+    return out.transpose(0, 2, 4, 1, 3, 5).reshape(B, M, T, H, D)

@@ -52,6 +52,11 @@ class PythiaConfig:
         return int(self.head_dim * self.rotary_pct)
 
     @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding: in no Pythia."""
+        return False
+
+    @property
     def block(self) -> type[nn.Module]:
         return Block
 

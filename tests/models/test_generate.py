@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import batch, decoder, fits, pad
+from helpers import batch, chosen, decoder, fits, full_logits, log_softmax, pad
 
 from sea_jax.models.generate import sample_token
 
@@ -21,24 +21,6 @@ def draw(tiny, prompts, mask, key=0, temperature=0.7, **options):
     options = dict(num_responses=M, max_tokens=T, eos_id=EOS, pad_id=PAD) | options
     out = generate(*tiny, prompts, mask, jax.random.key(key), temperature=temperature, **options)
     return jax.tree.map(np.asarray, out)
-
-
-def full_logits(tiny, prompts, prompt_mask, tokens):
-    """Logits [B, M, T, V] that predict each response token, from the whole sequence in one row."""
-    (B, M, T), L = tokens.shape, prompts.shape[1]
-    whole = np.concatenate([np.repeat(prompts, M, 0), tokens.reshape(B * M, T)], 1)
-    mask = np.concatenate([np.repeat(prompt_mask, M, 0), np.ones((B * M, T), bool)], 1)
-    logits = jax.jit(tiny[0].apply)({"params": tiny[1]}, whole, mask)
-    return np.asarray(logits[:, L - 1 : -1], np.float64).reshape(B, M, T, -1)
-
-
-def log_softmax(x):
-    x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
-
-
-def chosen(logp, tokens):
-    return np.take_along_axis(logp, tokens[..., None], -1)[..., 0]
 
 
 @pytest.fixture(scope="module")
