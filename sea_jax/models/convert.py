@@ -81,7 +81,10 @@ def read_config(folder: Path, **overrides: Any) -> PythiaConfig | LlamaConfig | 
         raise InputError(f"{file}: {error}") from None
 
 
-def save(folder: str | Path, model: Decoder | Encoder, params: Params, tokenizer: Any = None) -> None:
+def save(
+    folder: str | Path, model: Decoder | Encoder, params: Params, tokenizer: Any = None,
+    eos_token: str = "<|endoftext|>",
+) -> None:  # fmt: skip
     """Writes config.json, model.safetensors and tokenizer.json, which transformers and vLLM open.
 
     Args:
@@ -89,19 +92,28 @@ def save(folder: str | Path, model: Decoder | Encoder, params: Params, tokenizer
         model: the module.
         params: its parameters.
         tokenizer: a `tokenizers.Tokenizer`, or None.
+        eos_token: what ends a text, of the tokenizer's vocabulary.
+
+    Raises:
+        InputError: if the tokenizer has no such token; nothing is written then.
     """
+    config, files = model.config.to_hf(), {}
+    if tokenizer is not None:
+        eos = tokenizer.token_to_id(eos_token)
+        if eos is None:
+            raise InputError(
+                f"eos_token={eos_token!r}: not in the vocabulary; valid: a token of the tokenizer"
+            )
+        config |= dict(eos_token_id=eos, bos_token_id=eos)
+        described = dict(tokenizer_class="PreTrainedTokenizerFast", eos_token=eos_token)
+        files = {"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": json.dumps(described)}
+    files["config.json"] = json.dumps(config, indent=2) + "\n"
+    tensors = to_hf(model, params)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = model.config.to_hf()
-    if tokenizer is not None:
-        tokenizer.save(str(folder / "tokenizer.json"))
-        eos = tokenizer.token_to_id("<|endoftext|>")
-        config |= dict(eos_token_id=eos, bos_token_id=eos)
-        (folder / "tokenizer_config.json").write_text(
-            json.dumps(dict(tokenizer_class="PreTrainedTokenizerFast", eos_token="<|endoftext|>"))
-        )
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(to_hf(model, params), folder / "model.safetensors", metadata={"format": "pt"})
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def to_hf(model: Decoder | Encoder, params: Params) -> dict[str, np.ndarray]:

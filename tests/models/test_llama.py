@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from helpers import (
     GOLDEN_LLAMAS,
     TINY_LLAMA,
@@ -293,3 +294,17 @@ def test_spoilt_folders_are_refused_in_one_line(name, folder):
 def test_a_config_of_code_is_checked_too():
     with pytest.raises(ValueError, match="num_attention_heads=4; valid: a multiple of num_key_value_heads=3"):
         LlamaConfig(**(TINY_LLAMA | dict(num_kv_heads=3)))
+
+
+def test_a_tokenizers_own_end_of_text_is_saved(small, tmp_path):
+    vocabulary = {"a": 0, "<|eot_id|>": 3}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="a"))
+    models.save(tmp_path / "saved", *small, tokenizer, eos_token="<|eot_id|>")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    described = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    again = tokenizers.Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json"))
+    assert config["eos_token_id"] == 3 and described["eos_token"] == "<|eot_id|>"
+    assert again.get_vocab() == vocabulary
+    with pytest.raises(InputError, match=r"eos_token='<\|endoftext\|>': not in the vocabulary"):
+        models.save(tmp_path / "none", *small, tokenizer)
+    assert not (tmp_path / "none").exists()
