@@ -25,7 +25,7 @@ from sea_jax.types import Array, Params
 
 SEED_OFFSET = 1_000_000
 _HEAD_RATE = 3e-3  # of Adam, for heads on frozen features
-_CHUNK = 500  # prompts in one pass of the extractor
+_CHUNK = 100  # prompts in one pass of the extractor
 
 
 def regression_loss(
@@ -145,7 +145,9 @@ def family_heads(
         Leaves [P, ...].
     """
     P, N = config.num_heads, len(rewards)
-    features = jnp.concatenate([_features(backbone, data, i) for i in range(0, N, _CHUNK)])
+    # To the host one by one: all dispatched at once, each would hold its temporary memory.
+    parts = [np.asarray(_features(backbone, data, i)) for i in range(0, N, _CHUNK)]
+    features = jnp.asarray(np.concatenate(parts))
     targets = jnp.asarray(rewards[..., :P]).transpose(2, 0, 1)
     init_key, order_key = jax.random.split(key)
     params = heads.init(init_key, Head(hidden), P, features.shape[-1], optax.identity()).params
