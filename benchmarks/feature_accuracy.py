@@ -35,7 +35,6 @@ def collect(config, shared: assets.Assets, split: str, count: int, seed: int):
     """Pairs of samples: features by kind [N, 2, ·], and the reward basis [N, 2, F]."""
     task = shared.task
     sample = shared.sampler(2, config.train.temperature)
-    extract = assets.make_extractor(shared.backbone.model, shared.backbone.pooling)
     states = jax.jit(lambda p, *batch: features.mean_states(shared.model, p, *batch))
     parts = []
     for start in range(0, count, 250):
@@ -47,7 +46,7 @@ def collect(config, shared: assets.Assets, split: str, count: int, seed: int):
         basis = mini_tldr.reward_basis_batch([x for x in texts for _ in range(2)], flat)
         parts.append(
             (
-                np.asarray(extract(shared.backbone.params, *batch)),
+                np.asarray(shared.backbone(texts, prompts, mask, out)),
                 np.asarray(states(shared.ref_params, *batch)),
                 basis.reshape(len(texts), 2, -1),
             )

@@ -25,8 +25,8 @@ from jax.sharding import Mesh
 
 from benchmarks import peer_env
 from sea_jax import algorithm, models
-from sea_jax.assets import make_sampler
 from sea_jax.ensemble import heads
+from sea_jax.models.generate import make_sampler
 from sea_jax.runtime.allocator import keep_freed_memory
 from sea_jax.runtime.mesh import make_mesh, replicate, split
 from sea_jax.state import init_state, step_keys

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks.online_dpo_step import VOCABULARY, small_policy
-from sea_jax.assets import make_sampler
+from sea_jax.models.generate import make_sampler
 from sea_jax.runtime.allocator import keep_freed_memory
 
 PROMPTS, LENGTH, RESPONSES, NEW_TOKENS = 32, 64, 20, 53

@@ -19,15 +19,26 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))
 
     config.task = ConfigDict(dict(name="mini_tldr", oracle_seed=0))
-    config.oracle = ConfigDict(dict(labels="threshold", flip_probability=0.0))
+    # kind: "task" has the task's hidden reward, "reward_model" the model in `folder`, `batch_size` texts at once.
+    config.oracle = ConfigDict(
+        dict(kind="task", labels="threshold", flip_probability=0.0, folder="", batch_size=16, chat=False)
+    )
     # folder: a starting policy in Hugging Face's layout; empty: trained here, of the shape that follows.
     config.policy = ConfigDict(dict(folder="", num_layers=2, width=128, num_heads=4, mlp_width=512))
     config.sft = ConfigDict(dict(seed=0, steps=1000, batch_size=32, learning_rate=3e-3, prompt_weight=0.1))
+    # kind: "ranker" is trained here, of the shape that follows; "encoder" is pretrained, in config.encoder.
     config.backbone = ConfigDict(
         dict(
-            seed=0, num_prompts=6000, num_responses=4, num_rewards=256, temperature=1.0,
+            kind="ranker", seed=0, num_prompts=6000, num_responses=4, num_rewards=256, temperature=1.0,
             steps=350, batch_size=64, learning_rate=1e-2, decoder_rate=0.03,
             pooled_width=192, width=128, mean_scale=0.3, gate_hidden=128,
+        )
+    )  # fmt: skip
+    # A DeBERTa preference encoder in Hugging Face's layout; leave_out: beginnings of its head's tensor names.
+    config.encoder = ConfigDict(
+        dict(
+            folder="", leave_out=("head_layer.",), markers=("<|source|>", "<|candidate1|>"),
+            source_length=1224, candidate_length=412, batch_size=64,
         )
     )  # fmt: skip
     # Heads that learn one reward of the family each, for ensemble.prior="pretrained" to draw from.
@@ -44,6 +55,7 @@ def get_config() -> ConfigDict:
             margin_ratio=0.3,  # SimPO: target margin over β
         )
     )  # fmt: skip
+    config.sampler = ConfigDict(dict(micro_batch=0))  # prompts sampled at once; 0: the whole batch
     config.ensemble = ConfigDict(
         dict(
             num_members=20, hidden=(128, 128), prior="pretrained", prior_scale=1.0,

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sea_jax import models
+from sea_jax import models, tasks
 from sea_jax.ensemble.pretrain import SEED_OFFSET
 from sea_jax.errors import InputError
 from sea_jax.losses import DAP_LOSSES
@@ -31,6 +31,35 @@ def for_method(config: ConfigDict, method: str) -> ConfigDict:
 def needs_family(config: ConfigDict, method: str) -> bool:
     """Whether a method's prior is drawn from the heads that are pretrained with the backbone."""
     return METHODS[method].learns_ensemble and for_method(config, method).ensemble.prior == "pretrained"
+
+
+def validate_parts(config) -> None:
+    """Raises InputError where task, policy, backbone and oracle do not fit together; before any is loaded.
+
+    Only the miniature has a family of rewards, for the hidden one and for training policy and backbone here.
+    """
+    _one_of(config, "task.name", tasks.NAMES)
+    _one_of(config, "backbone.kind", ("ranker", "encoder"))
+    _one_of(config, "oracle.kind", ("task", "reward_model"))
+    if config.task.name != "mini_tldr":
+        why = f"for task.name={config.task.name!r}"
+        for name, value in (("backbone.kind", "encoder"), ("oracle.kind", "reward_model")):
+            _require(_get(config, name) == value, name, _get(config, name), f"{value!r} {why}")
+        _require(config.policy.folder != "", "policy.folder", "", f"a folder or a hub name {why}")
+    for kind, name in (("backbone", "encoder"), ("oracle", "oracle")):
+        _require(
+            config[kind].kind in ("ranker", "task") or config[name].folder != "", f"{name}.folder", "",
+            f"a folder or a hub name with {kind}.kind={config[kind].kind!r}",
+        )  # fmt: skip
+    _require(
+        config.backbone.kind == "ranker" or not any(needs_family(config, m) for m in config.methods),
+        "ensemble.prior", "pretrained", "'random' with backbone.kind='encoder'",
+    )  # fmt: skip
+    for name in ("encoder.batch_size", "oracle.batch_size"):
+        _require(_get(config, name) >= 1, name, _get(config, name), "at least 1")
+    _require(len(config.encoder.markers) == 2, "encoder.markers", config.encoder.markers, "two tokens")
+    for name in ("encoder.source_length", "encoder.candidate_length"):
+        _require(_get(config, name) >= 4, name, _get(config, name), "at least 4 tokens, the special ones in")
 
 
 def validate(config, task: Task) -> None:
@@ -64,7 +93,6 @@ def _validate_overrides(config) -> None:
 
 def _validate(config, task: Task) -> None:
     _validate_methods(config)
-    _require(config.task.name == "mini_tldr", "task.name", config.task.name, "'mini_tldr'")
     _require(config.train.dap in DAP_LOSSES, "train.dap", config.train.dap, f"one of {sorted(DAP_LOSSES)}")
     _require(config.oracle.labels in MODES, "oracle.labels", config.oracle.labels, f"one of {MODES}")
     _one_of(config, "train.schedule", ("constant", "cosine"))
@@ -93,9 +121,12 @@ def _validate(config, task: Task) -> None:
     B, micro = config.train.batch_size, config.train.micro_batch
     valid = f"0, or a divisor of train.batch_size={B}"
     _require(micro >= 0 and B % (micro or B) == 0, "train.micro_batch", micro, valid)
+    at_once = config.sampler.micro_batch
+    _require(at_once >= 0 and B % (at_once or B) == 0, "sampler.micro_batch", at_once, valid)
     shards = config.mesh.data * config.mesh.fsdp
-    valid = f"such that data · fsdp divides train.batch_size={B} and train.micro_batch={micro}"
-    _require(B % shards == micro % shards == 0, "mesh", config.mesh.to_dict(), valid)
+    parts = {"train.batch_size": B, "train.micro_batch": micro, "sampler.micro_batch": at_once}
+    valid = f"such that data · fsdp divides {', '.join(f'{k}={v}' for k, v in parts.items())}"
+    _require(not any(n % shards for n in parts.values()), "mesh", config.mesh.to_dict(), valid)
     gamma = config.sea.gamma
     _require(0 < gamma <= 1, "sea.gamma", gamma, "in (0, 1]")
     asks = config.sea.gamma_mode != "count" or round(gamma * B) > 0
@@ -149,6 +180,8 @@ def _validate_splits(config, task: Task) -> None:
         most = len(task.prompts[split])
         _require(_get(config, name) <= most, name, _get(config, name), f"at most {most} ({split} split)")
     most = len(task.prompts["train"])
+    if config.backbone.kind != "ranker":
+        return
     n = config.backbone.num_prompts
     least = config.backbone.batch_size
     _require(least <= n <= most, "backbone.num_prompts", n, f"{least} (its batch_size) to {most}")
@@ -169,7 +202,7 @@ def _validate_model(config, task: Task) -> None:
     """Of a given policy, vocabulary and context must hold the task; only config.json is read."""
     folder = config.policy.folder
     try:
-        model = models.read_config(Path(folder))
+        model = models.read_config(models.find(folder))
     except InputError as error:
         raise InputError(f"config.policy.folder={folder!r}: {error}") from None
     _require(

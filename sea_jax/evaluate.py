@@ -17,7 +17,7 @@ class EvalSet(NamedTuple):
     prompts: tuple[str, ...]
     tokens: np.ndarray  # [N, L] int32
     mask: np.ndarray  # [N, L] bool
-    references: tuple[str, ...]
+    references: tuple[str, ...]  # none where the task has none
     sft: tuple[str, ...]  # the starting policy's greedy responses
 
 
@@ -45,7 +45,7 @@ def best_responses(
     Args:
         task: decodes.
         sample: jitted (params, tokens [batch, L], mask, key) -> Responses [batch, M, T].
-        score: (tokens [batch, L], mask, Responses) -> [batch, M] f32; the lowest index wins a tie.
+        score: (rows [batch] of the prompts, Responses) -> [batch, M] f32; the lowest index wins a tie.
         params: the policy's.
         tokens, mask: [N, L].
         batch: prompts at once; the last batch is filled up with its first prompts, for one shape.
@@ -58,7 +58,7 @@ def best_responses(
     for start in range(0, len(tokens), batch):
         rows = np.arange(start, start + batch) % len(tokens)
         out = sample(params, tokens[rows], mask[rows], jax.random.fold_in(key, start))
-        best = np.arange(batch), np.asarray(score(tokens[rows], mask[rows], out)).argmax(-1)
+        best = np.arange(batch), np.asarray(score(rows, out)).argmax(-1)
         out_tokens, out_mask = np.asarray(out.tokens)[best], np.asarray(out.mask)[best]
         kept = min(batch, len(tokens) - start)
         texts += task.decode(out_tokens, out_mask)[:kept]
@@ -91,6 +91,8 @@ def evaluate_policy(
     """
     metrics = {"eval/mean_length": mean_length}
     for name, opponent in (("sft", data.sft), ("reference", data.references)):
+        if not opponent:
+            continue
         won = wins(oracle.probability(data.prompts, responses, opponent), mode)
         metrics[f"eval/win_rate_{name}"] = float(won.mean())
         metrics[f"eval/win_rate_{name}_se"] = float(won.std(ddof=1) / np.sqrt(len(won)))

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import jax
 
-from sea_jax import assets, models, report
+from sea_jax import assets, models, report, tasks
 from sea_jax import config as config_lib
 from sea_jax.runtime.metrics import MetricWriter
-from sea_jax.tasks import mini_tldr
 from sea_jax.train import Run
 
 
@@ -28,7 +27,8 @@ def run(config, workdir: str) -> str:
     folder = Path(workdir)
     cache = Path(config.cache_dir or folder / "cache")
     config_lib.require_writable("config.cache_dir" if config.cache_dir else "--workdir", cache)
-    task = mini_tldr.load(cache / "task")
+    config_lib.validate_parts(config)
+    task = tasks.load(config, cache / "task")
     config_lib.validate(config, task)
     config_lib.claim_workdir(config, folder)
     shared = assets.prepare(config, cache, task)

@@ -24,7 +24,7 @@ from ml_collections import FrozenConfigDict
 from tqdm import tqdm
 
 from sea_jax import algorithm, evaluate, models
-from sea_jax.assets import Assets, make_extractor
+from sea_jax.assets import Assets
 from sea_jax.ensemble import heads
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS, Method
@@ -58,8 +58,9 @@ class Run:
         )  # fmt: skip
         self.seed = config.seed + replicate
         self.num_responses = config.sea.num_responses if self.method.active else 2
-        self.sample = assets.sampler(self.num_responses, config.train.temperature)
-        self.extract = make_extractor(assets.backbone.model, assets.backbone.pooling)
+        self.sample = assets.sampler(
+            self.num_responses, config.train.temperature, config.sampler.micro_batch
+        )
         rows: Any = np.arange(len(assets.task.prompts["train"]))
         self.prompts = (
             grain.MapDataset.source(rows).seed(self.seed).shuffle().repeat().batch(config.train.batch_size)
@@ -142,9 +143,7 @@ class Run:
         B, M, _ = responses.tokens.shape
         backbone = self.assets.backbone
         if self.method.learns_ensemble:
-            features = self.extract(
-                backbone.params, prompts.tokens, prompts.mask, responses.tokens, responses.mask
-            )
+            features = backbone(texts, prompts.tokens, prompts.mask, responses)
             rewards = member_rewards(self.state.ensemble.params, features)
         else:
             features, rewards = jnp.zeros((B, M, backbone.feature_width)), jnp.zeros((1, B, M))
@@ -189,7 +188,7 @@ class Run:
         self, prompts: PromptBatch, texts: list[str], shown: dict[int, list[str]]
     ) -> dict[str, float]:
         """Win rate of what the oracle was shown, in this step and in all so far; buys no label."""
-        if not shown:
+        if not shown or not self.assets.task.references["train"]:
             return {}
         rows, references = list(shown), self.assets.task.references["train"]
         won = evaluate.duel_wins(
@@ -240,9 +239,7 @@ class Run:
         metrics = evaluate.evaluate_policy(self.oracle, cfg.oracle.labels, data, responses, length)
         shown = {"win": f"{metrics['eval/win_rate_sft']:.3f}"}
         if self.method.learns_ensemble:
-            metrics |= evaluate.ensemble_accuracy(
-                self.state.ensemble.params, order_pairs(self.oracle, assets)
-            )
+            metrics |= evaluate.ensemble_accuracy(self.state.ensemble.params, self.ordered_pairs)
             if cfg.eval.best_of > 1:
                 metrics |= self._best_of(step)
             shown["ens_acc"] = f"{metrics['ensemble/accuracy_heldout']:.3f}"
@@ -251,13 +248,21 @@ class Run:
         writer.write(step, queries, metrics | {"time/evaluate_s": time.perf_counter() - start})
         bar.set_postfix(shown)
 
+    @functools.cached_property
+    def ordered_pairs(self) -> Array:
+        """The held-out pairs' features [N, 2, E] with the response that the oracle prefers first."""
+        pairs, features = self.assets.pairs, self.assets.pair_features
+        first_wins = self.oracle.probability(pairs.prompts, pairs.sft, pairs.references) > 0.5
+        return jnp.where(jnp.asarray(first_wins)[:, None, None], features, features[:, ::-1])
+
     def _best_of(self, step: int) -> dict[str, float]:
         """Best-of-N inference (Sec. 6.2): the sample whose mean reward over the ensemble is highest."""
         cfg, assets = self.config, self.assets
-        data, backbone = assets.eval_set, assets.backbone
+        data = assets.eval_set
 
-        def score(prompts: np.ndarray, mask: np.ndarray, out: models.Responses) -> Array:
-            features = self.extract(backbone.params, prompts, mask, out.tokens, out.mask)
+        def score(rows: np.ndarray, out: models.Responses) -> Array:
+            texts = [data.prompts[row] for row in rows]
+            features = assets.backbone(texts, data.tokens[rows], data.mask[rows], out)
             return member_rewards(self.state.ensemble.params, features).mean(0)
 
         key = step_keys(self.state.key, step).evaluate
@@ -300,14 +305,6 @@ def count_distinct(candidates: Candidates) -> Array:
     tokens = jnp.where(candidates.mask, candidates.tokens, -1)
     equal = (tokens[:, :, None] == tokens[:, None]).all(-1)
     return jnp.mean((1.0 / equal.sum(-1)).sum(-1))
-
-
-def order_pairs(oracle: Any, assets: Assets) -> Array:
-    """The held-out pairs' features [N, 2, E] with the response that the oracle prefers first."""
-    pairs = assets.pairs
-    first_wins = oracle.probability(pairs.prompts, pairs.sft, pairs.references) > 0.5
-    features = assets.pair_features
-    return jnp.where(jnp.asarray(first_wins)[:, None, None], features, features[:, ::-1])
 
 
 @functools.cache

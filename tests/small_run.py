@@ -9,6 +9,7 @@ from configs import quickstart
 from sea_jax import assets, models
 from sea_jax.ensemble import features
 from sea_jax.evaluate import EvalSet
+from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.runtime.mesh import make_mesh, shard_params
 from sea_jax.tasks import mini_tldr, protocol
 from sea_jax.tasks import mini_tldr_grammar as grammar
@@ -52,5 +53,15 @@ def small_run(folder, method, **overrides):
     data = EvalSet(posts[:4], *task.encode_prompts(posts[:4]), posts[:4], posts[:4])
     mesh = make_mesh(**config.mesh)
     params = shard_params(mesh, model, params)
-    shared = assets.Assets(task, model, params, backbone, data, data, jnp.zeros((4, 2, 4)), mesh)
+    shared = assets.Assets(
+        task,
+        model,
+        params,
+        backbone,
+        data,
+        data,
+        jnp.zeros((4, 2, 4)),
+        mesh,
+        lambda seed: BradleyTerryOracle(mini_tldr.reward_fn(seed)),
+    )
     return Run(config, shared, method, 0, folder)

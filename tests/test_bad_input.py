@@ -17,6 +17,7 @@ from small_run import small_run
 
 from configs import quickstart
 from sea_jax import assets, experiment, main, models
+from sea_jax import cache as parts
 from sea_jax import config as config_lib
 from sea_jax.errors import InputError
 from sea_jax.runtime.metrics import MetricWriter
@@ -230,18 +231,18 @@ def test_texts_that_the_task_cannot_hold(cache):
 def test_a_spoilt_cache_is_named(tmp_path, spoil):
     folder = tmp_path / "backbone-1"
     params = {"a": {"b": np.arange(5.0, dtype=np.float32)}}
-    assets._write_params(folder, params)
-    np.testing.assert_array_equal(assets._read_params(folder)["a"]["b"], params["a"]["b"])
+    parts.write_params(folder, params)
+    np.testing.assert_array_equal(parts.read_params(folder)["a"]["b"], params["a"]["b"])
     file = folder / "params.safetensors"
     file.write_bytes(spoil(file.read_bytes()))
     with pytest.raises(InputError, match=f"cache {file}: .*; valid: delete {folder}"):
-        assets._read_params(folder)
+        parts.read_params(folder)
 
 
 def test_of_two_processes_that_fill_a_cache_the_first_stays(tmp_path):
-    assets._write_params(tmp_path / "x", {"a": np.ones(2)})
-    assets._write_params(tmp_path / "x", {"a": np.zeros(2)})
-    np.testing.assert_array_equal(assets._read_params(tmp_path / "x")["a"], np.ones(2))
+    parts.write_params(tmp_path / "x", {"a": np.ones(2)})
+    parts.write_params(tmp_path / "x", {"a": np.zeros(2)})
+    np.testing.assert_array_equal(parts.read_params(tmp_path / "x")["a"], np.ones(2))
     assert [f.name for f in tmp_path.iterdir()] == ["x"]
 
 

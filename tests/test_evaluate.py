@@ -44,7 +44,7 @@ def test_best_responses():
         out = np.stack(np.broadcast_arrays(tokens, response, params, draw), -1)
         return Responses(out, np.arange(4) <= response[:, None] + 0 * tokens[..., None], None)
 
-    score = lambda tokens, mask, out: np.eye(3)[[wanted[i] for i in tokens[:, 0]]]  # noqa: E731
+    score = lambda rows, out: np.eye(3)[[wanted[i] for i in rows]]  # noqa: E731
     texts, length = evaluate.best_responses(
         task, sample, score, 9, prompts, prompts >= 0, 2, jax.random.key(0)
     )

@@ -9,7 +9,9 @@ What the decoder did not expect may be what the prompt does not say. The feature
 a reward drawn from the pretraining family is close to a standard normal linear function (see `pretrain.py`).
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 
 from sea_jax.losses.logprobs import next_logprobs, response_states
 from sea_jax.models.decoder import Decoder
+from sea_jax.models.generate import Responses
 from sea_jax.types import Array, Params
 
 
@@ -44,8 +47,31 @@ class GatedPooling(nn.Module):
         return jnp.sum(jax.nn.sigmoid(gate) * value * mask[..., None], -2).astype(jnp.float32)
 
 
+class Extractor(Protocol):
+    """A frozen backbone, as a run sees it: it may read tokens, or the text they stand for."""
+
+    @property
+    def feature_width(self) -> int:
+        """E."""
+        ...
+
+    def __call__(self, texts: Sequence[str], prompts: Any, mask: Any, responses: Responses) -> Array:
+        """Features of M responses to each of B prompts.
+
+        Args:
+            texts: the B prompts.
+            prompts: [B, L] int32, the same, left-padded.
+            mask: [B, L] bool.
+            responses: tokens [B, M, T].
+
+        Returns:
+            [B, M, E] f32.
+        """
+        ...
+
+
 class Backbone(NamedTuple):
-    """A frozen feature extractor: modules and their parameters."""
+    """The extractor that reads the policy's own tokens: modules and their parameters."""
 
     model: Decoder
     pooling: GatedPooling
@@ -54,6 +80,16 @@ class Backbone(NamedTuple):
     @property
     def feature_width(self) -> int:
         return self.params["projection"].shape[-1]
+
+    def __call__(self, texts: Sequence[str], prompts: Any, mask: Any, responses: Responses) -> Array:
+        """As `Extractor`; `extract`, jitted."""
+        del texts
+        return _jitted(self.model, self.pooling)(self.params, prompts, mask, responses.tokens, responses.mask)
+
+
+@functools.cache
+def _jitted(model: Decoder, pooling: GatedPooling) -> Callable[..., Array]:
+    return jax.jit(functools.partial(extract, model, pooling))
 
 
 def pooled(model: Decoder, pooling: GatedPooling, params: Params, batch: Any) -> Array:

@@ -5,7 +5,6 @@ the starting policy's own samples, to predict many rewards drawn from the task's
 oracle's reward is never among them: it has seeds below `SEED_OFFSET`, these have seeds above.
 """
 
-import functools
 from collections.abc import Hashable
 from typing import Any
 
@@ -17,9 +16,10 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from sea_jax.ensemble import heads
-from sea_jax.ensemble.features import Backbone, GatedPooling, extract, pooled
+from sea_jax.ensemble.features import Backbone, GatedPooling, pooled
 from sea_jax.ensemble.heads import Head
 from sea_jax.models.decoder import Decoder
+from sea_jax.models.generate import Responses
 from sea_jax.runtime.mesh import replicate, split
 from sea_jax.types import Array, Params
 
@@ -170,13 +170,8 @@ def family_heads(
 
 
 def _features(backbone: Backbone, data: Any, start: int) -> Array:
-    part = tuple(x[start : start + _CHUNK] for x in data)
-    return _extract(backbone.model, backbone.pooling)(backbone.params, *part)
-
-
-@functools.cache
-def _extract(model: Decoder, pooling: GatedPooling):
-    return jax.jit(functools.partial(extract, model, pooling))
+    prompts, mask, tokens, token_mask = (x[start : start + _CHUNK] for x in data)
+    return backbone((), prompts, mask, Responses(tokens, token_mask, jnp.zeros(tokens.shape)))
 
 
 def _optimizer(config) -> optax.GradientTransformation:

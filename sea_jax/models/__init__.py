@@ -1,6 +1,6 @@
 """Language models in Flax, and the way in from and out to Hugging Face's layout."""
 
-from sea_jax.models.convert import load, read_config, save
+from sea_jax.models.convert import find, load, read_config, save
 from sea_jax.models.deberta import DebertaConfig, Encoder, marker_states
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses, generate
@@ -8,6 +8,6 @@ from sea_jax.models.llama import LlamaConfig
 from sea_jax.models.pythia import PythiaConfig
 
 __all__ = [
-    "DebertaConfig", "Decoder", "Encoder", "LlamaConfig", "PythiaConfig", "Responses", "generate", "load",
-    "marker_states", "read_config", "save",
+    "DebertaConfig", "Decoder", "Encoder", "LlamaConfig", "PythiaConfig", "Responses", "find", "generate",
+    "load", "marker_states", "read_config", "save",
 ]  # fmt: skip

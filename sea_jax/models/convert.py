@@ -43,13 +43,22 @@ def load(name: str, leave_out: tuple[str, ...] = (), **overrides: Any) -> tuple[
         InputError: on a missing or broken file, an unknown architecture, a missing, extra or
             misshapen tensor.
     """
-    folder = Path(name) if Path(name).is_dir() else _download(name)
+    folder = find(name)
     model = read_config(folder, **overrides).build()
     tensors = {k: v for k, v in _read_tensors(folder).items() if not k.startswith(leave_out)}
     try:
         return model, from_hf(model, tensors)
     except InputError as error:
         raise InputError(f"{folder}: {error}; valid: what its config.json describes") from None
+
+
+def find(name: str) -> Path:
+    """The folder of a model: the one that is named, or a copy of what the hub has under that name.
+
+    Raises:
+        InputError: where there is neither.
+    """
+    return Path(name) if Path(name).is_dir() else _download(name)
 
 
 def read_config(folder: Path, **overrides: Any) -> PythiaConfig | LlamaConfig | DebertaConfig:

@@ -1,6 +1,7 @@
 """The sampler: M responses to each prompt, the prompt read once (Alg. 2, line 4)."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -226,3 +227,32 @@ def _respond(
 
     start = begin(prefix, *first, max_tokens=T, eos_id=eos_id)
     return finish(jax.lax.while_loop(unfinished, step, start), pad_id)
+
+
+@functools.cache
+def make_sampler(
+    model: Decoder, num_responses: int, max_tokens: int, temperature: float, eos_id: int, pad_id: int,
+    mesh: Mesh | None = None, micro_batch: int = 0,
+) -> Callable:  # fmt: skip
+    """`generate` with its static arguments bound, jitted and compiled once a process.
+
+    Args:
+        micro_batch: prompts sampled at once, which bounds the caches' memory; a divisor of B, or 0 for all of B.
+    """
+    sample = functools.partial(
+        generate, model, num_responses=num_responses, max_tokens=max_tokens,
+        temperature=temperature, eos_id=eos_id, pad_id=pad_id, mesh=mesh,
+    )  # fmt: skip
+
+    def in_passes(params: Params, prompts: Array, mask: Array, key: Array) -> Responses:
+        B = prompts.shape[0]
+        if micro_batch in (0, B):
+            return sample(params, prompts, mask, key)
+        passes = B // micro_batch
+        # Row i goes to pass i mod (B / micro_batch): each takes its rows from every shard of the batch axis.
+        spread = lambda x: x.reshape(micro_batch, passes, -1).swapaxes(0, 1)  # noqa: E731
+        gather = lambda x: x.swapaxes(0, 1).reshape(B, *x.shape[2:])  # noqa: E731
+        parts = spread(prompts), spread(mask), jax.random.split(key, passes)
+        return jax.tree.map(gather, jax.lax.map(lambda part: sample(params, *part), parts))
+
+    return jax.jit(in_passes)
