@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))
 
     config.task = ConfigDict(dict(name="mini_tldr", oracle_seed=0))
-    # kind: "task" has the task's hidden reward, "reward_model" the model in `folder`, `batch_size` texts at once.
+    # kind: "task" has the task's hidden reward, "reward_model" the model in `folder`.
     config.oracle = ConfigDict(
         dict(kind="task", labels="threshold", flip_probability=0.0, folder="", batch_size=16, chat=False)
     )

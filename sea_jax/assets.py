@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from sea_jax import cache, models, sft
@@ -15,10 +14,10 @@ from sea_jax.ensemble import features, pair_encoder
 from sea_jax.evaluate import EvalSet, greedy_responses
 from sea_jax.models import Decoder, PythiaConfig
 from sea_jax.models.generate import make_sampler
-from sea_jax.oracles import reward_model
+#from sea_jax.oracles import reward_model
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.ranker import Ranker
-from sea_jax.runtime.mesh import make_mesh, shard_params
+from sea_jax.runtime.mesh import fetch, make_mesh, shard_params
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Params
@@ -95,6 +94,7 @@ def _starting_policy(config, folder: Path, task: Task, mesh: Mesh) -> tuple[Deco
         model = Decoder(policy_config(config, task))
         key = jax.random.key(config.sft.seed)
         params = sft.train(config.sft, task, model, key, mesh, progress=config.progress)
+        params = fetch(params)
         cache.publish(folder, lambda part: models.save(part, model, params, task.tokenizer))
     model, params = models.load(given or str(folder))
     return model, shard_params(mesh, model, params)
@@ -132,6 +132,6 @@ def _heldout_pairs(
     )
     out = sample(params, tokens, mask, jax.random.key(7))
     pair_features = backbone(prompts, tokens, mask, out)
-    texts = task.decode(np.asarray(out.tokens), np.asarray(out.mask))
+    texts = task.decode(*fetch((out.tokens, out.mask)))
     first, second = (tuple(row[i] for row in texts) for i in (0, 1))
     return EvalSet(prompts, tokens, mask, second, first), pair_features

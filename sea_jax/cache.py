@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from sea_jax.errors import InputError
+from sea_jax.runtime.mesh import fetch, is_main, wait_for_all
 from sea_jax.types import Params
 
 
@@ -26,8 +27,15 @@ def fingerprint(fields: dict) -> str:
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
     """Writes a folder whole or not at all, so that a killed run leaves no half of a model.
 
-    Of processes that make the same folder together, the first to end leaves its own.
+    Of runs that make the same folder together, the first to end leaves its own. Of a run on several hosts
+    its main process writes, and the others wait for it.
     """
+    if is_main():
+        _publish(folder, write)
+    wait_for_all(str(folder))
+
+
+def _publish(folder: Path, write: Callable[[Path], None]) -> None:
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     part.mkdir(parents=True, exist_ok=True)
     write(part)
@@ -41,7 +49,7 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
 
 def write_params(folder: Path, params: Params) -> None:
     """Keeps a tree of arrays."""
-    flat = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
+    flat: dict[str, np.ndarray] = fetch(flatten_dict(params, sep="/"))
     publish(folder, lambda part: save_file(flat, part / "params.safetensors"))
 
 

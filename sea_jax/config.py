@@ -13,6 +13,7 @@ from sea_jax.errors import InputError
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS
 from sea_jax.oracles.labels import MODES
+from sea_jax.runtime.mesh import is_main
 from sea_jax.tasks.protocol import SPLITS, Task
 
 # Fields that a later call on the same work directory may change: they add runs, and alter none.
@@ -252,7 +253,11 @@ def claim_workdir(config, folder: Path) -> None:
                     "valid: that config, or another --workdir"
                 )
     require_writable("--workdir", folder)
-    file.write_text(json.dumps(mine, indent=2) + "\n")
+    if is_main():
+        # Whole or not at all: the processes of other hosts may be reading it.
+        part = folder / "config.json.part"
+        part.write_text(json.dumps(mine, indent=2) + "\n")
+        part.replace(file)
 
 
 def _read_config(file: Path) -> dict:

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-import jax
-
 from sea_jax import assets, models, report, tasks
 from sea_jax import config as config_lib
+from sea_jax.runtime.mesh import fetch, is_main
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.train import Run
 
@@ -19,7 +18,7 @@ def run(config, workdir: str) -> str:
         workdir: of this config; trained parts found in its cache are not trained again.
 
     Returns:
-        The report, as printed.
+        The report, as printed; of a run on several hosts its main process's, and nothing on the others.
 
     Raises:
         InputError: on a config or work directory that cannot work, before anything is trained.
@@ -35,7 +34,7 @@ def run(config, workdir: str) -> str:
     for replicate in range(config.num_seeds):
         for method in config.methods:
             train_one(config, shared, method, replicate, folder)
-    return report.write(folder, config)
+    return report.write(folder, config) if is_main() else ""
 
 
 def train_one(config, shared: assets.Assets, method: str, replicate: int, folder: Path) -> None:
@@ -44,6 +43,8 @@ def train_one(config, shared: assets.Assets, method: str, replicate: int, folder
     training = Run(config_lib.for_method(config, method), shared, method, replicate, run_folder)
     with MetricWriter(run_folder) as writer:
         training.loop(writer)
-    params = jax.device_get(training.state.policy.params)
+    params = fetch(training.state.policy.params)
+    if not is_main():
+        return
     models.save(run_folder / "policy", shared.model, params, shared.task.tokenizer)
     (run_folder / "done.json").write_text(json.dumps({"queries": training.labeller.num_queries}))

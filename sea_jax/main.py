@@ -13,6 +13,14 @@ from sea_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.", required=True)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "",
+    "Of a run on several hosts: host:port of process 0, or 'auto' where the cluster tells (TPU pods, Slurm, "
+    "MPI). Every host runs the same command; --workdir is on a disk that all of them see.",
+)  # fmt: skip
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, with --coordinator=host:port.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_PATIENCE = 300  # seconds
 
 
 def main(argv: list[str]) -> None:
@@ -29,6 +37,7 @@ def main(argv: list[str]) -> None:
     from sea_jax.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
+    _join()
     import jax
 
     from sea_jax import experiment
@@ -39,6 +48,30 @@ def main(argv: list[str]) -> None:
         print(experiment.run(config, _WORKDIR.value))
     except (InputError, FloatingPointError) as error:
         _fail(error)
+
+
+def _join() -> None:
+    """Meets the processes of the other hosts, if there are any, before JAX begins."""
+    if not _COORDINATOR.value:
+        if _PROCESSES.value is not None or _PROCESS.value is not None:
+            _fail("--num_processes and --process_id: valid only with --coordinator=<host>:<port>")
+        return
+    import jax
+
+    if _COORDINATOR.value == "auto":
+        jax.distributed.initialize()
+        return
+    address, count, index = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+    if not re.fullmatch(r".+:\d+", address):
+        _fail(f"--coordinator={address!r}: valid is <host>:<port>, or auto")
+    if count is None or count < 1:
+        _fail(f"--num_processes={count}: valid with --coordinator is at least 1")
+    if index is None or not 0 <= index < count:
+        _fail(f"--process_id={index}: valid with --coordinator is 0 to {count - 1}")
+    try:
+        jax.distributed.initialize(address, count, index, initialization_timeout=_PATIENCE)
+    except Exception as error:  # a RuntimeError or one of the service's own
+        _fail(f"--coordinator={address!r}: {count} processes did not meet within {_PATIENCE} s ({error})")
 
 
 def _parse(argv: list[str]) -> list[str]:

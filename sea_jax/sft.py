@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from sea_jax.losses import weighted_mean
 from sea_jax.models.decoder import Decoder
-from sea_jax.runtime.mesh import shard_params, split
+from sea_jax.runtime.mesh import is_main, shard_params, split
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Params
 
@@ -77,7 +77,7 @@ def train(config, task: Task, model: Decoder, key: Array, mesh: Mesh, progress: 
 
     opt_state = optimizer.init(params)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
-    bar = tqdm(range(config.steps), desc="SFT", unit="step", disable=not progress)
+    bar = tqdm(range(config.steps), desc="SFT", unit="step", disable=not (progress and is_main()))
     rows = np.empty((0,), np.int64)
     for i in bar:
         if len(rows) < config.batch_size:

@@ -30,6 +30,7 @@ from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS, Method
 from sea_jax.oracles.labels import Labeller
 from sea_jax.runtime import mesh as mesh_lib
+from sea_jax.runtime.mesh import fetch
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.state import init_state, policy_optimizer, step_keys
 from sea_jax.types import Array, Candidates, Duel, PreferenceBatch, PromptBatch
@@ -58,9 +59,7 @@ class Run:
         )  # fmt: skip
         self.seed = config.seed + replicate
         self.num_responses = config.sea.num_responses if self.method.active else 2
-        self.sample = assets.sampler(
-            self.num_responses, config.train.temperature, config.sampler.micro_batch
-        )
+        self.sample = assets.sampler(self.num_responses, config.train.temperature, config.sampler.micro_batch)
         rows: Any = np.arange(len(assets.task.prompts["train"]))
         self.prompts = (
             grain.MapDataset.source(rows).seed(self.seed).shuffle().repeat().batch(config.train.batch_size)
@@ -78,7 +77,8 @@ class Run:
     def loop(self, writer: MetricWriter) -> None:
         """Runs Alg. 2 until the query budget is spent, or the policy offers nothing to ask about any more."""
         budget, every = self.config.train.query_budget, self.config.eval.every_queries
-        bar = tqdm(total=budget, desc=self.name, unit="query", disable=not self.config.progress)
+        shown = self.config.progress and mesh_lib.is_main()
+        bar = tqdm(total=budget, desc=self.name, unit="query", disable=not shown)
         done, last = 0, None
         self._evaluate(writer, bar, 0, 0, None)
         step = idle = 0
@@ -172,10 +172,11 @@ class Run:
         Returns:
             [B] bool, False where none is bought; the pair of responses shown, by row of the batch.
         """
-        rows = np.flatnonzero(np.asarray(duel.query_oracle))
+        duel, tokens, mask = fetch((duel, candidates.tokens, candidates.mask))
+        rows = np.flatnonzero(duel.query_oracle)
         pair = np.stack([duel.first, duel.second], 1)[rows]
         at = (rows[:, None], pair)
-        pairs = self._texts(np.asarray(candidates.tokens)[at], np.asarray(candidates.mask)[at])
+        pairs = self._texts(tokens[at], mask[at])
         labels = self.labeller.label(
             [texts[row] for row in rows], [y for y, _ in pairs], [y for _, y in pairs],
             rng_seed=self.seed * 1_000_003 + step,
@@ -193,7 +194,7 @@ class Run:
         rows, references = list(shown), self.assets.task.references["train"]
         won = evaluate.duel_wins(
             self.oracle, self.config.oracle.labels, [texts[row] for row in rows], list(shown.values()),
-            [references[i] for i in np.asarray(prompts.row)[rows]],
+            [references[i] for i in fetch(prompts.row)[rows]],
         )  # fmt: skip
         self.online_wins += won.sum()
         self.online_responses += won.size
@@ -203,12 +204,12 @@ class Run:
         }
 
     def _texts(self, tokens: Any, mask: Any) -> list:
-        tokens = np.asarray(tokens)
-        return self.assets.task.decode(tokens, np.asarray(mask)) if len(tokens) else []
+        tokens, mask = fetch((tokens, mask))
+        return self.assets.task.decode(tokens, mask) if len(tokens) else []
 
     def _log(self, writer: MetricWriter, step: int, queries: int, last: Step) -> None:
         start = time.perf_counter()
-        metrics = {k: float(v) for k, v in jax.device_get(last.metrics).items()}
+        metrics = {k: float(v) for k, v in fetch(last.metrics).items()}
         metrics["time/learn_s"] = time.perf_counter() - start
         if not metrics["step/finite"]:
             self._stop_on_nan(step, last.batch, metrics)
@@ -217,12 +218,13 @@ class Run:
     def _stop_on_nan(self, step: int, batch: PreferenceBatch, metrics: dict[str, float]) -> None:
         """The state is still the one before the step: with the batch it is all of its inputs."""
         folder = self.folder / f"non_finite_step_{step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(folder / "batch.npz", **{k: np.asarray(v) for k, v in batch._asdict().items()})  # pyright: ignore[reportArgumentType]
-        models.save(folder / "policy", self.assets.model, self.state.policy.params, None)
-        state = self.state._replace(key=jax.random.key_data(self.state.key))
-        leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-        np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves})  # pyright: ignore[reportArgumentType]
+        batch, state = fetch((batch, self.state._replace(key=jax.random.key_data(self.state.key))))
+        if mesh_lib.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez(folder / "batch.npz", **batch._asdict())
+            models.save(folder / "policy", self.assets.model, state.policy.params, None)
+            leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+            np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): v for k, v in leaves})  # pyright: ignore[reportArgumentType]
         bad = {k: v for k, v in metrics.items() if not np.isfinite(v)}
         raise FloatingPointError(
             f"step {step}: {bad or metrics['policy/loss']} is not finite; its inputs are in {folder}"
@@ -276,9 +278,9 @@ class Run:
     def _completions(self, queries: int, last: Step) -> list[dict[str, Any]]:
         """A few of the step's pairs in words (for people; nothing is trained on them)."""
         n = self.config.eval.num_samples
-        batch = jax.tree.map(lambda x: np.asarray(x[:n]), last.batch)
+        batch = jax.tree.map(lambda x: x[:n], fetch(last.batch))
         rewards = member_rewards(self.state.ensemble.params, jnp.asarray(batch.features))
-        probability = np.asarray(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
+        probability = fetch(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
         prompts = self.assets.task.decode(batch.prompts, batch.prompt_mask)
         pairs = self.assets.task.decode(batch.tokens, batch.mask)
         return [

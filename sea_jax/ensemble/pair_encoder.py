@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from sea_jax import models
 from sea_jax.errors import InputError
 from sea_jax.models import Encoder, Responses, marker_states
-from sea_jax.runtime.mesh import batch_shards, replicate, split
+from sea_jax.runtime.mesh import batch_shards, fetch, replicate, split
 from sea_jax.types import Array, Params
 
 _MULTIPLE = 64  # tokens: sequences are filled up to one of these, so that few shapes are compiled
@@ -53,13 +53,13 @@ class PairEncoder:
         self.params = replicate(mesh, params)
         self._decode, self._markers = decode, markers
         ids = [tokenizer.token_to_id(marker) for marker in markers]
+        self._marker_ids = tuple(i for i in ids if i is not None and i < model.config.vocab_size)
         for marker, token in zip(markers, ids, strict=True):
-            if token is None or token >= model.config.vocab_size:
+            if token not in self._marker_ids:
                 raise InputError(
                     f"config.encoder.markers={markers}: {marker!r} is no token of the encoder; "
                     "valid: tokens of its vocabulary"
                 )
-        self._marker_ids: tuple[int, ...] = tuple(ids)
         self._tokenizers = [_cut(tokenizer, length) for length in (source_length, candidate_length)]
 
     @property
@@ -70,7 +70,7 @@ class PairEncoder:
     def __call__(self, texts: Sequence[str], prompts: Any, mask: Any, responses: Responses) -> Array:
         """As `Extractor`; reads the texts, and the responses in words."""
         del prompts, mask
-        said = self._decode(np.asarray(responses.tokens), np.asarray(responses.mask))
+        said = self._decode(*fetch((responses.tokens, responses.mask)))
         B, M, _ = responses.tokens.shape
         flat = self.features([x for x in texts for _ in range(M)], [y for row in said for y in row])
         return jnp.asarray(flat.reshape(B, M, -1))
@@ -88,7 +88,7 @@ class PairEncoder:
             chosen = order[start : start + self.batch_size]
             tokens, mask = _pad([rows[i] for i in chosen], self.batch_size)
             states = _states(self.model, self._marker_ids)(self.params, *split(self.mesh, (tokens, mask)))
-            out[chosen] = np.asarray(states)[: len(chosen)]
+            out[chosen] = fetch(states)[: len(chosen)]
         if not np.isfinite(out).all():
             raise FloatingPointError("features of the encoder: not finite, must be")
         return out

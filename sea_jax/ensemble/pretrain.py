@@ -20,7 +20,7 @@ from sea_jax.ensemble.features import Backbone, GatedPooling, pooled
 from sea_jax.ensemble.heads import Head
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses
-from sea_jax.runtime.mesh import replicate, split
+from sea_jax.runtime.mesh import fetch, is_main, replicate, split
 from sea_jax.types import Array, Params
 
 SEED_OFFSET = 1_000_000
@@ -65,7 +65,7 @@ def prior_projection(heads: Array | np.ndarray, width: int, mean_scale: float) -
     Returns:
         [E', E] f32.
     """
-    heads = np.asarray(heads, np.float64)
+    heads = fetch(heads).astype(np.float64)
     mean = heads.mean(1, keepdims=True)
     values, vectors = np.linalg.eigh((heads - mean) @ (heads - mean).T / heads.shape[1])
     keep = np.argsort(values)[::-1][: width - 1]
@@ -113,7 +113,7 @@ def pretrain(
 
     opt_state = optimizer.init(params)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
-    bar = tqdm(range(config.steps), desc="backbone", unit="step", disable=not progress)
+    bar = tqdm(range(config.steps), desc="backbone", unit="step", disable=not (progress and is_main()))
     for i in bar:
         rows = rng.choice(len(rewards), config.batch_size, replace=False)
         batch = split(mesh, (tuple(x[rows] for x in data), rewards[rows]))
@@ -146,7 +146,7 @@ def family_heads(
     """
     P, N = config.num_heads, len(rewards)
     # To the host one by one: all dispatched at once, each would hold its temporary memory.
-    parts = [np.asarray(_features(backbone, data, i)) for i in range(0, N, _CHUNK)]
+    parts = [fetch(_features(backbone, data, i)) for i in range(0, N, _CHUNK)]
     features = jnp.asarray(np.concatenate(parts))
     targets = jnp.asarray(rewards[..., :P]).transpose(2, 0, 1)
     init_key, order_key = jax.random.split(key)
@@ -191,7 +191,7 @@ def _optimizer(config) -> optax.GradientTransformation:
 def _freeze(config, model: Decoder, pooling: GatedPooling, params: Params, data: Any) -> Backbone:
     """Replaces the ranking heads by the projection, centred and scaled on up to 500 prompts."""
     projection = prior_projection(params["heads"], config.width, config.mean_scale)
-    z = np.asarray(jax.jit(lambda b: pooled(model, pooling, params, b))(tuple(x[:500] for x in data)))
+    z = fetch(jax.jit(lambda b: pooled(model, pooling, params, b))(tuple(x[:500] for x in data)))
     z = z.reshape(-1, z.shape[-1]) @ projection
     scale = 1 / np.sqrt(z.var(0).mean())
     frozen = {

@@ -237,7 +237,7 @@ def make_sampler(
     """`generate` with its static arguments bound, jitted and compiled once a process.
 
     Args:
-        micro_batch: prompts sampled at once, which bounds the caches' memory; a divisor of B, or 0 for all of B.
+        micro_batch: prompts sampled at once, a divisor of B; bounds the caches' memory. 0: all of B.
     """
     sample = functools.partial(
         generate, model, num_responses=num_responses, max_tokens=max_tokens,

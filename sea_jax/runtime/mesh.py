@@ -14,7 +14,9 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sea_jax.errors import InputError
@@ -90,13 +92,13 @@ def shard_params(mesh: Mesh, model: Any, params: Any) -> Any:
                     f"config.mesh.{axis}={mesh.shape[axis]}: valid is a divisor of {size}, "
                     f"an axis of parameter {path} {tuple(flat[path].shape)}"
                 )
-    put = {path: jax.device_put(x, NamedSharding(mesh, specs[path])) for path, x in flat.items()}
-    return unflatten_dict(put, sep="/")
+    placed = {path: _put(x, NamedSharding(mesh, specs[path])) for path, x in flat.items()}
+    return unflatten_dict(placed, sep="/")
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """The whole of every array on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.tree.map(lambda x: _put(x, NamedSharding(mesh, PartitionSpec())), tree)
 
 
 def settle(mesh: Mesh, tree: Any) -> Any:
@@ -110,6 +112,39 @@ def split(mesh: Mesh, tree: Any) -> Any:
 
     def put(x: Any) -> jax.Array:
         spec = PartitionSpec(BATCH) if x.shape[0] % batch_shards(mesh) == 0 else PartitionSpec()
-        return jax.device_put(x, NamedSharding(mesh, spec))
+        return _put(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, tree)
+
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array on the mesh. Every process of a run on several hosts gives the same whole array."""
+    if sharding.is_fully_addressable or not isinstance(x, jax.Array):
+        return jax.device_put(x, sharding)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding))
+    if not x.is_fully_addressable:  # on the mesh already: the devices exchange what another layout needs
+        return jax.jit(lambda x: x, out_shardings=sharding)(x)
+    return jax.device_put(np.asarray(x), sharding)
+
+
+def fetch(tree: Any) -> Any:
+    """NumPy copies of whole arrays, on every process; all processes must call it with the same arrays."""
+
+    def get(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+        return np.asarray(x)
+
+    return jax.tree.map(get, tree)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and speaks to people."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come here; `what` names the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)

@@ -2,20 +2,27 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+
+from sea_jax.runtime.mesh import is_main
 
 
 class MetricWriter:
     """One run's files. The x-axis is oracle queries everywhere.
 
     Args:
-        folder: of the run; older files in it are replaced.
+        folder: of the run; older files in it are replaced. Only the main process of a run on several hosts
+            writes there, the others to nowhere.
     """
 
     def __init__(self, folder: Path):
+        if not is_main():
+            self._metrics, self._samples, self._board = open(os.devnull, "w"), open(os.devnull, "w"), None
+            return
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
@@ -28,6 +35,8 @@ class MetricWriter:
         row = {k: (v if math.isfinite(v) else None) for k, v in metrics.items()}
         self._metrics.write(json.dumps({"step": step, "queries": queries} | row) + "\n")
         self._metrics.flush()
+        if self._board is None:
+            return
         for name, value in row.items():
             if value is not None:
                 self._board.add_scalar(name, value, queries)
@@ -41,7 +50,8 @@ class MetricWriter:
     def close(self) -> None:
         self._metrics.close()
         self._samples.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
     def __enter__(self) -> "MetricWriter":
         return self

@@ -1,0 +1,90 @@
+"""A whole run of two processes, as on two hosts, against the same run of one."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MESHES = [dict(data=4), dict(data=2, fsdp=2), dict(fsdp=2, tensor=2)]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(folder, mesh, processes):
+    """One process a host; each has its share of four devices."""
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "JAX_NUM_CPU_DEVICES": str(4 // processes),
+    }
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder), json.dumps(mesh), str(port), str(processes), str(i)],
+            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(processes)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_two_processes_equal_one(tmp_path, mesh):
+    started = {n: start(tmp_path / str(n), mesh, n) for n in (1, 2)}
+    for n, group in started.items():
+        for i, process in enumerate(group):
+            said, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, said[-3000:]
+            assert f"process {i} of {n} ended" in said
+    one, two = (np.load(tmp_path / n / "state.npz") for n in ("1", "2"))
+    assert set(one.files) == set(two.files) and len(one.files) > 20
+    for name in one.files:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    assert np.ptp(one[".policy.params['head']['kernel']"]) > 0
+    # Of two processes one writes, and it writes what one alone does.
+    for file in ("metrics.jsonl", "samples.jsonl"):
+        rows = [
+            [json.loads(line) for line in (tmp_path / n / file).read_text().splitlines()] for n in ("1", "2")
+        ]
+        assert len(rows[0]) == len(rows[1]) > 2
+        for a, b in zip(*rows, strict=True):
+            assert a.keys() == b.keys()
+            for name in a.keys() - {k for k in a if k.startswith("time/")}:
+                assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5), name
+
+
+def main(folder, mesh, port, processes, index):
+    import jax
+
+    if processes > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", processes, index, initialization_timeout=60)
+    from small_run import small_run
+
+    from sea_jax.runtime.mesh import fetch, is_main, wait_for_all
+    from sea_jax.runtime.metrics import MetricWriter
+
+    assert jax.device_count() == 4 and jax.local_device_count() == 4 // processes
+    assert is_main() == (index == 0)
+    fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
+    run = small_run(folder, "sea", **fields, **{"sea.burn_in": 4})
+    with MetricWriter(folder) as writer:
+        run.loop(writer)
+    state = fetch(run.state._replace(key=jax.random.key_data(run.state.key)))
+    if is_main():
+        leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+        np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): v for k, v in leaves})
+    wait_for_all("the end")
+    print(f"process {index} of {processes} ended")
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), *map(int, sys.argv[3:]))
