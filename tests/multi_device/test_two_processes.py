@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-MESHES = [dict(data=4), dict(data=2, fsdp=2), dict(fsdp=2, tensor=2)]
+MESHES = [dict(data=4), dict(fsdp=2, tensor=2)]  # the first axis lies between the processes
 
 
 def free_port():
@@ -26,6 +26,8 @@ def start(folder, mesh, processes):
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "JAX_NUM_CPU_DEVICES": str(4 // processes),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
     port = free_port()
     return [
@@ -59,7 +61,10 @@ def test_two_processes_equal_one(tmp_path, mesh):
         for a, b in zip(*rows, strict=True):
             assert a.keys() == b.keys()
             for name in a.keys() - {k for k in a if k.startswith("time/")}:
-                assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5), name
+                wanted = b[name]
+                if isinstance(wanted, float):
+                    wanted = pytest.approx(wanted, rel=1e-4, abs=1e-5)
+                assert a[name] == wanted, name
 
 
 def main(folder, mesh, port, processes, index):
