@@ -24,8 +24,13 @@ def get_config() -> ConfigDict:
         dict(kind="task", labels="threshold", flip_probability=0.0, folder="", batch_size=16, chat=False)
     )
     # folder: a starting policy in Hugging Face's layout; empty: trained here, of the shape that follows.
-    config.policy = ConfigDict(dict(folder="", num_layers=2, width=128, num_heads=4, mlp_width=512))
-    config.sft = ConfigDict(dict(seed=0, steps=1000, batch_size=32, learning_rate=3e-3, prompt_weight=0.1))
+    # dtype: of activations; parameters and log-probs are float32. remat: what the backward pass recomputes.
+    config.policy = ConfigDict(
+        dict(folder="", num_layers=2, width=128, num_heads=4, mlp_width=512, dtype="float32", remat="none")
+    )
+    config.sft = ConfigDict(
+        dict(seed=0, steps=1000, batch_size=32, learning_rate=3e-3, prompt_weight=0.1, token_chunk=0)
+    )
     # kind: "ranker" is trained here, of the shape that follows; "encoder" is pretrained, in config.encoder.
     config.backbone = ConfigDict(
         dict(

@@ -3,8 +3,8 @@
 `python -m sea_jax.main --config=configs/ultrafeedback.py:model=llama3-8b --workdir=runs/ultrafeedback`
 
 Hardware, folders without a network, and what has not been run: as in configs/tldr.py. The paper judges the
-trained policies by AlpacaEval 2.0 (Table 3), which this project does not hold; here the oracle judges held-out
-prompts against the starting policy.
+trained policies by AlpacaEval 2.0 (Table 3), which this project does not hold; here the oracle judges
+held-out prompts against the starting policy.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,13 @@
 """What every run of an experiment shares: task, starting policy, frozen backbone, evaluation sets."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from sea_jax import cache, models, sft
@@ -14,13 +16,19 @@ from sea_jax.ensemble import features, pair_encoder
 from sea_jax.evaluate import EvalSet, greedy_responses
 from sea_jax.models import Decoder, PythiaConfig
 from sea_jax.models.generate import make_sampler
-#from sea_jax.oracles import reward_model
+
+# from sea_jax.oracles import reward_model
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.ranker import Ranker
 from sea_jax.runtime.mesh import fetch, make_mesh, shard_params
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Params
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +88,8 @@ def _backbone(
 def _oracle(config, mesh: Mesh) -> Callable[[int], Any]:
     """Oracle seed -> the preference oracle: of a hidden reward, or of a reward model, whatever the seed."""
     if config.oracle.kind == "reward_model":
+        from sea_jax.oracles import reward_model
+
         oracle = BradleyTerryOracle(reward_model.load(config.oracle, mesh))
         return lambda _: oracle
     return lambda seed: BradleyTerryOracle(mini_tldr.reward_fn(seed))
@@ -96,8 +106,19 @@ def _starting_policy(config, folder: Path, task: Task, mesh: Mesh) -> tuple[Deco
         params = sft.train(config.sft, task, model, key, mesh, progress=config.progress)
         params = fetch(params)
         cache.publish(folder, lambda part: models.save(part, model, params, task.tokenizer))
-    model, params = models.load(given or str(folder))
+    dtype = jnp.dtype(config.policy.dtype).type
+    model, params = models.load(given or str(folder), dtype=dtype, remat=config.policy.remat != "none")
     return model, shard_params(mesh, model, params)
+
+
+def save_policy(config, folder: Path, model: Decoder, params: Params, task: Task) -> None:
+    """A Hugging Face folder; a policy that came with a tokenizer keeps all of that tokenizer's files."""
+    given = config.policy.folder
+    models.save(folder, model, params, None if given else task.tokenizer)
+    if given:
+        for name in _TOKENIZER_FILES:
+            if (file := models.find(given) / name).exists():
+                shutil.copy(file, folder / name)
 
 
 def policy_config(config, task: Task) -> PythiaConfig:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sea_jax import assets, models, report, tasks
+from sea_jax import assets, report, tasks
 from sea_jax import config as config_lib
 from sea_jax.runtime.mesh import fetch, is_main
 from sea_jax.runtime.metrics import MetricWriter
@@ -46,5 +46,5 @@ def train_one(config, shared: assets.Assets, method: str, replicate: int, folder
     params = fetch(training.state.policy.params)
     if not is_main():
         return
-    models.save(run_folder / "policy", shared.model, params, shared.task.tokenizer)
+    assets.save_policy(config, run_folder / "policy", shared.model, params, shared.task)
     (run_folder / "done.json").write_text(json.dumps({"queries": training.labeller.num_queries}))

@@ -1,13 +1,18 @@
 """Supervised fine-tuning of the starting policy on demonstrations: π_sft, later π_ref."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from sea_jax.errors import InputError
 from sea_jax.losses import weighted_mean
+from sea_jax.losses.logprobs import token_logprobs
 from sea_jax.models.decoder import Decoder
 from sea_jax.runtime.mesh import is_main, shard_params, split
 from sea_jax.tasks.protocol import Task
@@ -15,22 +20,31 @@ from sea_jax.types import Array, Params
 
 
 def sft_loss(
-    model: Decoder, params: Params, tokens: Array, mask: Array, is_response: Array, prompt_weight: float
+    model: Decoder, params: Params, batch: tuple[Array, ...], prompt_weight: float, token_chunk: int = 0
 ) -> tuple[Array, dict[str, Array]]:
     """Mean next-token NLL of responses, plus a weighted one of prompts.
 
-    The prompt's term is for models trained from nothing: it is where they learn to copy.
+    The prompt's term is for models trained from nothing: it is where they learn to copy. Without it no
+    logits of prompts are made.
 
     Args:
         model, params: the policy.
-        tokens: [B, L + T] int32, prompts and their responses.
-        mask: [B, L + T] bool.
-        is_response: [L + T] bool, True on the response's columns.
+        batch: prompts [B, L] int32, left-padded; their mask; responses [B, T] int32; their mask.
         prompt_weight: of the prompt's term.
+        token_chunk: as `next_logprobs`; with prompt_weight 0 only.
 
     Returns:
         loss [] f32 nats per token; metrics.
     """
+    prompts, prompt_mask, responses, response_mask = batch
+    if prompt_weight == 0:
+        inputs = (prompts, prompt_mask, responses[:, None], response_mask[:, None])
+        logprobs = token_logprobs(model, params, *inputs, token_chunk)[:, 0]
+        response = weighted_mean(-logprobs, response_mask.astype(jnp.float32))
+        return response, {"sft/response_nll": response}
+    tokens = jnp.concatenate([prompts, responses], 1)
+    mask = jnp.concatenate([prompt_mask, response_mask], 1)
+    is_response = jnp.arange(tokens.shape[1]) >= prompts.shape[1]
     logits = model.apply({"params": params}, tokens, mask)[:, :-1]
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
     known = (mask[:, :-1] & mask[:, 1:]).astype(jnp.float32)
@@ -40,38 +54,43 @@ def sft_loss(
     return loss, {"sft/response_nll": response, "sft/prompt_nll": prompt}
 
 
-def train(config, task: Task, model: Decoder, key: Array, mesh: Mesh, progress: bool = True) -> Params:
-    """Trains a policy from random weights.
+def train(
+    config, task: Task, model: Decoder, key: Array, mesh: Mesh, progress: bool = True,
+    params: Params | None = None,
+) -> Params:  # fmt: skip
+    """Trains a policy on the task's demonstrations or, where it has none, on its references.
 
     Args:
-        config: steps, batch_size, learning_rate, prompt_weight.
-        task: its train prompts and demonstrations.
+        config: steps, batch_size, learning_rate, prompt_weight, token_chunk.
+        task: its train prompts, and what stands there for a response.
         model: the policy's module.
         key: [] key of the initial weights and the order of examples.
         mesh: its devices share each batch.
         progress: shows a bar.
+        params: where training begins; None: random weights.
 
     Returns:
         Parameters, f32, on the mesh.
-    """
-    prompts, prompt_mask = task.encode_prompts(task.prompts["train"])
-    responses, response_mask = task.encode_responses(task.demonstrations)
-    tokens = np.concatenate([prompts, responses], 1)
-    mask = np.concatenate([prompt_mask, response_mask], 1)
-    is_response = jnp.arange(tokens.shape[1]) >= prompts.shape[1]
 
+    Raises:
+        InputError: where the task has neither demonstrations nor references.
+    """
+    data = examples(task, "train")
     init_key, order_key = jax.random.split(key)
-    params = shard_params(mesh, model, model.init(init_key, jnp.asarray(tokens[:1]))["params"])
+    if params is None:
+        params = model.init(init_key, jnp.asarray(data[0][:1]))["params"]
+    params = shard_params(mesh, model, params)
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(config.steps // 20, 1), config.steps, config.learning_rate / 20
+        0.0, config.learning_rate, config.steps // 20, config.steps, config.learning_rate / 20
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
 
-    @jax.jit
-    def step(params, opt_state, tokens, mask):
-        (_, metrics), grads = jax.value_and_grad(
-            lambda p: sft_loss(model, p, tokens, mask, is_response, config.prompt_weight), has_aux=True
-        )(params)
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, opt_state, batch):
+        loss = functools.partial(sft_loss, model)
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
+            params, batch, config.prompt_weight, config.token_chunk
+        )
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, metrics
 
@@ -80,13 +99,37 @@ def train(config, task: Task, model: Decoder, key: Array, mesh: Mesh, progress: 
     bar = tqdm(range(config.steps), desc="SFT", unit="step", disable=not (progress and is_main()))
     rows = np.empty((0,), np.int64)
     for i in bar:
-        if len(rows) < config.batch_size:
-            rows = np.concatenate([rows, rng.permutation(len(tokens))])
-        batch, rows = rows[: config.batch_size], rows[config.batch_size :]
-        params, opt_state, metrics = step(params, opt_state, *split(mesh, (tokens[batch], mask[batch])))
+        while len(rows) < config.batch_size:
+            rows = np.concatenate([rows, rng.permutation(len(data[0]))])
+        chosen, rows = rows[: config.batch_size], rows[config.batch_size :]
+        params, opt_state, metrics = step(params, opt_state, split(mesh, tuple(x[chosen] for x in data)))
         if i % 20 == 19 or i == config.steps - 1:
             nll = float(metrics["sft/response_nll"])
             if not np.isfinite(nll):
                 raise FloatingPointError(f"sft loss at step {i + 1}: {nll}, must be finite")
             bar.set_postfix(nll=f"{nll:.3f}")
     return params
+
+
+def examples(task: Task, split_name: str) -> tuple[np.ndarray, ...]:
+    """Prompts of a split [N, L], their mask, responses [N, T] and theirs; as NumPy arrays.
+
+    A response that is empty or has too many tokens is left out with its prompt, and a warning says how many.
+
+    Raises:
+        InputError: where the task has no response to a prompt, or none is left.
+    """
+    texts = task.demonstrations if split_name == "train" and task.demonstrations else ()
+    texts = texts or task.references[split_name]
+    if not texts:
+        raise InputError(f"config.task.name={task.name!r}: no demonstrations and no references; valid for "
+                         "method=sft is a task with a column of references")  # fmt: skip
+    fits = task.responses_that_fit(texts)
+    if not fits.any():
+        raise InputError(f"config.task.response_length={task.response_length}: no reference of the "
+                         f"{split_name} split has so few tokens; valid is a larger one")  # fmt: skip
+    if not fits.all():
+        logging.warning("%d of %d references are empty or too long: left out", (~fits).sum(), len(fits))
+    chosen = np.flatnonzero(fits)
+    prompts = task.encode_prompts([task.prompts[split_name][i] for i in chosen])
+    return *prompts, *task.encode_responses([texts[i] for i in chosen])

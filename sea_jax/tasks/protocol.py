@@ -84,6 +84,11 @@ class Task:
         rows = self._encode(texts, "responses", "response_length", self.response_length, end=end)
         return self._pad(rows, self.response_length, left=False)
 
+    def responses_that_fit(self, texts: Sequence[str]) -> np.ndarray:
+        """[B] bool: which of B responses `encode_responses` takes."""
+        sizes = [len(e.ids) for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return np.array([0 < size < self.response_length for size in sizes], bool)
+
     def decode(self, tokens: np.ndarray, mask: np.ndarray) -> Any:
         """Text of token arrays, for oracles and people; padding and EOS are dropped.
 
