@@ -23,7 +23,7 @@ from sea_jax.ranker import Ranker
 from sea_jax.runtime.mesh import fetch, make_mesh, shard_params
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.protocol import Task
-from sea_jax.types import Params
+from sea_jax.types import Array, Params
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -97,18 +97,28 @@ def _oracle(config, mesh: Mesh) -> Callable[[int], Any]:
 
 def _starting_policy(config, folder: Path, task: Task, mesh: Mesh) -> tuple[Decoder, Params]:
     """π_ref: the user's model, or one trained on the demonstrations and kept in `folder`."""
-    given = config.policy.folder
     fields = {name: config[name].to_dict() for name in ("policy", "sft")} | {"task": task.fingerprint}
     folder /= f"sft-{cache.fingerprint(fields)}"
-    if not given and not (folder / "model.safetensors").exists():
+    if not config.policy.folder and not (folder / "model.safetensors").exists():
         model = Decoder(policy_config(config, task))
         key = jax.random.key(config.sft.seed)
-        params = sft.train(config.sft, task, model, key, mesh, progress=config.progress)
-        params = fetch(params)
+        params = fetch(sft.train(config.sft, task, model, key, mesh, progress=config.progress))
         cache.publish(folder, lambda part: models.save(part, model, params, task.tokenizer))
-    dtype = jnp.dtype(config.policy.dtype).type
-    model, params = models.load(given or str(folder), dtype=dtype, remat=config.policy.remat != "none")
+    model, params = _load_policy(config, config.policy.folder or str(folder))
     return model, shard_params(mesh, model, params)
+
+
+def initial_policy(config, task: Task, key: Array) -> tuple[Decoder, Params]:
+    """What supervised fine-tuning begins from: the user's model, or random weights."""
+    if config.policy.folder:
+        return _load_policy(config, config.policy.folder)
+    model = Decoder(policy_config(config, task))
+    return model, jax.jit(model.init)(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def _load_policy(config, folder: str) -> tuple[Decoder, Params]:
+    dtype = jnp.dtype(config.policy.dtype).type
+    return models.load(folder, dtype=dtype, remat=config.policy.remat != "none")
 
 
 def save_policy(config, folder: Path, model: Decoder, params: Params, task: Task) -> None:

@@ -29,17 +29,44 @@ def for_method(config: ConfigDict, method: str) -> ConfigDict:
     return merged
 
 
+def validate_sft(config, task: Task) -> None:
+    """Raises InputError at the first field that supervised fine-tuning cannot work with."""
+    for name in ("sft.steps", "sft.batch_size", "eval.batch_size", "mesh.data", "mesh.fsdp", "mesh.tensor"):
+        _require(_get(config, name) >= 1, name, _get(config, name), "at least 1")
+    _validate_sft(config)
+    _one_of(config, "eval.split", SPLITS)
+    if config.policy.folder:
+        _validate_model(config, task)
+
+
+def _validate_sft(config) -> None:
+    weight, chunk = config.sft.prompt_weight, config.sft.token_chunk
+    _require(0 <= weight < float("inf"), "sft.prompt_weight", weight, "a number of at least 0")
+    _require(
+        chunk == 0 or (chunk > 0 and weight == 0), "sft.token_chunk", chunk,
+        f"0, or more with sft.prompt_weight=0, not {weight:g}",
+    )  # fmt: skip
+
+
 def needs_family(config: ConfigDict, method: str) -> bool:
     """Whether a method's prior is drawn from the heads that are pretrained with the backbone."""
     return METHODS[method].learns_ensemble and for_method(config, method).ensemble.prior == "pretrained"
 
 
-def validate_parts(config) -> None:
+def validate_parts(config, supervised_only: bool = False) -> None:
     """Raises InputError where task, policy, backbone and oracle do not fit together; before any is loaded.
 
     Only the miniature has a family of rewards, for the hidden one and for training policy and backbone here.
+
+    Args:
+        config: the experiment's config.
+        supervised_only: it needs neither backbone nor oracle.
     """
     _one_of(config, "task.name", tasks.NAMES)
+    _one_of(config, "policy.dtype", ("float32", "bfloat16"))
+    _one_of(config, "policy.remat", ("none", "full"))
+    if supervised_only:
+        return
     _one_of(config, "backbone.kind", ("ranker", "encoder"))
     _one_of(config, "oracle.kind", ("task", "reward_model"))
     if config.task.name != "mini_tldr":
@@ -101,6 +128,7 @@ def _validate(config, task: Task) -> None:
     _one_of(config, "sea.synthetic_pairs", ("thompson", "max_margin"))
     _one_of(config, "eval.split", SPLITS)
     _validate_prior(config)
+    _validate_sft(config)
     for name in (
         "num_seeds", "mesh.data", "mesh.fsdp", "mesh.tensor",
         "train.batch_size", "train.query_budget", "train.max_idle_steps",
@@ -146,7 +174,7 @@ def _validate(config, task: Task) -> None:
 def _validate_methods(config) -> None:
     """The methods, and what only some of them need."""
     for method in config.methods:
-        _require(method in METHODS, "methods", method, f"one of {sorted(METHODS)}")
+        _require(method in METHODS, "methods", method, f"one of {sorted(METHODS)}, or 'sft' alone")
     _require(len(config.methods) > 0, "methods", config.methods, "at least one method")
     active = [m for m in config.methods if METHODS[m].active]
     M = config.sea.num_responses

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sea_jax import assets, report, tasks
+from sea_jax import assets, report, supervised, tasks
 from sea_jax import config as config_lib
 from sea_jax.runtime.mesh import fetch, is_main
 from sea_jax.runtime.metrics import MetricWriter
@@ -26,8 +26,12 @@ def run(config, workdir: str) -> str:
     folder = Path(workdir)
     cache = Path(config.cache_dir or folder / "cache")
     config_lib.require_writable("config.cache_dir" if config.cache_dir else "--workdir", cache)
-    config_lib.validate_parts(config)
+    supervised_only = tuple(config.methods) == ("sft",)
+    config_lib.validate_parts(config, supervised_only)
     task = tasks.load(config, cache / "task")
+    if supervised_only:
+        config_lib.claim_workdir(config, folder)
+        return supervised.finetune(config, task, folder)
     config_lib.validate(config, task)
     config_lib.claim_workdir(config, folder)
     shared = assets.prepare(config, cache, task)

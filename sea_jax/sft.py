@@ -1,6 +1,7 @@
 """Supervised fine-tuning of the starting policy on demonstrations: π_sft, later π_ref."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,9 +78,8 @@ def train(
     """
     data = examples(task, "train")
     init_key, order_key = jax.random.split(key)
-    if params is None:
-        params = model.init(init_key, jnp.asarray(data[0][:1]))["params"]
-    params = shard_params(mesh, model, params)
+    start: Any = model.init(init_key, jnp.asarray(data[0][:1]))["params"] if params is None else params
+    trained: Any = shard_params(mesh, model, start)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.steps // 20, config.steps, config.learning_rate / 20
     )
@@ -94,7 +94,7 @@ def train(
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, metrics
 
-    opt_state = optimizer.init(params)
+    opt_state = optimizer.init(trained)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
     bar = tqdm(range(config.steps), desc="SFT", unit="step", disable=not (progress and is_main()))
     rows = np.empty((0,), np.int64)
@@ -102,13 +102,13 @@ def train(
         while len(rows) < config.batch_size:
             rows = np.concatenate([rows, rng.permutation(len(data[0]))])
         chosen, rows = rows[: config.batch_size], rows[config.batch_size :]
-        params, opt_state, metrics = step(params, opt_state, split(mesh, tuple(x[chosen] for x in data)))
+        trained, opt_state, metrics = step(trained, opt_state, split(mesh, tuple(x[chosen] for x in data)))
         if i % 20 == 19 or i == config.steps - 1:
             nll = float(metrics["sft/response_nll"])
             if not np.isfinite(nll):
                 raise FloatingPointError(f"sft loss at step {i + 1}: {nll}, must be finite")
             bar.set_postfix(nll=f"{nll:.3f}")
-    return params
+    return trained
 
 
 def examples(task: Task, split_name: str) -> tuple[np.ndarray, ...]:

@@ -43,6 +43,7 @@ def complaint(cache, monkeypatch, capsys):
         config.update_from_flattened_dict({"cache_dir": str(cache)} | fields)
         monkeypatch.setattr(main, "_CONFIG", types.SimpleNamespace(value=config))
         monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value=str(workdir)))
+        monkeypatch.setattr(main, "_join", lambda: None)  # its flags are parsed in a process of its own
         with pytest.raises(SystemExit) as exit:
             main.main(["sea_jax"])
         out, err = capsys.readouterr()
@@ -73,6 +74,9 @@ FILE, WORKDIR = "--config=configs/quickstart.py", "--workdir=never-made"
         (["--config.seed.x=1"], ["config.seed.x='1'", "config.seed has no fields"]),
         (["--config.train.batch_size=many"], ["--config.train.batch_size=many", "int()"]),
         (["--wrkdir=x"], ["wrkdir", "Unknown"]),
+        (["--num_processes=2"], ["--num_processes", "valid only with --coordinator"]),
+        (["--coordinator=here"], ["--coordinator='here'", "<host>:<port>"]),
+        (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], ["--process_id=2", "0 to 1"]),
         (["extra"], ["'extra'", "valid are --config, --workdir"]),
         (["--config=configs/none.py"], ["configs/none.py", "No such file"]),
     ],
@@ -125,6 +129,17 @@ def test_a_process_ends_as_the_functions_do(cache, tmp_path):
         ({"mesh.data": 3}, ["config.mesh={'data': 3", "data · fsdp divides train.batch_size=4"]),
         ({"mesh.fsdp": 4, "train.micro_batch": 2}, ["'fsdp': 4", "train.micro_batch=2"]),
         ({"mesh.tensor": 0}, ["config.mesh.tensor=0", "at least 1"]),
+        ({"sampler.micro_batch": 3}, ["config.sampler.micro_batch=3", "divisor of train.batch_size=4"]),
+        ({"policy.dtype": "float16"}, ["config.policy.dtype='float16'", "bfloat16"]),
+        ({"backbone.kind": "decoder"}, ["config.backbone.kind='decoder'", "ranker", "encoder"]),
+        ({"backbone.kind": "encoder"}, ["config.encoder.folder=''", "backbone.kind='encoder'"]),
+        (
+            {"backbone.kind": "encoder", "encoder.folder": "x"},
+            ["config.ensemble.prior='pretrained'", "'random' with backbone.kind='encoder'"],
+        ),
+        ({"oracle.kind": "reward_model"}, ["config.oracle.folder=''", "oracle.kind='reward_model'"]),
+        ({"sft.token_chunk": 8}, ["config.sft.token_chunk=8", "sft.prompt_weight=0, not 0.1"]),
+        ({"methods": ("sft", "sea")}, ["config.methods='sft'", "'sft' alone"]),
         ({"train.micro_batch": 3}, ["config.train.micro_batch=3", "divisor of train.batch_size=4"]),
         ({"train.per_token": True}, ["config.train.per_token=True", "'ipo', not 'dpo'"]),
         ({"train.margin_ratio": -0.1}, ["config.train.margin_ratio=-0.1", "at least 0"]),

@@ -14,6 +14,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
@@ -121,7 +122,7 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
     """An array on the mesh. Every process of a run on several hosts gives the same whole array."""
     if sharding.is_fully_addressable or not isinstance(x, jax.Array):
         return jax.device_put(x, sharding)
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding))
     if not x.is_fully_addressable:  # on the mesh already: the devices exchange what another layout needs
         return jax.jit(lambda x: x, out_shardings=sharding)(x)
@@ -140,11 +141,14 @@ def fetch(tree: Any) -> Any:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and speaks to people."""
-    return jax.process_index() == 0
+    """Whether this process is the one that writes files and speaks to people.
+
+    Alone, it is; then JAX is not asked, which would fix the number of devices before `make_mesh` does.
+    """
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
     """Returns when every process has come here; `what` names the place."""
-    if jax.process_count() > 1:
+    if jax.distributed.is_initialized():
         multihost_utils.sync_global_devices(what)

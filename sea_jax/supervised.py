@@ -1,0 +1,79 @@
+"""The commands for users who lack a starting policy: `method=sft` in place of a method of alignment."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sea_jax import assets, sft
+from sea_jax import config as config_lib
+from sea_jax.models import Decoder
+from sea_jax.runtime.mesh import fetch, is_main, make_mesh, shard_params, split
+from sea_jax.tasks.protocol import Task
+from sea_jax.types import Params
+
+
+def finetune(config, task: Task, folder: Path) -> str:
+    """Trains config.policy on the task's responses and keeps it in `folder`/policy.
+
+    Args:
+        config: the experiment's; its policy.folder is where training begins, or random weights if empty.
+        task: prompts, and demonstrations or references.
+        folder: the work directory.
+
+    Returns:
+        The mean negative log-likelihood of held-out references before and after, in words.
+
+    Raises:
+        InputError: on a policy or a task that cannot work.
+    """
+    config_lib.validate_sft(config, task)
+    mesh = make_mesh(**config.mesh)
+    held_out = sft.examples(task, config.eval.split)
+    key = jax.random.key(config.sft.seed)
+    model, params = assets.initial_policy(config, task, key)
+    params = shard_params(mesh, model, params)
+    size = config.eval.batch_size
+    before = heldout_nll(config.sft, model, params, held_out, mesh, size)
+    params = sft.train(config.sft, task, model, key, mesh, config.progress, params)
+    after = heldout_nll(config.sft, model, params, held_out, mesh, size)
+    params = fetch(params)
+    if is_main():
+        assets.save_policy(config, folder / "policy", model, params, task)
+    return (
+        f"nats a token of {len(held_out[0])} {config.eval.split} references: {before:.4f} before, "
+        f"{after:.4f} after {config.sft.steps} steps\npolicy: {folder / 'policy'}"
+    )
+
+
+def heldout_nll(
+    config, model: Decoder, params: Params, data: tuple[np.ndarray, ...], mesh, batch_size: int
+) -> float:
+    """Mean over all tokens of all responses, in nats.
+
+    Args:
+        config: token_chunk.
+        model, params: the policy.
+        data: as `sft.examples`.
+        mesh: its devices share each batch.
+        batch_size: examples at once.
+    """
+
+    @jax.jit
+    def total(params, batch, counted):
+        prompts, prompt_mask, responses, mask = batch
+        mask &= counted[:, None]
+        _, metrics = sft.sft_loss(
+            model, params, (prompts, prompt_mask, responses, mask), 0.0, config.token_chunk
+        )
+        return metrics["sft/response_nll"] * mask.sum(), mask.sum()
+
+    N, nll, tokens = len(data[0]), 0.0, 0
+    for start in range(0, N, batch_size):
+        rows = np.arange(start, start + batch_size)
+        batch = split(
+            mesh, (tuple(x[rows % N] for x in data), rows < N)
+        )  # the last is filled up, not counted
+        part, count = total(params, *batch)
+        nll, tokens = nll + float(part), tokens + int(count)
+    return nll / tokens
