@@ -19,10 +19,7 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))
 
     config.task = ConfigDict(dict(name="mini_tldr", oracle_seed=0))
-    # kind: "task" has the task's hidden reward, "reward_model" the model in `folder`.
-    config.oracle = ConfigDict(
-        dict(kind="task", labels="threshold", flip_probability=0.0, folder="", batch_size=16, chat=False)
-    )
+    config.oracle = ConfigDict(dict(labels="threshold", flip_probability=0.0))
     # folder: a starting policy in Hugging Face's layout; empty: trained here, of the shape that follows.
     # dtype: of activations; parameters and log-probs are float32. remat: what the backward pass recomputes.
     config.policy = ConfigDict(

@@ -70,7 +70,7 @@ def prepare(config, cache_folder: Path, task: Task) -> Assets:
     backbone, family_heads = _backbone(config, cache_folder, task, model, params, mesh)
     eval_set = _eval_set(config, task, model, params, mesh)
     pairs, pair_features = _heldout_pairs(config, task, model, params, backbone, mesh)
-    oracle = _oracle(config, mesh)
+    oracle = lambda seed: BradleyTerryOracle(mini_tldr.reward_fn(seed))  # noqa: E731
     return Assets(task, model, params, backbone, eval_set, pairs, pair_features, mesh, oracle, family_heads)
 
 
@@ -83,16 +83,6 @@ def _backbone(
     ranker = Ranker(config, folder, task, model, params, mesh)
     drawn = any(needs_family(config, method) for method in config.methods)
     return ranker.backbone, ranker.family_heads if drawn else None
-
-
-def _oracle(config, mesh: Mesh) -> Callable[[int], Any]:
-    """Oracle seed -> the preference oracle: of a hidden reward, or of a reward model, whatever the seed."""
-    if config.oracle.kind == "reward_model":
-        from sea_jax.oracles import reward_model
-
-        oracle = BradleyTerryOracle(reward_model.load(config.oracle, mesh))
-        return lambda _: oracle
-    return lambda seed: BradleyTerryOracle(mini_tldr.reward_fn(seed))
 
 
 def _starting_policy(config, folder: Path, task: Task, mesh: Mesh) -> tuple[Decoder, Params]:

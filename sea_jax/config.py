@@ -54,13 +54,11 @@ def needs_family(config: ConfigDict, method: str) -> bool:
 
 
 def validate_parts(config, supervised_only: bool = False) -> None:
-    """Raises InputError where task, policy, backbone and oracle do not fit together; before any is loaded.
-
-    Only the miniature has a family of rewards, for the hidden one and for training policy and backbone here.
+    """Raises InputError where task, policy and backbone do not fit together; before any is loaded.
 
     Args:
         config: the experiment's config.
-        supervised_only: it needs neither backbone nor oracle.
+        supervised_only: it needs no backbone.
     """
     _one_of(config, "task.name", tasks.NAMES)
     _one_of(config, "policy.dtype", ("float32", "bfloat16"))
@@ -68,23 +66,18 @@ def validate_parts(config, supervised_only: bool = False) -> None:
     if supervised_only:
         return
     _one_of(config, "backbone.kind", ("ranker", "encoder"))
-    _one_of(config, "oracle.kind", ("task", "reward_model"))
-    if config.task.name != "mini_tldr":
-        why = f"for task.name={config.task.name!r}"
-        for name, value in (("backbone.kind", "encoder"), ("oracle.kind", "reward_model")):
-            _require(_get(config, name) == value, name, _get(config, name), f"{value!r} {why}")
-        _require(config.policy.folder != "", "policy.folder", "", f"a folder or a hub name {why}")
-    for kind, name in (("backbone", "encoder"), ("oracle", "oracle")):
-        _require(
-            config[kind].kind in ("ranker", "task") or config[name].folder != "", f"{name}.folder", "",
-            f"a folder or a hub name with {kind}.kind={config[kind].kind!r}",
-        )  # fmt: skip
+    kind, folder = config.backbone.kind, config.encoder.folder
+    _require(
+        kind == "ranker" or folder != "",
+        "encoder.folder",
+        folder,
+        f"a folder or a hub name with backbone.kind={kind!r}",
+    )
     _require(
         config.backbone.kind == "ranker" or not any(needs_family(config, m) for m in config.methods),
         "ensemble.prior", "pretrained", "'random' with backbone.kind='encoder'",
     )  # fmt: skip
-    for name in ("encoder.batch_size", "oracle.batch_size"):
-        _require(_get(config, name) >= 1, name, _get(config, name), "at least 1")
+    _require(config.encoder.batch_size >= 1, "encoder.batch_size", config.encoder.batch_size, "at least 1")
     _require(len(config.encoder.markers) == 2, "encoder.markers", config.encoder.markers, "two tokens")
     for name in ("encoder.source_length", "encoder.candidate_length"):
         _require(_get(config, name) >= 4, name, _get(config, name), "at least 4 tokens, the special ones in")
