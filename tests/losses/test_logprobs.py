@@ -1,10 +1,12 @@
 """Response log-probs: against transformers one sequence at a time, and what padding must not do."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import batch, to_transformers
+from helpers import batch, decoder, llama, to_transformers
 
 from sea_jax.losses import response_states, sequence_logprobs, token_logprobs
 
@@ -134,3 +136,25 @@ def test_chunks_bound_the_logits(tiny, inputs):
         return f"2,3,5,{V}]" in text, f"2,3,2,{V}]" in text
 
     assert shapes(0) == (True, False) and shapes(2) == (False, True)
+
+
+@pytest.mark.parametrize("make", [decoder, llama])
+def test_bfloat16_activations_keep_float32_weights_and_log_probs(make):
+    """Gradients too; log-probs are off by bfloat16's rounding, and by some."""
+    model, params = make()
+    half = dataclasses.replace(model.config, dtype=jnp.bfloat16).build()
+    prompts, responses = (
+        batch((2, 4), 4, "left", model.config.vocab_size),
+        batch((3, 5), 5, "right", model.config.vocab_size, seed=1),
+    )
+    inputs = (*prompts, responses[0][:, None], responses[1][:, None])
+    total = lambda m: lambda p: token_logprobs(m, p, *inputs).sum()  # noqa: E731
+    exact, rounded = (token_logprobs(m, params, *inputs) for m in (model, half))
+    assert exact.dtype == rounded.dtype == jnp.float32
+    # bfloat16 rounds by 2^-9 of a number; a few such roundings lie between a token and its log-prob.
+    off = np.abs(exact - rounded).max() / np.abs(exact).max()
+    assert 1e-5 < off < 8 * 2**-9, off
+    grads = [jax.grad(total(m))(params) for m in (model, half)]
+    assert {g.dtype for g in jax.tree.leaves(grads[1])} == {jnp.dtype("float32")}
+    whole, off = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in grads)
+    assert 1e-5 < np.linalg.norm(off - whole) / np.linalg.norm(whole) < 0.05

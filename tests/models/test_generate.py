@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import batch, chosen, decoder, fits, full_logits, log_softmax, pad
 
-from sea_jax.models.generate import sample_token
+from sea_jax.models.generate import make_sampler, sample_token
 
 module = importlib.import_module("sea_jax.models.generate")  # the package exports the function
 STATIC = ("num_responses", "max_tokens", "temperature", "eos_id", "pad_id")
@@ -200,3 +200,17 @@ def test_every_token_is_drawn_where_its_share_of_the_uniform_lies(vocabulary):
     expected = [*possible, possible[0], possible[-1]]
     np.testing.assert_array_equal(tokens, expected)
     np.testing.assert_allclose(logprobs, np.log(p[expected]), atol=1e-5)
+
+
+def test_passes_of_a_micro_batch(tiny):
+    """Greedy, six prompts two at a time answer as all at once; drawn, each pass has draws of its own."""
+    model, params = tiny
+    tokens, mask = batch((3, 5, 2, 4, 1, 5), 5, "left", 11)
+    call = lambda size, temperature, M: make_sampler(  # noqa: E731
+        model, M, 6, temperature, 0, 0, micro_batch=size
+    )(params, tokens, mask, jax.random.key(0))
+    for whole, parts in zip(call(0, 0.0, 1), call(2, 0.0, 1), strict=True):
+        np.testing.assert_allclose(whole, parts, atol=1e-5)
+    same = np.broadcast_to(tokens[:1], tokens.shape), np.broadcast_to(mask[:1], mask.shape)
+    drawn = make_sampler(model, 4, 6, 1.0, 0, 0, micro_batch=2)(params, *same, jax.random.key(0)).tokens
+    assert len({row.tobytes() for row in np.asarray(drawn)}) == 6
