@@ -12,7 +12,14 @@ from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 from sea_jax import algorithm
-from sea_jax.models import Decoder, LlamaConfig, PythiaConfig, convert
+from sea_jax.models import (
+    Decoder,
+    GatedRewardConfig,
+    LlamaConfig,
+    PythiaConfig,
+    RewardConfig,
+    convert,
+)
 from sea_jax.models.layers import RopeScaling
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -22,6 +29,7 @@ TINY_LLAMA = dict(
     vocab_size=11, num_layers=2, width=12, num_heads=4, num_kv_heads=2, head_dim=6, mlp_width=18,
     rope_base=100.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8), max_length=64,
 )  # fmt: skip
+TINY_GATE = dict(num_objectives=5, gating_width=7, gating_layers=2, temperature=0.7, prompt_end=(8, 9))
 GOLDEN_LLAMAS = dict(
     tied=dict(tied=True),
     untied=dict(
@@ -43,14 +51,26 @@ def llama(seed=0, **config):
     return model, random_params(model, seed)
 
 
+def rewarder(kind="llama", seed=0, **trunk):
+    """A tiny reward model, of one number on a Llama or a Pythia, or gated; and its random parameters."""
+    if kind == "pythia":
+        config = RewardConfig(PythiaConfig(**(TINY | trunk)), padding_idx=10)
+    elif kind == "llama":
+        config = RewardConfig(LlamaConfig(**(TINY_LLAMA | dict(tied=False) | trunk)), padding_idx=10)
+    else:
+        config = GatedRewardConfig(LlamaConfig(**(TINY_LLAMA | trunk)), padding_idx=10, **TINY_GATE)
+    model = config.build()
+    return model, random_params(model, seed)
+
+
 def random_params(model, seed=0):
-    """Of any decoder: no zero biases or unit scales that would hide a mistake."""
+    """Of any decoder or reward model: no zero biases or unit scales that would hide a mistake."""
     rng = np.random.default_rng(seed)
     flat = {}
     for path, leaf in sorted(convert.shapes(model).items()):
         values = rng.normal(size=leaf.shape)
         if path.endswith("kernel"):
-            fan_in = {"out": (1, 2), "head": (0,)}.get(path.split("/")[-2], (1,))
+            fan_in = (1, 2) if path.split("/")[-2] == "out" else (1,) if path.startswith("layers/") else (0,)
             values *= 1.5 / np.sqrt(np.prod([leaf.shape[axis] for axis in fan_in]))
         elif path.endswith("scale"):
             values = 1 + 0.2 * values

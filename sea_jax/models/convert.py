@@ -1,8 +1,10 @@
 """Hugging Face folders to and from our parameters, driven by each architecture's PARAMS table."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +17,31 @@ from sea_jax.errors import InputError
 from sea_jax.models.deberta import DebertaConfig, Encoder
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.llama import LlamaConfig
+from sea_jax.models.params import Param
 from sea_jax.models.pythia import PythiaConfig
+from sea_jax.models.reward import GatedRewardConfig, RewardConfig, RewardModel
 from sea_jax.types import Params
+
+Config = DebertaConfig | LlamaConfig | PythiaConfig | RewardConfig
+Model = Decoder | Encoder | RewardModel
 
 ARCHITECTURES = {"deberta-v2": DebertaConfig, "gpt_neox": PythiaConfig, "llama": LlamaConfig}
 
+# What stands on a decoder, by Hugging Face's name of the class; None is its own head.
+CLASSES: dict[str, dict[str, type[RewardConfig] | None]] = {
+    "gpt_neox": {"GPTNeoXForCausalLM": None, "GPTNeoXForSequenceClassification": RewardConfig},
+    "llama": {
+        "LlamaForCausalLM": None,
+        "LlamaForSequenceClassification": RewardConfig,
+        "LlamaForRewardModelWithGating": GatedRewardConfig,
+    },
+}
+
 # What every config.json must say, under names that the architectures share.
 _SIZES = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 # Buffers that old checkpoints store and that no parameter corresponds to.
 _BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
@@ -36,7 +56,7 @@ def load(name: str, leave_out: tuple[str, ...] = (), **overrides: Any) -> tuple[
         **overrides: fields of the architecture's config, e.g. dtype or remat.
 
     Returns:
-        The module (a Decoder or an Encoder) and its parameters (host arrays, f32), for
+        The module (a Decoder, an Encoder or a RewardModel) and its parameters (host arrays, f32), for
         `model.apply({"params": params}, …)`.
 
     Raises:
@@ -61,15 +81,17 @@ def find(name: str) -> Path:
     return Path(name) if Path(name).is_dir() else _download(name)
 
 
-def read_config(folder: Path, **overrides: Any) -> PythiaConfig | LlamaConfig | DebertaConfig:
+def read_config(folder: Path, **overrides: Any) -> Config:
     """The shape of a model in Hugging Face's layout, checked before any tensor is read.
 
     Args:
         folder: holds config.json.
         **overrides: fields of the architecture's config.
 
+    A file without `architectures` is a decoder with its own head, or an encoder.
+
     Raises:
-        InputError: naming file and field, on a missing or broken file, an unknown architecture, a
+        InputError: naming file and field, on a missing or broken file, an unknown architecture or class, a
             size that is absent or none, and what the architecture's port does not have.
     """
     file = folder / "config.json"
@@ -85,27 +107,44 @@ def read_config(folder: Path, **overrides: Any) -> PythiaConfig | LlamaConfig | 
     if width % heads:
         raise InputError(f"{file}: hidden_size={width}; valid: a multiple of num_attention_heads={heads}")
     try:
-        return ARCHITECTURES[kind].from_hf(hf, **overrides)
+        head, config = _head(kind, hf), ARCHITECTURES[kind].from_hf(hf, **overrides)
+        return config if head is None else head.from_hf(hf, config)
     except ValueError as error:
         raise InputError(f"{file}: {error}") from None
 
 
+def _head(kind: str, hf: dict[str, Any]) -> type[RewardConfig] | None:
+    """What stands on the decoder; of an encoder only the tensors say."""
+    names, classes = hf.get("architectures"), CLASSES.get(kind)
+    if names in (None, []) or classes is None:
+        return None
+    if not isinstance(names, list) or len(names) != 1 or names[0] not in list(classes):
+        raise ValueError(f"architectures={names!r}; valid: one of {sorted(classes)} in a list")
+    return classes[names[0]]
+
+
 def save(
-    folder: str | Path, model: Decoder | Encoder, params: Params, tokenizer: Any = None,
-    eos_token: str = "<|endoftext|>",
+    folder: str | Path, model: Model, params: Params, tokenizer: Any = None,
+    eos_token: str = "<|endoftext|>", max_shard_bytes: int = 5_000_000_000,
 ) -> None:  # fmt: skip
-    """Writes config.json, model.safetensors and tokenizer.json, which transformers and vLLM open.
+    """Writes config.json, the tensors and tokenizer.json, which transformers and vLLM open.
+
+    The tensors are in model.safetensors, or in several files with an index, one made after the other.
+    Tensors of an earlier save in the folder go.
 
     Args:
         folder: made if absent.
         model: the module.
-        params: its parameters.
+        params: its parameters, on the host or on devices.
         tokenizer: a `tokenizers.Tokenizer`, or None.
         eos_token: what ends a text, of the tokenizer's vocabulary.
+        max_shard_bytes: the most bytes of tensors in a file that holds more than one.
 
     Raises:
-        InputError: if the tokenizer has no such token; nothing is written then.
+        InputError: if the tokenizer has no such token, or on fewer than 1 byte; nothing is written then.
     """
+    if max_shard_bytes < 1:
+        raise InputError(f"max_shard_bytes={max_shard_bytes}; valid: at least 1")
     config, files = model.config.to_hf(), {}
     if tokenizer is not None:
         eos = tokenizer.token_to_id(eos_token)
@@ -117,32 +156,77 @@ def save(
         described = dict(tokenizer_class="PreTrainedTokenizerFast", eos_token=eos_token)
         files = {"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": json.dumps(described)}
     files["config.json"] = json.dumps(config, indent=2) + "\n"
-    tensors = to_hf(model, params)
+    tensors = _tensors(model, params)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_tensors(folder, tensors, max_shard_bytes)
 
 
-def to_hf(model: Decoder | Encoder, params: Params) -> dict[str, np.ndarray]:
+class _Tensor(NamedTuple):
+    """A tensor of a file to be, made when it is written."""
+
+    nbytes: int
+    make: Callable[[], np.ndarray]
+
+
+def _tensors(model: Model, params: Params) -> dict[str, _Tensor]:
     """Our parameters under Hugging Face's names, one array a layer."""
     flat = flatten_dict(params, sep="/")
     if problem := _difference(set(flat), {row.path for row in model.config.params_table}, "PARAMS row"):
         raise ValueError(problem)
-    tensors = {}
+    layers, tensors = model.config.num_layers, {}
     for row in model.config.params_table:
-        array = np.asarray(flat[row.path])
-        parts = array if row.stacked else [array]
-        for name, part in zip(row.hf_names(model.config.num_layers), parts, strict=True):
-            tensors[name] = row.to_hf(part)
+        array = flat[row.path]
+        if row.stacked and len(array) != layers:
+            raise ValueError(f"{row.path}: {len(array)} layers, the config has {layers}")
+        for i, name in enumerate(row.hf_names(layers)):
+            nbytes = array.nbytes // layers if row.stacked else array.nbytes
+            tensors[name] = _Tensor(nbytes, functools.partial(_export, row, array, i))
     return tensors
 
 
-def from_hf(model: Decoder | Encoder, tensors: dict[str, np.ndarray]) -> Params:
+def _export(row: Param, array: Any, layer: int) -> np.ndarray:
+    # Of an array on a device, only the layer comes to the host.
+    return row.to_hf(np.asarray(array[layer] if row.stacked else array))
+
+
+def _write_tensors(folder: Path, tensors: dict[str, _Tensor], most: int) -> None:
+    """One file, or several of at most `most` bytes each, unless a single tensor has more."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > most:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    for stale in (_WHOLE, _INDEX, "model-*-of-*.safetensors"):
+        for file in folder.glob(stale):
+            file.unlink()
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    for name, shard in zip(names if len(shards) > 1 else [_WHOLE], shards, strict=True):
+        content = {tensor: tensors[tensor].make() for tensor in shard}
+        save_file(content, folder / name, metadata={"format": "pt"})
+    if len(shards) > 1:  # last: a folder without it is seen to be unfinished
+        where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = dict(metadata=dict(total_size=total), weight_map=dict(sorted(where.items())))
+        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def to_hf(model: Model, params: Params) -> dict[str, np.ndarray]:
+    """Our parameters under Hugging Face's names, one array a layer."""
+    return {name: tensor.make() for name, tensor in _tensors(model, params).items()}
+
+
+def from_hf(model: Model, tensors: dict[str, np.ndarray]) -> Params:
     """Inverse of `to_hf`; an InputError unless every tensor is there, with its shape, and no other."""
     if hasattr(model.config, "base_tensors"):  # an encoder may lie under a prefix, beside a head
         tensors = model.config.base_tensors(tensors)
+    if getattr(model.config, "tied", False):
+        tensors = _without_tied_head(tensors)
     expected = shapes(model)
     table, layers = model.config.params_table, model.config.num_layers
     names = {name for row in table for name in row.hf_names(layers)}
@@ -162,7 +246,18 @@ def from_hf(model: Decoder | Encoder, tensors: dict[str, np.ndarray]) -> Params:
     return unflatten_dict(flat, sep="/")
 
 
-def shapes(model: Decoder | Encoder) -> dict[str, jax.ShapeDtypeStruct]:
+def _without_tied_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without a second copy of the embedding that some checkpoints store as the head."""
+    head, embedding = (tensors.get(name) for name in (_HEAD, _EMBEDDING))
+    if head is None or embedding is None:
+        return tensors
+    bits = [array.astype(np.float32).view(np.uint32) for array in (head, embedding)]
+    if not np.array_equal(*bits):
+        raise InputError(f"tensor {_HEAD}: differs from {_EMBEDDING}, to which tie_word_embeddings=True ties it")
+    return {name: array for name, array in tensors.items() if name != _HEAD}
+
+
+def shapes(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every parameter by path, without allocating any."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))["params"]
@@ -189,14 +284,14 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / _INDEX
     if index.exists():
         shards = _read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
+        if not isinstance(shards, dict) or not shards or not all(isinstance(f, str) for f in shards.values()):
             raise InputError(f"{index}: no weight_map; valid: one of tensor names to files")
         files = sorted(set(shards.values()))
     else:
-        files = ["model.safetensors"]
+        files = [_WHOLE]
     tensors = {}
     for file in files:
         if not (folder / file).exists():
