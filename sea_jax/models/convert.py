@@ -253,7 +253,9 @@ def _without_tied_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return tensors
     bits = [array.astype(np.float32).view(np.uint32) for array in (head, embedding)]
     if not np.array_equal(*bits):
-        raise InputError(f"tensor {_HEAD}: differs from {_EMBEDDING}, to which tie_word_embeddings=True ties it")
+        raise InputError(
+            f"tensor {_HEAD}: differs from {_EMBEDDING}, to which tie_word_embeddings=True ties it"
+        )
     return {name: array for name, array in tensors.items() if name != _HEAD}
 
 

@@ -80,7 +80,9 @@ class RewardConfig:
         base = self.trunk.to_hf()
         names = [f"LABEL_{i}" for i in range(self.num_labels)]
         return base | dict(
-            architectures=[a.replace("ForCausalLM", "ForSequenceClassification") for a in base["architectures"]],
+            architectures=[
+                a.replace("ForCausalLM", "ForSequenceClassification") for a in base["architectures"]
+            ],
             id2label={str(i): name for i, name in enumerate(names)},
             label2id={name: i for i, name in enumerate(names)},
             pad_token_id=self.padding_idx,

@@ -192,7 +192,10 @@ class Gated(torch.nn.Module):
         weights = self.gating.logit_scale * weights / weights.sum()
         score = 0
         for j in range(len(weights)):  # objective by objective
-            score = score + weights[j] * (self.regression_layer(states[-1]) * self.reward_transform_matrix[:, j]).sum()
+            score = (
+                score
+                + weights[j] * (self.regression_layer(states[-1]) * self.reward_transform_matrix[:, j]).sum()
+            )
         return float(score)
 
 
@@ -284,7 +287,9 @@ def torch_scores(model, params, tokens, mask):
         theirs = Gated(trunk, c.num_objectives, c.gating_width, c.gating_layers, c.temperature, c.prompt_end)
         theirs.load_state_dict(tensors)
         with torch.no_grad():
-            return np.array([[theirs.eval().one(t[m])] for t, m in zip(tokens, mask, strict=True)], np.float32)
+            return np.array(
+                [[theirs.eval().one(t[m])] for t, m in zip(tokens, mask, strict=True)], np.float32
+            )
     config_class, model_class, _ = KINDS[config["model_type"]]
     theirs = model_class(config_class(**config, attn_implementation="eager")).eval()
     theirs.load_state_dict(tensors)

@@ -1,0 +1,125 @@
+"""An oracle whose reward is a model's, as Skywork-Reward or the TL;DR reward models of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from sea_jax.errors import InputError
+from sea_jax.models.reward import GatedRewardConfig, RewardModel
+from sea_jax.oracles.bradley_terry import BradleyTerryOracle
+from sea_jax.runtime.mesh import shard_params, split
+from sea_jax.types import Params
+
+Encode = Callable[[Sequence[str], Sequence[str]], list[list[int]]]
+_SHORTEST = 16  # tokens of the shortest bucket
+
+
+class RewardModelOracle(BradleyTerryOracle):
+    """P(y ≻ y' | x) = σ(r(x, y) − r(x, y')), Eq. 3 of the paper, with a reward model's r.
+
+    Args:
+      model: a RewardModel of one label.
+      params: its parameters, on the host or on devices.
+      encode: of B prompts and B responses to the tokens of each text, prompt and response as the model was
+        trained to read them (chat template, end of text).
+      batch_size: texts at once; also one text is computed as a batch.
+      mesh: what shares parameters and batches; None is the default device.
+
+    Raises:
+      InputError: the model has several labels, or `batch_size` is less than 1. `rewards` and `probability`
+        raise it for a text that is empty, longer than the model's context or outside its vocabulary.
+      FloatingPointError: `rewards` and `probability`, where a reward is not finite.
+    """
+
+    def __init__(
+        self, model: RewardModel, params: Params, encode: Encode, batch_size: int, mesh: Mesh | None = None
+    ):
+        super().__init__(make_reward_fn(model, params, encode, batch_size, mesh))
+
+
+def make_reward_fn(
+    model: RewardModel, params: Params, encode: Encode, batch_size: int, mesh: Mesh | None = None
+) -> Callable[[Sequence[str], Sequence[str]], np.ndarray]:
+    """The reward of a model as a function of texts: B prompts and B responses to [B] float32.
+
+    A text's length alone says how far it is padded (`bucket`), and every batch has `batch_size` rows: at most
+    one program is compiled for each bucket, and a reward is the same in any company.
+
+    Args and Raises: as `RewardModelOracle`.
+    """
+    config = model.config
+    if config.num_labels != 1:
+        raise InputError(f"reward model: num_labels={config.num_labels}; valid: 1")
+    if type(batch_size) is not int or batch_size < 1:
+        raise InputError(f"batch_size={batch_size!r}; valid: a whole number of at least 1")
+    params = jax.device_put(params) if mesh is None else shard_params(mesh, model, params)
+    score = jax.jit(lambda params, *batch: model.apply({"params": params}, *batch)[:, 0])
+
+    def reward_fn(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        rows = encode(prompts, responses)
+        if len(rows) != len(prompts):
+            raise ValueError(f"encode: {len(rows)} token lists, must be one per text, {len(prompts)}")
+        _check_tokens(rows, config.vocab_size, config.max_length)
+        computed = []  # fetched when all are under way
+        for length, indices in _batches(rows, batch_size, config.max_length):
+            batch = _padded([rows[i] for i in indices], batch_size, length)
+            computed.append((indices, score(params, *(batch if mesh is None else split(mesh, batch)))))
+        rewards = np.zeros(len(rows), np.float32)
+        for indices, some in computed:
+            rewards[indices] = np.asarray(some)[: len(indices)]
+        _check_finite(rewards, gated=isinstance(config, GatedRewardConfig))
+        return rewards
+
+    return reward_fn
+
+
+def bucket(length: int, longest: int) -> int:
+    """What a text of `length` tokens is padded to: a power of two from 16 on, at most `longest`."""
+    return min(max(_SHORTEST, 1 << (length - 1).bit_length()), longest)
+
+
+def _batches(rows: list[list[int]], size: int, longest: int) -> list[tuple[int, list[int]]]:
+    """Length and rows of each batch, the longest first: what does not fit is known at once."""
+    buckets: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        buckets.setdefault(bucket(len(row), longest), []).append(i)
+    return [
+        (length, indices[start : start + size])
+        for length, indices in sorted(buckets.items(), reverse=True)
+        for start in range(0, len(indices), size)
+    ]
+
+
+def _padded(rows: list[list[int]], size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [size, length] int32 and mask; missing rows are the first one's, as none may be empty."""
+    tokens, mask = np.zeros((size, length), np.int32), np.zeros((size, length), bool)
+    for i, row in enumerate(rows + [rows[0]] * (size - len(rows))):
+        tokens[i, : len(row)], mask[i, : len(row)] = row, True
+    return tokens, mask
+
+
+def _check_tokens(rows: list[list[int]], vocab_size: int, longest: int) -> None:
+    for i, row in enumerate(rows):
+        if not 1 <= len(row) <= longest:
+            raise InputError(
+                f"text {i}: {len(row)} tokens; valid: 1 to {longest}, the reward model's context"
+            )
+        if not 0 <= min(row) <= max(row) < vocab_size:
+            wrong = next(token for token in row if not 0 <= token < vocab_size)
+            raise InputError(
+                f"text {i}: token {wrong}; valid: 0 to {vocab_size - 1}, the reward model's vocabulary"
+            )
+
+
+def _check_finite(rewards: np.ndarray, gated: bool) -> None:
+    bad = np.flatnonzero(~np.isfinite(rewards))
+    if bad.size:
+        why = ", or the text lacks the tokens that end a prompt" if gated else ""
+        raise FloatingPointError(
+            f"text {bad[0]}: reward {rewards[bad[0]]} ({bad.size} in all are not finite); "
+            f"the model's parameters or computation are not finite{why}"
+        )

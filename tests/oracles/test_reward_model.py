@@ -1,0 +1,178 @@
+"""Oracles whose reward is a model's: batches and buckets that change no number, and what is refused."""
+
+import jax
+import numpy as np
+import pytest
+from helpers import TINY_GATE, rewarder, sigmoid
+
+from sea_jax.errors import InputError
+from sea_jax.models import RewardConfig, RewardModel
+from sea_jax.oracles.bradley_terry import BradleyTerryOracle
+from sea_jax.oracles.labels import Labeller
+from sea_jax.oracles.reward_model import RewardModelOracle, bucket
+from sea_jax.runtime.mesh import make_mesh
+
+CONTEXT = 64  # of the tiny models
+
+
+def encode(prompts, responses):
+    """A letter is a token: a is 0."""
+    return [[ord(c) - ord("a") for c in p + r] for p, r in zip(prompts, responses, strict=True)]
+
+
+def texts(lengths, seed=0):
+    """Prompts and responses of one to `lengths` - 1 letters each, together as long as asked."""
+    rng = np.random.default_rng(seed)
+    rows = ["".join(rng.choice(list("abcdefghijk"), n)) for n in lengths]
+    cuts = [int(rng.integers(0, n)) for n in lengths]
+    pairs = list(zip(rows, cuts, strict=True))
+    return [row[:cut] for row, cut in pairs], [row[cut:] for row, cut in pairs]
+
+
+def one_by_one(model, params, prompts, responses):
+    """Rewards of bare sequences: no padding, no batch."""
+    apply = jax.jit(model.apply)
+    rows = [np.array([row], np.int32) for row in encode(prompts, responses)]
+    return np.array([apply({"params": params}, row)[0, 0] for row in rows])
+
+
+@pytest.fixture(scope="module", params=["llama", "pythia"])
+def tiny_reward(request):
+    return rewarder(request.param, max_length=CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def llama_reward():
+    return rewarder("llama", max_length=CONTEXT)
+
+
+LENGTHS = [1, 40, 16, 17, 64, 16, 5, 40, 64, 17]
+
+
+def test_rewards_are_those_of_bare_sequences(tiny_reward):
+    prompts, responses = texts(LENGTHS)
+    expected = one_by_one(*tiny_reward, prompts, responses)
+    assert expected.std() > 0.5
+    for batch_size in (1, 3, 16):
+        rewards = RewardModelOracle(*tiny_reward, encode, batch_size).rewards(prompts, responses)
+        assert rewards.shape == (10,) and rewards.dtype == np.float32
+        np.testing.assert_allclose(rewards, expected, atol=2e-5)
+
+
+def test_neither_order_nor_company_matters(tiny_reward):
+    prompts, responses = texts(LENGTHS)
+    oracle = RewardModelOracle(*tiny_reward, encode, 4)
+    together = oracle.rewards(prompts, responses)
+    order = np.random.default_rng(1).permutation(len(LENGTHS))
+    mixed = oracle.rewards([prompts[i] for i in order], [responses[i] for i in order])
+    alone = [oracle.rewards([p], [r])[0] for p, r in zip(prompts, responses, strict=True)]
+    np.testing.assert_allclose(mixed, together[order], atol=1e-6)
+    np.testing.assert_allclose(alone, together, atol=1e-6)
+
+
+def test_probabilities(llama_reward):
+    """σ of the difference; 1/2 for a response against itself; labels follow."""
+    prompts, first = texts([16, 17, 40, 40, 5])
+    _, second = texts([17, 16, 16, 17, 40], seed=1)
+    second[3] = first[3]
+    oracle = RewardModelOracle(*llama_reward, encode, 2)
+    a, b = (one_by_one(*llama_reward, prompts, some) for some in (first, second))
+    found = oracle.probability(prompts, first, second)
+    assert isinstance(oracle, BradleyTerryOracle) and found.dtype == np.float64
+    np.testing.assert_allclose(found, sigmoid(a - b), atol=1e-5)
+    assert found[3] == 0.5 and np.abs(found - 0.5).max() > 0.2
+    labels = Labeller(oracle).label(prompts, first, second, rng_seed=0)
+    decided = np.arange(5) != 3
+    np.testing.assert_array_equal(labels[decided], (a > b)[decided])
+
+
+def test_gated_rewards():
+    """ArmoRM through the same door; a text without its prompt's end has no reward."""
+    model, params = rewarder("gated", max_length=CONTEXT)
+    end = "".join(chr(ord("a") + token) for token in TINY_GATE["prompt_end"])
+    prompts, responses = ["abc" + end, "ddk" + end, "a" * 30 + end], ["aab", "ca", end + "bad"]
+    oracle = RewardModelOracle(model, params, encode, 2)
+    rewards = oracle.rewards(prompts, responses)
+    np.testing.assert_allclose(rewards, one_by_one(model, params, prompts, responses), atol=1e-5)
+    assert rewards.std() > 0.1
+    with pytest.raises(
+        FloatingPointError, match=r"text 1: reward nan \(1 in all .*lacks the tokens that end"
+    ):
+        oracle.rewards(["a" + end, "abc"], ["d", "d"])
+
+
+def test_buckets():
+    """By hand: powers of two from 16 on, cut at the context."""
+    lengths = [1, 15, 16, 17, 32, 33, 64, 65, 90]
+    assert [bucket(n, 90) for n in lengths] == [16, 16, 16, 32, 32, 64, 64, 90, 90]
+    assert bucket(3, 8) == 8
+
+
+def test_one_program_a_bucket():
+    """What is compiled, over many calls: the shapes that the model is traced with."""
+    traced = []
+
+    class Counted(RewardModel):
+        def __call__(self, tokens, mask=None):
+            traced.append(tokens.shape)
+            return super().__call__(tokens, mask)
+
+    model, params = rewarder("pythia", max_length=CONTEXT)
+    oracle = RewardModelOracle(Counted(model.config), params, encode, 4)
+    for seed in range(3):
+        lengths = np.random.default_rng(seed).integers(1, CONTEXT + 1, 11)
+        oracle.rewards(*texts(lengths, seed))
+    assert sorted(traced) == [(4, 16), (4, 32), (4, 64)]
+
+
+def test_nothing_asked_is_nothing_answered(llama_reward):
+    oracle = RewardModelOracle(*llama_reward, encode, 4)
+    assert oracle.rewards([], []).shape == (0,)
+    assert oracle.probability([], [], []).shape == (0,)
+
+
+def test_on_a_mesh_of_one(llama_reward):
+    prompts, responses = texts(LENGTHS)
+    plain, shared = (
+        RewardModelOracle(*llama_reward, encode, 4, mesh).rewards(prompts, responses)
+        for mesh in (None, make_mesh())
+    )
+    np.testing.assert_allclose(shared, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a" * 65, r"text 1: 65 tokens; valid: 1 to 64, the reward model's context"),
+        ("", r"text 1: 0 tokens; valid: 1 to 64"),
+        ("abl", r"text 1: token 11; valid: 0 to 10, the reward model's vocabulary"),
+        ("ab^", r"text 1: token -3; valid: 0 to 10"),
+    ],
+)
+def test_texts_that_the_model_cannot_read(llama_reward, text, said):
+    oracle = RewardModelOracle(*llama_reward, encode, 2)
+    with pytest.raises(InputError, match=said) as error:
+        oracle.probability(["", ""], ["a", text], ["a", "a"])
+    assert "\n" not in str(error.value)
+    assert np.isfinite(oracle.rewards([""], ["a" * 64])).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_reward_that_is_not_finite_becomes_no_label(llama_reward, value):
+    model, params = llama_reward
+    spoilt = params | {"score": {"kernel": params["score"]["kernel"] * value}}
+    labeller = Labeller(RewardModelOracle(model, spoilt, encode, 2))
+    with pytest.raises(FloatingPointError, match=r"text 0: reward -?(nan|inf) \(2 in all"):
+        labeller.label(["a", "b"], ["c", "d"], ["e", "f"], rng_seed=0)
+    assert labeller.num_queries == 0
+
+
+def test_what_no_oracle_can_be_made_of(llama_reward):
+    model, params = llama_reward
+    with pytest.raises(InputError, match="batch_size=0; valid: a whole number of at least 1"):
+        RewardModelOracle(model, params, encode, 0)
+    two = RewardConfig(model.config.trunk, num_labels=2).build()
+    with pytest.raises(InputError, match="num_labels=2; valid: 1"):
+        RewardModelOracle(two, params, encode, 2)
+    with pytest.raises(ValueError, match="encode: 1 token lists, must be one per text, 2"):
+        RewardModelOracle(model, params, lambda p, r: encode(p, r)[:1], 2).rewards(["a", "b"], ["c", "d"])
