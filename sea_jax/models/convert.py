@@ -173,7 +173,7 @@ class _Tensor(NamedTuple):
 
 def _tensors(model: Model, params: Params) -> dict[str, _Tensor]:
     """Our parameters under Hugging Face's names, one array a layer."""
-    flat = flatten_dict(params, sep="/")
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
     if problem := _difference(set(flat), {row.path for row in model.config.params_table}, "PARAMS row"):
         raise ValueError(problem)
     layers, tensors = model.config.num_layers, {}
@@ -251,8 +251,8 @@ def _without_tied_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     head, embedding = (tensors.get(name) for name in (_HEAD, _EMBEDDING))
     if head is None or embedding is None:
         return tensors
-    bits = [array.astype(np.float32).view(np.uint32) for array in (head, embedding)]
-    if not np.array_equal(*bits):
+    pairs = zip(head, embedding, strict=False)  # row by row, for no copies as large as these
+    if head.shape != embedding.shape or any(a.tobytes() != b.tobytes() for a, b in pairs):
         raise InputError(
             f"tensor {_HEAD}: differs from {_EMBEDDING}, to which tie_word_embeddings=True ties it"
         )

@@ -147,7 +147,10 @@ class GatedRewardConfig(RewardConfig):
         if not _are_tokens(pattern, trunk.vocab_size):
             valid = f"tokens, of 0 to vocab_size - 1 = {trunk.vocab_size - 1}"
             raise ValueError(f"gating_token_pattern={pattern!r}; valid: {valid}")
-        return cls(trunk, 1, _padding(hf), *sizes.values(), float(temperature), tuple(pattern))
+        return cls(
+            trunk, 1, _padding(hf), sizes["num_objectives"], sizes["gating_hidden_dim"],
+            sizes["gating_n_hidden"], float(temperature), tuple(pattern),
+        )  # fmt: skip
 
     def to_hf(self) -> dict[str, Any]:
         """A config.json like the published one; transformers opens it with ArmoRM's own code beside it."""

@@ -4,6 +4,7 @@
 torch is absent, and prints the largest difference of each case.
 """
 
+import itertools
 import json
 import pathlib
 import sys
@@ -172,9 +173,7 @@ class Gated(torch.nn.Module):
         self.regression_layer = torch.nn.Linear(config.hidden_size, objectives, bias=False)
         sizes = [config.hidden_size] + [width] * hidden + [objectives]
         self.gating = torch.nn.Module()
-        self.gating.layers = torch.nn.ModuleList(
-            torch.nn.Linear(n, m) for n, m in zip(sizes, sizes[1:], strict=False)
-        )
+        self.gating.layers = torch.nn.ModuleList(torch.nn.Linear(n, m) for n, m in itertools.pairwise(sizes))
         self.gating.logit_scale = torch.nn.Parameter(torch.ones(1))
         self.reward_transform_matrix = torch.nn.Parameter(torch.eye(objectives))
         self.temperature, self.pattern = temperature, list(pattern)
