@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,13 @@ class Task:
       eos_id: id of the token that ends a response.
       prompt_length: tokens, the most a prompt may have.
       response_length: tokens, the most a response may have, its EOS included.
-      prompts: split ('train', 'tuning', 'heldout') to prompt texts.
-      references: split to reference responses, one per prompt.
-      demonstrations: noisy responses for supervised fine-tuning, one per train prompt.
+      prompts: split ('train', 'tuning', 'heldout') to raw prompt texts, as oracles and people read them.
+      references: split to reference responses, one per prompt; empty tuples where the data has none.
+      demonstrations: noisy responses for supervised fine-tuning, one per train prompt; empty where the
+        policy comes fine-tuned.
+      template: a raw prompt to the text that the policy reads, e.g. a chat template; None: the same text.
+        Special tokens that it writes become tokens; without one, no text becomes a special token.
+      prefix_ids: tokens before every prompt, e.g. a BOS; they count to its length.
     """
 
     name: str
@@ -43,21 +47,32 @@ class Task:
     response_length: int
     prompts: dict[str, tuple[str, ...]]
     references: dict[str, tuple[str, ...]]
-    demonstrations: tuple[str, ...]
+    demonstrations: tuple[str, ...] = ()
+    template: Callable[[str], str] | None = None
+    prefix_ids: tuple[int, ...] = ()
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes with what is trained on, so that parts trained on other data are not reused."""
         digest = hashlib.sha256(self.tokenizer.to_str().encode())
-        for prompt, response in zip(self.prompts["train"], self.demonstrations, strict=True):
+        prompts, responses = self.prompts["train"], self.demonstrations
+        for prompt, response in zip(prompts, responses or [""] * len(prompts), strict=True):
             digest.update(f"{prompt}\0{response}\0".encode())
+        if self.template or self.prefix_ids:
+            shown = self.template("prompt") if self.template else ""
+            digest.update(f"{shown}\0{self.prefix_ids}\0{self.eos_id}\0{self.pad_id}".encode())
         return digest.hexdigest()
+
+    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of B raw prompts: prefix and template put on, neither padded nor held to a length."""
+        shown = list(texts) if self.template is None else [self.template(text) for text in texts]
+        return [[*self.prefix_ids, *ids] for ids in self._ids(shown, special=True)]
 
     def encode_prompts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Tokenises prompts, padded on the left so that all of them end in the same column.
 
         Args:
-          texts: B prompts.
+          texts: B raw prompts.
 
         Returns:
           tokens [B, L] int32 and mask [B, L] bool, true on the prompt's own tokens.
@@ -65,7 +80,9 @@ class Task:
         Raises:
           InputError: a prompt is empty or has more than `prompt_length` tokens.
         """
-        rows = self._encode(texts, "prompts", "prompt_length", self.prompt_length, end=[])
+        rows = self.prompt_ids(_texts(texts, "prompts"))
+        limit = f"prompt_length={self.prompt_length}"
+        _check(texts, rows, "prompts", len(self.prefix_ids), self.prompt_length, limit)
         return self._pad(rows, self.prompt_length, left=True)
 
     def encode_responses(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -80,8 +97,9 @@ class Task:
         Raises:
           InputError: a response is empty or has more than `response_length` tokens, EOS counted.
         """
-        end = [self.eos_id]
-        rows = self._encode(texts, "responses", "response_length", self.response_length, end=end)
+        rows = [[*ids, self.eos_id] for ids in self._ids(_texts(texts, "responses"), special=False)]
+        limit = f"response_length={self.response_length} with the EOS"
+        _check(texts, rows, "responses", 1, self.response_length, limit)
         return self._pad(rows, self.response_length, left=False)
 
     def responses_that_fit(self, texts: Sequence[str]) -> np.ndarray:
@@ -112,20 +130,11 @@ class Task:
         )
         return _nest(texts, tokens.shape[:-1])
 
-    def _encode(self, texts, field: str, limit_name: str, limit: int, end: list[int]):
-        if isinstance(texts, str):
-            raise ValueError(f"{field}: a single str, must be a sequence of str")
+    def _ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        if self.template is not None:  # only there are special tokens written as text
+            self.tokenizer.encode_special_tokens = not special
         encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        rows = [encoding.ids + end for encoding in encodings]
-        for index, row in enumerate(rows):
-            if len(row) == len(end):
-                raise InputError(f"{field}[{index}]: {texts[index]!r} is empty, must have a token")
-            if len(row) > limit:
-                raise InputError(
-                    f"{field}[{index}]: {len(row)} tokens, must be at most {limit_name}={limit}"
-                    f"{' with the EOS' if end else ''}"
-                )
-        return rows
+        return [encoding.ids for encoding in encodings]
 
     def _pad(self, rows: list[list[int]], length: int, left: bool):
         tokens = np.full((len(rows), length), self.pad_id, np.int32)
@@ -135,6 +144,21 @@ class Task:
             tokens[index, where] = row
             mask[index, where] = True
         return tokens, mask
+
+
+def _texts(texts: Sequence[str], field: str) -> list[str]:
+    if isinstance(texts, str):
+        raise ValueError(f"{field}: a single str, must be a sequence of str")
+    return list(texts)
+
+
+def _check(texts: Sequence[str], rows: list[list[int]], field: str, added: int, most: int, limit: str):
+    """Raises InputError on a text without a token of its own, besides the `added`, or with too many."""
+    for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
+        if not text or len(row) == added:
+            raise InputError(f"{field}[{index}]: {text!r} is empty, must have a token")
+        if len(row) > most:
+            raise InputError(f"{field}[{index}]: {len(row)} tokens, must be at most {limit}")
 
 
 def _nest(flat: list[str], shape: tuple[int, ...]) -> Any:

@@ -1,0 +1,116 @@
+"""Which columns of a data set hold prompts and references, and what text they make.
+
+References:
+    Stiennon et al. (2020), Learning to summarize from human feedback, arXiv:2009.01325: the TL;DR prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from sea_jax.errors import InputError
+from sea_jax.tasks.sources import Table
+
+PROMPTS = ("prompt", "query")  # the first that is there
+REFERENCES = ("reference", "completion", "reference_response", "summary")
+POST = ("subreddit", "title", "post")  # what else a prompt is made of
+NONE = "none"  # as a reference column: not to be read
+TLDR_PROMPT = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+KNOWN = frozenset((*PROMPTS, *REFERENCES, *POST, "info"))
+_MARKS = ("<|endoftext|>", "[PAD]")  # stand in the references of some TL;DR sets
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Where a row has its prompt and its reference.
+
+    Attributes:
+      prompt: a column of texts, or of conversations; None: the three columns of a Reddit post.
+      reference: the same, of responses; None: there are none.
+      summaries: the references are TL;DR's: cleaned, and with the space that divides them from "TL;DR:".
+    """
+
+    prompt: str | None
+    reference: str | None
+    summaries: bool
+
+    def pair(self, row: dict[str, Any]) -> tuple[str, str]:
+        """Prompt and reference; '' for what is absent.
+
+        A prompt that is a conversation has one turn; longer ones count as absent. Of a reference that is one
+        the last turn is taken.
+
+        Raises:
+          InputError: a column holds something else than text.
+        """
+        row = _with_info(row)
+        if self.prompt is not None:
+            turns = _turns(row.get(self.prompt), self.prompt)
+            prompt = turns[0] if len(turns) == 1 else ""
+        else:
+            parts = {name: _unicode(row.get(name) or "") for name in POST}
+            prompt = TLDR_PROMPT.format(**parts) if parts["post"] else ""
+        reference = ([""] + (_turns(row.get(self.reference), self.reference) if self.reference else []))[-1]
+        if self.summaries:
+            for mark in _MARKS:
+                reference = reference.replace(mark, "")
+            reference = reference.strip() and f" {reference.strip()}"
+        return prompt, reference
+
+
+def find(table: Table, prompt: str, reference: str, summaries: bool, where: str) -> Columns:
+    """Finds the columns of a table.
+
+    Args:
+      table: the split that is trained on.
+      prompt: the column's name; empty: the first of PROMPTS, else of POST.
+      reference: likewise; empty: the first of REFERENCES, if any; NONE: none.
+      summaries: see `Columns`.
+      where: names the data in errors.
+
+    Raises:
+      InputError: a column that is named, or all that could hold prompts, are missing.
+    """
+    present = table.columns | _with_info(table.rows[0]).keys()
+    for field, name in (("prompt_column", prompt), ("reference_column", reference)):
+        if name and name not in (present if field == "prompt_column" else {*present, NONE}):
+            raise InputError(f"config.task.{field}={name!r}: valid is one of {sorted(present)}, "
+                             f"the columns of {where}")  # fmt: skip
+    found = prompt or _first(PROMPTS, present)
+    if found is None and not present.issuperset(POST):
+        raise InputError(f"config.task.prompt_column='': valid is one of {sorted(present)}, the columns of "
+                         f"{where}, as it has none of {PROMPTS}")  # fmt: skip
+    reference = reference or _first(REFERENCES, present) or NONE
+    return Columns(found, None if reference == NONE else reference, summaries)
+
+
+def _first(known: Sequence[str], present: set[str]) -> str | None:
+    return next((name for name in known if name in present), None)
+
+
+def _with_info(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with what its `info` holds: openai/summarize_from_feedback has the post there."""
+    info = row.get("info")
+    return info | row if isinstance(info, dict) else row
+
+
+def _turns(value: Any, column: str) -> list[str]:
+    """The texts of a conversation; a text is one of one turn."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [_unicode(value)]
+    try:
+        turns = [message["content"] for message in value]
+    except (TypeError, KeyError):
+        turns = [None]
+    if not all(isinstance(turn, str) for turn in turns):
+        raise InputError(f"column {column!r}: holds {repr(value)[:60]}; valid: texts")
+    return [_unicode(turn) for turn in turns]  # pyright: ignore[reportArgumentType]
+
+
+def _unicode(text: str) -> str:
+    """Half of a surrogate pair, which JSON may escape, is no character: '?' instead."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,123 @@
+"""Rows of text from files or from the hub, by split: jsonl, parquet, and data sets by name.
+
+Parquet and the hub need `pip install sea_jax[data]`; jsonl needs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from sea_jax.errors import InputError
+
+SUFFIXES = (".jsonl", ".parquet")
+LOCAL = "config.task.path=<folder of jsonl or parquet>"
+
+
+@dataclasses.dataclass
+class Table:
+    """A split: the names of all its columns, and its rows with those that were asked for."""
+
+    columns: set[str] = dataclasses.field(default_factory=set)
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def __iadd__(self, other: Table) -> Table:
+        self.columns |= other.columns
+        self.rows += other.rows
+        return self
+
+
+def read_path(path: str, keep: Container[str]) -> dict[str, Table]:
+    """Rows of a file, or of all files in a folder and below it, by split.
+
+    A file's split is the start of its name, as in `train.jsonl` and `test_prefs-00000-of-00001.parquet`;
+    files are read in the order of their names. Only columns in `keep` are held: responses and scores may be
+    most of a data set.
+
+    Raises:
+      InputError: nothing there that can be read, another kind of file, or a broken one (naming the line).
+    """
+    at = Path(path)
+    if at.is_dir():
+        files = sorted(file for file in at.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    else:
+        files = [at] if at.is_file() else []
+        if files and at.suffix not in SUFFIXES:
+            raise InputError(f"config.task.path={path!r}: {at.suffix!r} cannot be read; valid: {SUFFIXES}")
+    if not files:
+        raise InputError(f"config.task.path={path!r}: no file {' or '.join(SUFFIXES)} there")
+    splits: dict[str, Table] = {}
+    for file in files:
+        read = _read_jsonl if file.suffix == ".jsonl" else _read_parquet
+        name = re.split(r"[-.]", file.name)[0]
+        splits[name] = splits.get(name, Table())
+        splits[name] += read(file, keep)
+    return splits
+
+
+def _read_jsonl(file: Path, keep: Container[str]) -> Table:
+    table = Table()
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{file}, line {number}: no JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{file}, line {number}: {type(row).__name__}; valid: an object of columns")
+            table.columns |= row.keys()
+            table.rows.append({name: value for name, value in row.items() if name in keep})
+    return table
+
+
+def _read_parquet(file: Path, keep: Container[str]) -> Table:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise InputError(f"{file}: pyarrow is not installed; valid: pip install sea_jax[data]") from None
+    try:
+        # Not read_table: that makes columns of the folders' names.
+        opened = parquet.ParquetFile(file)
+        names = opened.schema_arrow.names
+        return Table(set(names), opened.read([name for name in names if name in keep]).to_pylist())
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{file}: not a whole parquet file ({_first_line(error)})") from None
+
+
+def read_hub(name: str, subset: str, keep: Container[str], cache_dir: Path | None) -> dict[str, Table]:
+    """Rows of a data set of the hub, by split; of its columns those in `keep`.
+
+    Raises:
+      InputError: it is not to be had, e.g. without a network, or datasets is not installed.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(
+            f"config.task.dataset={name!r}: datasets is not installed; valid: pip install sea_jax[data], "
+            f"or {LOCAL}"
+        ) from None
+    try:
+        found: Any = datasets.load_dataset(
+            name, subset or None, cache_dir=str(cache_dir) if cache_dir else None
+        )
+    except Exception as error:
+        raise InputError(
+            f"config.task.dataset={name!r}: not to be had from the hub ({_first_line(error)}); "
+            f"valid: a data set's name, or {LOCAL}"
+        ) from None
+    tables = {}
+    for split, rows in found.items():
+        kept = rows.select_columns([name for name in rows.column_names if name in keep])
+        tables[split] = Table(set(rows.column_names), kept.to_list())
+    return tables
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

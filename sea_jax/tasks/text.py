@@ -1,0 +1,211 @@
+"""Prompt sets of real text: TL;DR, UltraFeedback, and files of one's own.
+
+References:
+    Stiennon et al. (2020), Learning to summarize from human feedback, arXiv:2009.01325.
+    Cui et al. (2023), UltraFeedback, arXiv:2310.01377.
+    Paper, App. F.1 and F.2, Data: 50k TL;DR prompts; UltraFeedback prompts of at most 1,800 tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from sea_jax.errors import InputError
+from sea_jax.tasks import columns, sources
+from sea_jax.tasks.protocol import Task
+from sea_jax.tasks.sources import Table
+from sea_jax.tasks.tokenizer import Tokenizer
+
+# Every field that `load` reads of config.task, with the paper's values where it names them.
+_FIELDS: dict[str, Any] = dict(
+    path="",  # a file or folder of jsonl or parquet; empty: `dataset`
+    dataset="",  # a name of the hub
+    subset="",  # of that data set, where it has several
+    prompt_column="",  # empty: one of the columns known below
+    reference_column="",  # empty: one of those known, or none; 'none': none
+    prompt_length=1024,  # tokens; longer prompts are dropped
+    response_length=512,  # tokens, EOS included
+    num_train=0,  # 0: all that is left
+    num_tuning=500,
+    num_heldout=1000,
+    split_seed=0,  # decides which prompts are chosen, and their order
+)
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "tldr": _FIELDS
+    | dict(dataset="trl-lib/tldr", prompt_length=512, response_length=53, num_train=50_000),
+    "ultrafeedback": _FIELDS
+    | dict(dataset="HuggingFaceH4/ultrafeedback_binarized", prompt_length=1800, response_length=1024),
+    "local": _FIELDS,
+}  # fmt: skip
+
+# The splits that prompts come from: of each row the first that is there.
+TRAIN_SPLITS = ("train_prefs", "train")
+HELDOUT_SPLITS = ("test_prefs", "heldout", "test", "validation", "valid")
+_CHUNK = 2048  # prompts tokenised at once
+Pair = tuple[str, str]  # prompt and reference, '' for none
+
+
+def load(config_task: Any, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> Task:
+    """A task of real prompts, for the policy that `tokenizer` belongs to.
+
+    Prompts that are empty, occur before, or have more than `prompt_length` tokens with template and BOS are
+    dropped and counted in one log line; none is cut. Where references are read, so are prompts without one.
+    The order is that of a hash of `split_seed` and the text: the same for every order of the rows, on every
+    machine, and no two splits hold the same prompt. Held-out prompts come from the data's own test split if
+    there is one, else from train; tuning prompts are the end of train.
+
+    Args:
+      config_task: name ('tldr', 'ultrafeedback' or 'local'), and any of the fields of `DEFAULTS[name]`.
+      tokenizer: the policy's.
+      cache_dir: for what is fetched from the hub; None: the hub's own.
+
+    Returns:
+      The task. Its references are empty tuples where the data has none (UltraFeedback); it has no
+      demonstrations.
+
+    Raises:
+      InputError: an unknown name, no data, a column that is missing, too few prompts.
+    """
+    cfg = _config(config_task)
+    train, heldout = _train_and_heldout(_read(cfg, Path(cache_dir) if cache_dir is not None else None))
+    found = columns.find(
+        train, cfg["prompt_column"], cfg["reference_column"], cfg["name"] == "tldr", _where(cfg)
+    )
+    task = Task(
+        name=cfg["name"], tokenizer=tokenizer.backend, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id,
+        prompt_length=cfg["prompt_length"], response_length=cfg["response_length"],
+        prompts={}, references={}, prefix_ids=tokenizer.prefix_ids,
+        template=tokenizer.chat if tokenizer.template is not None else None,
+    )  # fmt: skip
+    choice = _Choice(task, cfg, found)
+    chosen = choice.splits(train, heldout)
+    sizes = ", ".join(f"{len(pairs)} {split}" for split, pairs in chosen.items())
+    logging.info("task %s: %s prompts; dropped: %s", task.name, sizes, choice.said())
+    return dataclasses.replace(
+        task,
+        prompts={split: tuple(x for x, _ in pairs) for split, pairs in chosen.items()},
+        references={split: tuple(y for _, y in pairs if y) for split, pairs in chosen.items()},
+    )
+
+
+def _config(given: Any) -> dict[str, Any]:
+    """The fields of `DEFAULTS`, as given or by default, checked."""
+    name = given.get("name", "")
+    if name not in DEFAULTS:
+        raise InputError(f"config.task.name={name!r}: valid is one of {tuple(DEFAULTS)}")
+    cfg = {field: given.get(field, default) for field, default in DEFAULTS[name].items()}
+    for field, default in DEFAULTS[name].items():
+        value, least = cfg[field], int(field.endswith("_length"))
+        if isinstance(default, int) and (type(value) is not int or value < least):
+            raise InputError(f"config.task.{field}={value!r}: valid is a whole number of at least {least}")
+        if isinstance(default, str) and not isinstance(value, str):
+            raise InputError(f"config.task.{field}={value!r}: valid is a text")
+    if not cfg["path"] and not cfg["dataset"]:
+        raise InputError("config.task.path='': valid is a file or folder of jsonl or parquet")
+    return cfg | dict(name=name)
+
+
+def _read(cfg: dict[str, Any], cache_dir: Path | None) -> dict[str, Table]:
+    keep = columns.KNOWN | {cfg["prompt_column"], cfg["reference_column"]}
+    if cfg["path"]:
+        splits = sources.read_path(cfg["path"], keep)
+    else:
+        splits = sources.read_hub(cfg["dataset"], cfg["subset"], keep, cache_dir)
+    splits = {name: table for name, table in splits.items() if table.rows}
+    if not splits:
+        raise InputError(f"{_where(cfg)}: holds no row")
+    return splits
+
+
+def _where(cfg: dict[str, Any]) -> str:
+    field = "path" if cfg["path"] else "dataset"
+    return f"config.task.{field}={cfg[field]!r}"
+
+
+def _train_and_heldout(splits: dict[str, Table]) -> tuple[Table, Table]:
+    """What to train on, and the data's own test split, where there is another split than that."""
+    name = next((name for name in TRAIN_SPLITS if name in splits), None)
+    names = [name] if name else [name for name in splits if name not in HELDOUT_SPLITS]
+    held = next((name for name in HELDOUT_SPLITS if name in splits), None) if names else None
+    train = Table()
+    for name in names or splits:
+        train += splits[name]
+    return train, splits[held] if held else Table()
+
+
+class _Choice:
+    """Which prompts a task has, and how many were dropped on the way, by reason."""
+
+    def __init__(self, task: Task, cfg: dict[str, Any], found: columns.Columns):
+        self.task, self.cfg, self.found = task, cfg, found
+        self.dropped: Counter[str] = Counter()
+
+    def splits(self, train: Table, heldout: Table) -> dict[str, list[Pair]]:
+        """Pairs of every split. Raises InputError where there are fewer than asked for."""
+        held_pool, train_pool = self._ordered(heldout), self._ordered(train)
+        repeated = held_pool.keys() & train_pool.keys()
+        self.dropped["repeated"] += len(repeated)
+        train_pairs = self._fitting([train_pool[key] for key in train_pool if key not in repeated])
+        held_pairs = self._fitting(list(held_pool.values())) if held_pool else train_pairs
+        heldout_chosen = self._take(held_pairs, "num_heldout")
+        tuning = self.cfg["num_tuning"]
+        size = self.cfg["num_train"]
+        rest = list(itertools.islice(train_pairs, size + tuning if size else None))
+        if len(rest) <= tuning:
+            raise self._too_few("num_tuning", len(rest) - 1)
+        if len(rest) < size + tuning:
+            raise self._too_few("num_train", len(rest) - tuning)
+        return {"train": rest[: len(rest) - tuning], "tuning": rest[len(rest) - tuning :],
+                "heldout": heldout_chosen}  # fmt: skip
+
+    def said(self) -> str:
+        """What was dropped, in words."""
+        return ", ".join(f"{count} {why}" for why, count in self.dropped.items() if count) or "none"
+
+    def _ordered(self, table: Table) -> dict[bytes, Pair]:
+        """Pairs in the order of a hash of seed and prompt, which is their key; each prompt once."""
+        seed, rows = self.cfg["split_seed"], []
+        for row in table.rows:
+            prompt, reference = self.found.pair(row)
+            if not prompt.strip():
+                self.dropped["without a prompt"] += 1
+            elif self.found.reference and not reference.strip():
+                self.dropped["without a reference"] += 1
+            else:
+                key = hashlib.blake2b(f"{seed}\0{prompt.strip()}".encode(), digest_size=16).digest()
+                rows.append((key, prompt, reference))
+        pool: dict[bytes, Pair] = {}
+        for key, *pair in sorted(rows):  # of equal prompts the same one stays, whatever the rows' order
+            pool.setdefault(key, (pair[0], pair[1]))
+        self.dropped["repeated"] += len(rows) - len(pool)
+        return pool
+
+    def _fitting(self, pairs: list[Pair]) -> Iterator[Pair]:
+        """Those whose prompt is at most `prompt_length` tokens; tokenised only as far as they are taken."""
+        most, seen = self.cfg["prompt_length"], f"over prompt_length={self.cfg['prompt_length']} tokens"
+        for start in range(0, len(pairs), _CHUNK):
+            chunk = pairs[start : start + _CHUNK]
+            for pair, ids in zip(chunk, self.task.prompt_ids([x for x, _ in chunk]), strict=True):
+                if len(ids) <= most:
+                    yield pair
+                else:
+                    self.dropped[seen] += 1
+
+    def _take(self, pairs: Iterator[Pair], field: str) -> list[Pair]:
+        taken = list(itertools.islice(pairs, self.cfg[field]))
+        if len(taken) < self.cfg[field]:
+            raise self._too_few(field, len(taken))
+        return taken
+
+    def _too_few(self, field: str, most: int) -> InputError:
+        at = f"config.task.{field}={self.cfg[field]}"
+        return InputError(f"{at}: valid is at most {max(most, 0)}, what {_where(self.cfg)} leaves "
+                          f"(dropped: {self.said()})")  # fmt: skip

@@ -1,0 +1,230 @@
+"""Tokenizers of real models: their special tokens and chat templates, each decided once.
+
+Files are read through transformers, which then needs no torch. Its extra is `pip install sea_jax[hub]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from sea_jax.errors import InputError
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+         "chat_template.jinja", "chat_template.json", "generation_config.json")  # fmt: skip
+# Some templates write today's date into the prompt: then a run would differ from day to day.
+_DATE = "26 Jul 2024"
+_PROBE = "sea0probe"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A model's tokenizer with what the loop must know of it.
+
+    Attributes:
+      name: folder or hub name.
+      folder: where its files lie.
+      backend: neither pads nor truncates. It is to be called with add_special_tokens=False.
+      eos_id: the one id that ends a response; see `load_tokenizer`.
+      pad_id: the tokenizer's own padding token, else `eos_id`: all arrays carry masks, and nothing reads
+        a token that is masked out.
+      vocab_size: the highest id + 1; the embedding of a model must have as many rows.
+      prefix_ids: what the tokenizer puts before a text by its own default, mostly a BOS or nothing. Empty
+        where a chat template is in use, as that writes its BOS itself.
+      template: transformers' tokenizer, if its chat template is in use.
+      special: finds the text of a special token; None where there is none.
+    """
+
+    name: str
+    folder: Path
+    backend: tokenizers.Tokenizer
+    eos_id: int
+    pad_id: int
+    vocab_size: int
+    prefix_ids: tuple[int, ...]
+    template: Any | None
+    special: re.Pattern[str] | None
+
+    def chat(self, prompt: str) -> str:
+        """The text a policy continues: one user turn and the header of the answer.
+
+        It is the prompt itself where no template is in use. A special token that the prompt spells out gets
+        a space after its first character, so that it stays text.
+        """
+        if self.template is None:
+            return prompt
+        return self._render([dict(role="user", content=prompt)], add_generation_prompt=True)
+
+    def chat_pair(self, prompt: str, response: str) -> str:
+        """The whole conversation, user and assistant, as reward models read it.
+
+        It is prompt + response where no template is in use. Special tokens stay text as in `chat`: no
+        response can close its own turn.
+        """
+        if self.template is None:
+            return prompt + response
+        return self._render([dict(role="user", content=prompt), dict(role="assistant", content=response)])
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts made by `chat` or `chat_pair`; a BOS is there once, or not at all.
+
+        Args:
+          texts: B texts.
+
+        Returns:
+          B lists of ids, neither padded nor truncated.
+        """
+        # Without a template no special token is ours, and text must not become one.
+        self.backend.encode_special_tokens = self.template is None
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [[*self.prefix_ids, *encoding.ids] for encoding in encodings]
+
+    def _render(self, messages: list[dict[str, str]], **options: Any) -> str:
+        assert self.template is not None
+        if self.special is not None:
+            apart = lambda found: f"{found[0][0]} {found[0][1:]}"  # noqa: E731
+            messages = [m | dict(content=self.special.sub(apart, m["content"])) for m in messages]
+        return self.template.apply_chat_template(messages, tokenize=False, date_string=_DATE, **options)
+
+
+def load_tokenizer(
+    name: str | Path, *, chat: bool | None = None, eos_token: str = "", vocab_size: int | None = None
+) -> Tokenizer:
+    """Reads a tokenizer in Hugging Face's layout.
+
+    The EOS is the first of: `eos_token`; the special token that the chat template in use writes after an
+    answer (Llama 3 Instruct: <|eot_id|>); the tokenizer's own `eos_token` (Llama 3: <|end_of_text|>);
+    `eos_token_id` of generation_config.json, the first where it is a list.
+
+    Args:
+      name: a folder with tokenizer.json, or a hub name.
+      chat: whether to use the chat template; None: if there is one.
+      eos_token: text of the token that ends a response; empty: as above.
+      vocab_size: the model's, to be held against the tokenizer's.
+
+    Raises:
+      InputError: no such folder or hub name, spoilt files, no EOS, a template asked for and absent or
+        broken, more tokens than the model has, or transformers is not installed.
+    """
+    folder = _folder(str(name))
+    loaded = _read(str(name), folder)
+    if chat and loaded.chat_template is None:
+        raise InputError(
+            f"tokenizer {str(name)!r}: chat=True, but it has no chat template; "
+            "valid: chat=False, or a chat_template.jinja beside tokenizer.json"
+        )
+    backend = loaded.backend_tokenizer
+    # A tokenizer.json may hold the padding and truncation of whoever saved it: the latter would cut prompts.
+    backend.no_padding()
+    backend.no_truncation()
+    uses_chat = chat is not False and loaded.chat_template is not None
+    added = backend.get_added_tokens_decoder().values()
+    spelled = sorted((re.escape(token.content) for token in added if token.special), key=len, reverse=True)
+    plain = Tokenizer(
+        name=str(name), folder=folder, backend=backend, eos_id=-1, pad_id=-1,
+        vocab_size=max(backend.get_vocab().values(), default=-1) + 1,
+        prefix_ids=() if uses_chat else _prefix(backend),
+        template=loaded if uses_chat else None,
+        special=re.compile("|".join(spelled)) if spelled else None,
+    )  # fmt: skip
+    if vocab_size is not None and plain.vocab_size > vocab_size:
+        raise InputError(f"tokenizer {str(name)!r}: {plain.vocab_size} tokens; valid: at most {vocab_size}, "
+                         "the model's vocabulary")  # fmt: skip
+    eos_id = _eos_id(plain, loaded, eos_token)
+    pad_id = eos_id if loaded.pad_token is None else loaded.pad_token_id
+    return dataclasses.replace(plain, eos_id=eos_id, pad_id=pad_id)
+
+
+def _folder(name: str) -> Path:
+    """The folder of the tokenizer's files, fetched from the hub if it is none here."""
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"tokenizer {name!r}: neither a folder here nor to be had from the hub ({reason})"
+            ) from None
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"tokenizer {name!r}: no {folder / 'tokenizer.json'}; valid: a folder that has one")
+    return folder
+
+
+def _read(name: str, folder: Path) -> Any:
+    # Not AutoTokenizer: that imports torch where it is installed, and rebuilds some models' tokenizers from
+    # their vocabulary. This class takes tokenizer.json as it is.
+    try:
+        from transformers import PreTrainedTokenizerFast
+    except ImportError:
+        raise InputError(
+            f"tokenizer {name!r}: transformers is not installed; valid: pip install sea_jax[hub]"
+        ) from None
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exceptions
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"tokenizer {name!r}: the files in {folder} cannot be read ({reason})") from None
+
+
+def _prefix(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """What stands before a text when the tokenizer adds its special tokens."""
+    text = backend.encode(_PROBE, add_special_tokens=False).ids
+    full = backend.encode(_PROBE, add_special_tokens=True).ids
+    start = next(i for i in range(len(full)) if full[i : i + len(text)] == text)
+    return tuple(full[:start])
+
+
+def _eos_id(tokenizer: Tokenizer, loaded: Any, eos_token: str) -> int:
+    backend = tokenizer.backend
+    if eos_token:
+        chosen = backend.token_to_id(eos_token)
+        if chosen is None:
+            raise InputError(
+                f"eos_token={eos_token!r}: not in the vocabulary of tokenizer {tokenizer.name!r}; "
+                "valid: a token of it"
+            )
+        return chosen
+    if tokenizer.template is not None and (ends := _end_of_turn(tokenizer)) is not None:
+        return ends
+    if loaded.eos_token is not None:
+        return loaded.eos_token_id
+    given = _generation_eos(tokenizer)
+    if given is None:
+        raise InputError(
+            f"tokenizer {tokenizer.name!r}: no EOS; valid: eos_token in its tokenizer_config.json, "
+            "or the option eos_token"
+        )
+    return given
+
+
+def _end_of_turn(tokenizer: Tokenizer) -> int | None:
+    """The special token that the template writes after an answer, if it is one."""
+    try:
+        text = tokenizer.chat_pair("hello", _PROBE)
+        tokenizer.chat("hello")
+    except Exception as error:  # of the template's own code
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"tokenizer {tokenizer.name!r}: its chat template fails ({reason})") from None
+    found = tokenizer.special and tokenizer.special.match(text.rpartition(_PROBE)[2].lstrip())
+    return tokenizer.backend.token_to_id(found[0]) if found else None
+
+
+def _generation_eos(tokenizer: Tokenizer) -> int | None:
+    file = tokenizer.folder / "generation_config.json"
+    if not file.exists():
+        return None
+    try:
+        ids = json.loads(file.read_text())["eos_token_id"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    first = ids[0] if isinstance(ids, list) and ids else ids
+    return first if type(first) is int and 0 <= first < tokenizer.vocab_size else None
