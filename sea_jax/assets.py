@@ -16,19 +16,14 @@ from sea_jax.ensemble import features, pair_encoder
 from sea_jax.evaluate import EvalSet, greedy_responses
 from sea_jax.models import Decoder, PythiaConfig
 from sea_jax.models.generate import make_sampler
-
-# from sea_jax.oracles import reward_model
+from sea_jax.oracles import reward_model
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.ranker import Ranker
 from sea_jax.runtime.mesh import fetch, make_mesh, shard_params
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.protocol import Task
+from sea_jax.tasks.tokenizer import FILES
 from sea_jax.types import Array, Params
-
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,8 +65,16 @@ def prepare(config, cache_folder: Path, task: Task) -> Assets:
     backbone, family_heads = _backbone(config, cache_folder, task, model, params, mesh)
     eval_set = _eval_set(config, task, model, params, mesh)
     pairs, pair_features = _heldout_pairs(config, task, model, params, backbone, mesh)
-    oracle = lambda seed: BradleyTerryOracle(mini_tldr.reward_fn(seed))  # noqa: E731
+    oracle = _oracle(config, mesh)
     return Assets(task, model, params, backbone, eval_set, pairs, pair_features, mesh, oracle, family_heads)
+
+
+def _oracle(config, mesh: Mesh) -> Callable[[int], BradleyTerryOracle]:
+    """An oracle for every oracle seed; a reward model is one and the same for all."""
+    if config.oracle.kind == "reward_model":
+        oracle = reward_model.load(config.oracle, mesh)
+        return lambda seed: oracle
+    return lambda seed: BradleyTerryOracle(mini_tldr.reward_fn(seed))
 
 
 def _backbone(
@@ -116,7 +119,7 @@ def save_policy(config, folder: Path, model: Decoder, params: Params, task: Task
     given = config.policy.folder
     models.save(folder, model, params, None if given else task.tokenizer)
     if given:
-        for name in _TOKENIZER_FILES:
+        for name in FILES:
             if (file := models.find(given) / name).exists():
                 shutil.copy(file, folder / name)
 

@@ -12,12 +12,15 @@ from sea_jax.ensemble.pretrain import SEED_OFFSET
 from sea_jax.errors import InputError
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS
+from sea_jax.models.convert import CLASSES
 from sea_jax.oracles.labels import MODES
 from sea_jax.runtime.mesh import is_main
 from sea_jax.tasks.protocol import SPLITS, Task
 
 # Fields that a later call on the same work directory may change: they add runs, and alter none.
 FREE_FIELDS = ("methods", "num_seeds", "cache_dir", "progress")
+CHAT = ("auto", "yes", "no")  # auto: a chat template where the tokenizer has one
+REWARD_CLASSES = [name for heads in CLASSES.values() for name, head in heads.items() if head]
 OVERRIDABLE = ("train", "ensemble", "sea")  # all else is shared by the methods of an experiment
 
 
@@ -63,9 +66,17 @@ def validate_parts(config, supervised_only: bool = False) -> None:
     _one_of(config, "task.name", tasks.NAMES)
     _one_of(config, "policy.dtype", ("float32", "bfloat16"))
     _one_of(config, "policy.remat", ("none", "full"))
+    text = config.task.name != "mini_tldr"
+    if text:
+        _one_of(config, "task.chat", CHAT)
+        folder = config.policy.folder
+        _require(
+            folder != "", "policy.folder", folder, "a folder or a hub name, whose tokenizer the task takes"
+        )
     if supervised_only:
         return
-    _one_of(config, "backbone.kind", ("ranker", "encoder"))
+    _validate_oracle(config, text)
+    _one_of(config, "backbone.kind", ("encoder",) if text else ("ranker", "encoder"))
     kind, folder = config.backbone.kind, config.encoder.folder
     _require(
         kind == "ranker" or folder != "",
@@ -81,6 +92,22 @@ def validate_parts(config, supervised_only: bool = False) -> None:
     _require(len(config.encoder.markers) == 2, "encoder.markers", config.encoder.markers, "two tokens")
     for name in ("encoder.source_length", "encoder.candidate_length"):
         _require(_get(config, name) >= 4, name, _get(config, name), "at least 4 tokens, the special ones in")
+
+
+def _validate_oracle(config, text: bool) -> None:
+    """Of the oracle's model only config.json is read."""
+    _one_of(config, "oracle.kind", ("reward_model",) if text else ("task", "reward_model"))
+    if config.oracle.kind == "task":
+        return
+    _one_of(config, "oracle.chat", CHAT)
+    _require(config.oracle.batch_size >= 1, "oracle.batch_size", config.oracle.batch_size, "at least 1")
+    folder = config.oracle.folder
+    _require(folder != "", "oracle.folder", folder, "a folder or a hub name with oracle.kind='reward_model'")
+    model = _read_model("oracle.folder", folder)
+    _require(
+        isinstance(model, models.RewardConfig) and model.num_labels == 1, "oracle.folder", folder,
+        f"a reward model of one number, one of {sorted(REWARD_CLASSES)}",
+    )  # fmt: skip
 
 
 def validate(config, task: Task) -> None:
@@ -223,13 +250,10 @@ def _validate_loss(config) -> None:
 def _validate_model(config, task: Task) -> None:
     """Of a given policy, vocabulary and context must hold the task; only config.json is read."""
     folder = config.policy.folder
-    try:
-        model = models.read_config(models.find(folder))
-    except InputError as error:
-        raise InputError(f"config.policy.folder={folder!r}: {error}") from None
+    model = _read_model("policy.folder", folder)
     _require(
         isinstance(model.build(), models.Decoder), "policy.folder", folder,
-        "a decoder, as an encoder writes no responses",
+        "a language model, as encoders and reward models write no responses",
     )  # fmt: skip
     words = task.tokenizer.get_vocab_size()
     _require(
@@ -242,6 +266,13 @@ def _validate_model(config, task: Task) -> None:
         f"a context of at least {need} tokens (prompt {task.prompt_length} + response "
         f"{task.response_length}), not {model.max_length}",
     )  # fmt: skip
+
+
+def _read_model(field: str, folder: str) -> Any:
+    try:
+        return models.read_config(models.find(folder))
+    except InputError as error:
+        raise InputError(f"config.{field}={folder!r}: {error}") from None
 
 
 def require_writable(name: str, folder: Path) -> None:

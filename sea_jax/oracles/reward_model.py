@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from sea_jax import models, tasks
 from sea_jax.errors import InputError
 from sea_jax.models.reward import GatedRewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.runtime.mesh import shard_params, split
+from sea_jax.runtime.mesh import fetch, shard_params, split
+from sea_jax.tasks.tokenizer import load_tokenizer
 from sea_jax.types import Params
 
 Encode = Callable[[Sequence[str], Sequence[str]], list[list[int]]]
@@ -70,11 +73,34 @@ def make_reward_fn(
             computed.append((indices, score(params, *(batch if mesh is None else split(mesh, batch)))))
         rewards = np.zeros(len(rows), np.float32)
         for indices, some in computed:
-            rewards[indices] = np.asarray(some)[: len(indices)]
+            rewards[indices] = fetch(some)[: len(indices)]
         _check_finite(rewards, gated=isinstance(config, GatedRewardConfig))
         return rewards
 
     return reward_fn
+
+
+def load(config: Any, mesh: Mesh) -> RewardModelOracle:
+    """The oracle that config.oracle describes.
+
+    Args:
+        config: folder (in Hugging Face's layout, or a hub name), batch_size, and chat ('auto', 'yes' or 'no':
+            whether texts are as the tokenizer's chat template writes them, else prompt, response and EOS).
+        mesh: what shares parameters and batches.
+
+    Raises:
+        InputError: on a folder that is no reward model's, or a tokenizer of another vocabulary.
+    """
+    model, params = models.load(config.folder)
+    chat = tasks.chat(config.chat)
+    tokenizer = load_tokenizer(config.folder, chat=chat, vocab_size=model.config.vocab_size)
+    end = [tokenizer.eos_id] if tokenizer.template is None else []
+
+    def encode(prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
+        texts = [tokenizer.chat_pair(*pair) for pair in zip(prompts, responses, strict=True)]
+        return [[*ids, *end] for ids in tokenizer.encode(texts)]
+
+    return RewardModelOracle(model, params, encode, config.batch_size, mesh)
 
 
 def bucket(length: int, longest: int) -> int:

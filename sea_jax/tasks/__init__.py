@@ -3,17 +3,32 @@
 from pathlib import Path
 
 from sea_jax.tasks.protocol import Task
+from sea_jax.tasks.text import DEFAULTS as TEXT
 
-NAMES = ("mini_tldr",)
+NAMES = ("mini_tldr", *TEXT)
 
 
 def load(config, cache: Path) -> Task:
     """The task that config.task names.
 
     Args:
-        config: the experiment's config.
+        config: the experiment's config; the tokenizer of real text is that of its policy.folder.
         cache: folder of what is made once.
-    """
-    from sea_jax.tasks import mini_tldr
 
-    return mini_tldr.load(cache)
+    Raises:
+        InputError: on data or a tokenizer that is absent, spoilt or too small.
+    """
+    from sea_jax.tasks import mini_tldr, text
+    from sea_jax.tasks.tokenizer import load_tokenizer
+
+    if config.task.name == "mini_tldr":
+        return mini_tldr.load(cache)
+    tokenizer = load_tokenizer(
+        config.policy.folder, chat=chat(config.task.chat), eos_token=config.task.eos_token
+    )
+    return text.load(config.task, tokenizer)
+
+
+def chat(choice: str) -> bool | None:
+    """'yes', 'no' or 'auto' as `load_tokenizer` takes it."""
+    return {"yes": True, "no": False, "auto": None}[choice]

@@ -194,8 +194,10 @@ SPOILT = {
     "an unknown class": (
         "llama",
         lambda f: edit_config(f, architectures=["LlamaForTokenClassification"]),
-        r"architectures=\['LlamaForTokenClassification'\]; valid: one of \['LlamaForCausalLM', "
-        r"'LlamaForRewardModelWithGating', 'LlamaForSequenceClassification'\]",
+        (
+            r"architectures=\['LlamaForTokenClassification'\]; valid: one of \['LlamaForCausalLM', "
+            r"'LlamaForRewardModelWithGating', 'LlamaForSequenceClassification'\]"
+        ),
     ),
     "another trunk's class": (
         "pythia",
