@@ -68,6 +68,10 @@ def validate_parts(config, supervised_only: bool = False) -> None:
     _one_of(config, "policy.remat", ("none", "full"))
     text = config.task.name != "mini_tldr"
     if text:
+        _require(
+            "path" in config.task, "task.name", config.task.name,
+            "'mini_tldr' in this config; the fields of real text are in configs/tldr.py",
+        )  # fmt: skip
         _one_of(config, "task.chat", CHAT)
         folder = config.policy.folder
         _require(

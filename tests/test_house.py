@@ -131,9 +131,10 @@ def imported(*folders):
 )
 def test_what_is_imported_is_required(folders, extra):
     """Also that `make run` needs no torch."""
-    names = project_pins(PROJECT["project"]["dependencies"])
+    extras = PROJECT["project"]["optional-dependencies"]
+    names = project_pins(PROJECT["project"]["dependencies"] + extras["hub"] + extras["data"])
     if extra:
-        names |= project_pins(PROJECT["project"]["optional-dependencies"]["dev"])
+        names |= project_pins(extras["dev"])
     owners = importlib.metadata.packages_distributions()
     for name in imported(*folders):
         assert {normal(owner) for owner in owners[name]} & {n.partition("[")[0] for n in names}, name
