@@ -82,8 +82,7 @@ def test_columns_of_a_reddit_post_and_of_ultrafeedback(tmp_path, tokenizer):
         dict(subreddit="dogs", title=f"t{i}", post="He ran.", summary=" ran <|endoftext|>") for i in range(13)
     ]
     task = load(write(tmp_path / "a", post), tokenizer)
-    prompt = next(p for p in task.prompts["train"] if "TITLE: t7\n" in p) if any(
-        "TITLE: t7\n" in p for p in task.prompts["train"]) else task.prompts["train"][0]  # fmt: skip
+    prompt = task.prompts["train"][0]
     assert prompt.startswith("SUBREDDIT: r/dogs\n\nTITLE: t") and prompt.endswith(
         "\n\nPOST: He ran.\n\nTL;DR:"
     )
@@ -92,7 +91,9 @@ def test_columns_of_a_reddit_post_and_of_ultrafeedback(tmp_path, tokenizer):
     rows = [dict(prompt=f"say {i}", chosen=turns(f"say {i}"), score=1.0) for i in range(12)]
     task = load(write(tmp_path / "b", rows, "train_prefs.parquet"), tokenizer, name="ultrafeedback")
     assert task.references == dict(train=(), tuning=(), heldout=())
-    assert sum(len(x) for x in task.prompts.values()) == 12 and "say 3" in sum(task.prompts.values(), ())
+    assert sum(len(x) for x in task.prompts.values()) == 12 and any(
+        "say 3" in x for x in task.prompts.values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,7 @@ def test_the_stream_goes_on_where_it_was():
     """Every epoch has each row once; a step's rows depend on nothing that was read before."""
     rows = prompt_rows(10, 4, seed=3)
     read = [list(rows[step]) for step in range(5)]
-    assert sorted(sum(read, [])[:10]) == sorted(sum(read, [])[10:]) == list(range(10))
+    flat = [row for batch in read for row in batch]
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert list(prompt_rows(10, 4, seed=3)[3]) == read[3]
     assert [list(prompt_rows(10, 4, seed=4)[i]) for i in range(5)] != read

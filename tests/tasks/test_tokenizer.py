@@ -72,7 +72,7 @@ def test_a_bos_is_there_once(folder):
 @pytest.mark.parametrize(
     ("spoil", "options", "said"),
     [
-        (lambda f: described(f), {}, "no EOS; valid: eos_token in its tokenizer_config.json"),
+        (described, {}, "no EOS; valid: eos_token in its tokenizer_config.json"),
         (lambda f: None, dict(eos_token="<stop>"), "eos_token='<stop>': not in the vocabulary"),
         (lambda f: None, dict(chat=True), "it has no chat template"),
         (lambda f: None, dict(vocab_size=300), "320 tokens; valid: at most 300"),
