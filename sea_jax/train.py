@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +32,7 @@ from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime.mesh import fetch
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.state import init_state, policy_optimizer, step_keys
+from sea_jax.tasks.stream import prompt_rows
 from sea_jax.types import Array, Candidates, Duel, PreferenceBatch, PromptBatch
 
 
@@ -60,10 +60,7 @@ class Run:
         self.seed = config.seed + replicate
         self.num_responses = config.sea.num_responses if self.method.active else 2
         self.sample = assets.sampler(self.num_responses, config.train.temperature, config.sampler.micro_batch)
-        rows: Any = np.arange(len(assets.task.prompts["train"]))
-        self.prompts = (
-            grain.MapDataset.source(rows).seed(self.seed).shuffle().repeat().batch(config.train.batch_size)
-        )
+        self.prompts = prompt_rows(len(assets.task.prompts["train"]), config.train.batch_size, self.seed)
         state = init_state(
             jax.random.key(self.seed), assets.ref_params,
             self.learner.policy_optimizer, head, self.learner.ensemble_optimizer,
