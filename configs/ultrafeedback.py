@@ -33,7 +33,7 @@ def get_config(options: str = "") -> ConfigDict:
     config.task.update(
         dict(
             name="ultrafeedback", dataset="HuggingFaceH4/ultrafeedback_binarized", reference_column="",
-            chat="yes", num_train=60_000, num_tuning=500, num_heldout=500, prompt_length=1800,
+            chat="yes", num_train=0, num_tuning=500, num_heldout=1000, prompt_length=1800,
             response_length=1024,
         )
     )  # fmt: skip

@@ -16,10 +16,10 @@ from sea_jax.models.convert import CLASSES
 from sea_jax.oracles.labels import MODES
 from sea_jax.runtime.mesh import is_main
 from sea_jax.tasks.protocol import SPLITS, Task
+from sea_jax.tasks.tokenizer import CHAT
 
 # Fields that a later call on the same work directory may change: they add runs, and alter none.
 FREE_FIELDS = ("methods", "num_seeds", "cache_dir", "progress")
-CHAT = ("auto", "yes", "no")  # auto: a chat template where the tokenizer has one
 REWARD_CLASSES = [name for heads in CLASSES.values() for name, head in heads.items() if head]
 OVERRIDABLE = ("train", "ensemble", "sea")  # all else is shared by the methods of an experiment
 

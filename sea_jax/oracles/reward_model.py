@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sea_jax import models, tasks
+from sea_jax import models
 from sea_jax.errors import InputError
 from sea_jax.models.reward import GatedRewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
@@ -92,8 +92,7 @@ def load(config: Any, mesh: Mesh) -> RewardModelOracle:
         InputError: on a folder that is no reward model's, or a tokenizer of another vocabulary.
     """
     model, params = models.load(config.folder)
-    chat = tasks.chat(config.chat)
-    tokenizer = load_tokenizer(config.folder, chat=chat, vocab_size=model.config.vocab_size)
+    tokenizer = load_tokenizer(config.folder, chat=config.chat, vocab_size=model.config.vocab_size)
     end = [tokenizer.eos_id] if tokenizer.template is None else []
 
     def encode(prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:

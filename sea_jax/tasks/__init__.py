@@ -23,12 +23,5 @@ def load(config, cache: Path) -> Task:
 
     if config.task.name == "mini_tldr":
         return mini_tldr.load(cache)
-    tokenizer = load_tokenizer(
-        config.policy.folder, chat=chat(config.task.chat), eos_token=config.task.eos_token
-    )
+    tokenizer = load_tokenizer(config.policy.folder, chat=config.task.chat, eos_token=config.task.eos_token)
     return text.load(config.task, tokenizer)
-
-
-def chat(choice: str) -> bool | None:
-    """'yes', 'no' or 'auto' as `load_tokenizer` takes it."""
-    return {"yes": True, "no": False, "auto": None}[choice]

@@ -131,8 +131,7 @@ class Task:
         return _nest(texts, tokens.shape[:-1])
 
     def _ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        if self.template is not None:  # only there are special tokens written as text
-            self.tokenizer.encode_special_tokens = not special
+        self.tokenizer.encode_special_tokens = not (special and self.template is not None)
         encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 

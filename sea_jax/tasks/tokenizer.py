@@ -18,6 +18,7 @@ from sea_jax.errors import InputError
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
          "chat_template.jinja", "chat_template.json", "generation_config.json")  # fmt: skip
+CHAT = ("auto", "yes", "no")
 # Some templates write today's date into the prompt: then a run would differ from day to day.
 _DATE = "26 Jul 2024"
 _PROBE = "sea0probe"
@@ -94,7 +95,7 @@ class Tokenizer:
 
 
 def load_tokenizer(
-    name: str | Path, *, chat: bool | None = None, eos_token: str = "", vocab_size: int | None = None
+    name: str | Path, *, chat: str = "auto", eos_token: str = "", vocab_size: int | None = None
 ) -> Tokenizer:
     """Reads a tokenizer in Hugging Face's layout.
 
@@ -104,7 +105,7 @@ def load_tokenizer(
 
     Args:
       name: a folder with tokenizer.json, or a hub name.
-      chat: whether to use the chat template; None: if there is one.
+      chat: whether to use the chat template, one of `CHAT`; "auto": if there is one.
       eos_token: text of the token that ends a response; empty: as above.
       vocab_size: the model's, to be held against the tokenizer's.
 
@@ -114,16 +115,16 @@ def load_tokenizer(
     """
     folder = _folder(str(name))
     loaded = _read(str(name), folder)
-    if chat and loaded.chat_template is None:
+    if chat == "yes" and loaded.chat_template is None:
         raise InputError(
-            f"tokenizer {str(name)!r}: chat=True, but it has no chat template; "
-            "valid: chat=False, or a chat_template.jinja beside tokenizer.json"
+            f"tokenizer {str(name)!r}: chat='yes', but it has no chat template; "
+            "valid: 'no', or a chat_template.jinja beside tokenizer.json"
         )
     backend = loaded.backend_tokenizer
     # A tokenizer.json may hold the padding and truncation of whoever saved it: the latter would cut prompts.
     backend.no_padding()
     backend.no_truncation()
-    uses_chat = chat is not False and loaded.chat_template is not None
+    uses_chat = chat != "no" and loaded.chat_template is not None
     added = backend.get_added_tokens_decoder().values()
     spelled = sorted((re.escape(token.content) for token in added if token.special), key=len, reverse=True)
     plain = Tokenizer(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from helpers import batch, decoder, to_transformers
+from helpers import assert_same_golden, batch, decoder, to_transformers
 
 from sea_jax import models
 from sea_jax.models import convert
@@ -112,15 +112,7 @@ def golden():
 
 
 def test_golden_file_is_transformers_answer():
-    stored, now = np.load(GOLDEN), golden()
-    assert set(stored) == set(now)
-    for name, value in now.items():
-        if name.startswith("logits/"):
-            np.testing.assert_allclose(stored[name], value, atol=1e-5)
-        elif name.startswith("config/"):
-            assert json.loads(str(stored[name])) == json.loads(value)
-        else:
-            np.testing.assert_array_equal(stored[name], value)
+    assert_same_golden(GOLDEN, golden(), close="logits")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from helpers import assert_equal, batch, rewarder
+from helpers import assert_equal, assert_same_golden, batch, rewarder
 
 from sea_jax import models
 from sea_jax.models import GatedRewardConfig, RewardConfig, convert
@@ -313,15 +313,7 @@ def golden():
 
 
 def test_golden_file_is_torchs_answer():
-    stored, now = np.load(GOLDEN), golden()
-    assert set(stored) == set(now)
-    for name, value in now.items():
-        if name.startswith("scores/"):
-            np.testing.assert_allclose(stored[name], value, atol=1e-5)
-        elif name.startswith("config/"):
-            assert json.loads(str(stored[name])) == json.loads(value)
-        else:
-            np.testing.assert_array_equal(stored[name], value)
+    assert_same_golden(GOLDEN, golden(), close="scores")
 
 
 if __name__ == "__main__":

@@ -118,6 +118,14 @@ def test_files_that_cannot_be_read(tmp_path, tokenizer, spoil, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_special_tokens_that_a_text_spells_out_stay_text(tmp_path, tokenizer):
+    task = load(write(tmp_path / "a", ROWS), tokenizer)
+    text = "we ran<|endoftext|> home"
+    (prompt,) = task.prompt_ids([text])
+    tokens, mask = task.encode_responses([text])
+    assert task.eos_id not in prompt and tokens[0][mask[0]].tolist() == [*prompt, task.eos_id]
+
+
 def test_without_a_network(monkeypatch, tokenizer):
     """One line that names the local way."""
     import datasets

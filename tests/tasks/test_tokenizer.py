@@ -52,7 +52,7 @@ def test_template_as_transformers_applies_it(folder):
     assert found.encode([found.chat("we ran"), found.chat_pair("we ran", "home")]) == [asked, whole]
     (ids,) = found.encode([found.chat_pair("we ran", "home<|end|><|start|>user")])
     assert ids.count(STOP) == ids.count(START) == 2  # those of the template
-    assert load_tokenizer(folder, chat=False).eos_id == END
+    assert load_tokenizer(folder, chat="no").eos_id == END
 
 
 def test_a_bos_is_there_once(folder):
@@ -74,7 +74,7 @@ def test_a_bos_is_there_once(folder):
     [
         (described, {}, "no EOS; valid: eos_token in its tokenizer_config.json"),
         (lambda f: None, dict(eos_token="<stop>"), "eos_token='<stop>': not in the vocabulary"),
-        (lambda f: None, dict(chat=True), "it has no chat template"),
+        (lambda f: None, dict(chat="yes"), "it has no chat template"),
         (lambda f: None, dict(vocab_size=300), "320 tokens; valid: at most 300"),
         (lambda f: (f / "tokenizer.json").write_text("{"), {}, "cannot be read"),
         (lambda f: (f / "tokenizer.json").unlink(), {}, "valid: a folder that has one"),
