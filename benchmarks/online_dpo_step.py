@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from benchmarks import peer_env
+from launch import environments
 from sea_jax import algorithm, models
 from sea_jax.ensemble import heads
 from sea_jax.models.generate import make_sampler
@@ -35,6 +35,19 @@ from sea_jax.types import Candidates, Params, PromptBatch
 
 PROMPTS, LENGTH, NEW_TOKENS, VOCABULARY, EOS = 16, 70, 53, 512, 0
 LEARNING_RATE = 5e-7  # TRL's default
+
+# Read together with benchmarks/trl_worker.py: 1.16 keeps OnlineDPOTrainer in trl.experimental.online_dpo, whose
+# behaviour may change in any release. Everything that runs inside a timed step is pinned.
+TRL = [
+    "trl==1.16.0",
+    "torch==2.13.0",
+    "transformers==5.23.0",
+    "accelerate==1.15.0",
+    "datasets==5.2.0",
+    "tokenizers==0.23.3",
+    "safetensors==0.8.0",
+    "numpy==2.4.6",
+]
 
 
 def small_policy() -> tuple[models.Decoder, Params]:
@@ -88,7 +101,7 @@ def our_step(
 
 def trl_step(folder: Path, prompts: Path) -> tuple[Callable[[int], float], Callable[[], None]]:
     """Starts TRL's worker; returns a step function like ours, and what ends the worker."""
-    python = peer_env.ensure("trl", peer_env.TRL)
+    python = environments.ensure("trl", TRL)
     worker = Path(__file__).with_name("trl_worker.py")
     process = subprocess.Popen(
         [python, worker, folder, prompts, "--new-tokens", str(NEW_TOKENS)],

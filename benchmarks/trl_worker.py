@@ -1,6 +1,6 @@
 """TRL's side of benchmarks/online_dpo_step.py: OnlineDPOTrainer, one optimizer step per line of stdin.
 
-Run by the Python of TRL's own environment (`peer_env.ensure("trl", peer_env.TRL)`), never by ours:
+Run by the Python of TRL's own environment (`environments.ensure("trl", online_dpo_step.TRL)`), never by ours:
 
     python trl_worker.py MODEL_DIR PROMPTS.npy [--new-tokens 53] [--threads 2] [--seed 0]
 

@@ -111,7 +111,7 @@ def initial_policy(config, task: Task, key: Array) -> tuple[Decoder, Params]:
 
 def _load_policy(config, folder: str) -> tuple[Decoder, Params]:
     dtype = jnp.dtype(config.policy.dtype).type
-    return models.load(folder, dtype=dtype, remat=config.policy.remat != "none")
+    return models.load(folder, dtype=dtype, remat=config.policy.remat)
 
 
 def save_policy(config, folder: Path, model: Decoder, params: Params, task: Task) -> None:

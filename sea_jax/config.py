@@ -13,6 +13,7 @@ from sea_jax.errors import InputError
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS
 from sea_jax.models.convert import CLASSES
+from sea_jax.models.remat import POLICIES
 from sea_jax.oracles.labels import MODES
 from sea_jax.runtime.mesh import is_main
 from sea_jax.tasks.protocol import SPLITS, Task
@@ -65,7 +66,7 @@ def validate_parts(config, supervised_only: bool = False) -> None:
     """
     _one_of(config, "task.name", tasks.NAMES)
     _one_of(config, "policy.dtype", ("float32", "bfloat16"))
-    _one_of(config, "policy.remat", ("none", "full"))
+    _one_of(config, "policy.remat", tuple(POLICIES))
     text = config.task.name != "mini_tldr"
     if text:
         _require(

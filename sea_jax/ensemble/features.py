@@ -84,11 +84,12 @@ class Backbone(NamedTuple):
     def __call__(self, texts: Sequence[str], prompts: Any, mask: Any, responses: Responses) -> Array:
         """As `Extractor`; `extract`, jitted."""
         del texts
-        return _jitted(self.model, self.pooling)(self.params, prompts, mask, responses.tokens, responses.mask)
+        return extract_fn(self.model, self.pooling)(self.params, prompts, mask, responses.tokens, responses.mask)
 
 
 @functools.cache
-def _jitted(model: Decoder, pooling: GatedPooling) -> Callable[..., Array]:
+def extract_fn(model: Decoder, pooling: GatedPooling) -> Callable[..., Array]:
+    """`extract`, jitted."""
     return jax.jit(functools.partial(extract, model, pooling))
 
 

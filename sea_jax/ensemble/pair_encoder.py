@@ -22,7 +22,7 @@ from sea_jax.models import Encoder, Responses, marker_states
 from sea_jax.runtime.mesh import batch_shards, fetch, replicate, split
 from sea_jax.types import Array, Params
 
-_MULTIPLE = 64  # tokens: sequences are filled up to one of these, so that few shapes are compiled
+MULTIPLE = 64  # tokens: sequences are filled up to one of these, so that few shapes are compiled
 
 Decode = Callable[[np.ndarray, np.ndarray], Any]
 
@@ -87,7 +87,7 @@ class PairEncoder:
         for start in range(0, len(rows), self.batch_size):
             chosen = order[start : start + self.batch_size]
             tokens, mask = _pad([rows[i] for i in chosen], self.batch_size)
-            states = _states(self.model, self._marker_ids)(self.params, *split(self.mesh, (tokens, mask)))
+            states = states_fn(self.model, self._marker_ids)(self.params, *split(self.mesh, (tokens, mask)))
             out[chosen] = fetch(states)[: len(chosen)]
         if not np.isfinite(out).all():
             raise FloatingPointError("features of the encoder: not finite, must be")
@@ -152,7 +152,7 @@ def _cut(tokenizer: tokenizers.Tokenizer, length: int) -> tokenizers.Tokenizer:
 def _pad(rows: list[list[int]], size: int) -> tuple[np.ndarray, np.ndarray]:
     """tokens [size, L] int32 and mask, padded on the right; rows that are lacking repeat the first."""
     longest = max(len(row) for row in rows)
-    length = -(-longest // _MULTIPLE) * _MULTIPLE
+    length = -(-longest // MULTIPLE) * MULTIPLE
     tokens, mask = np.zeros((size, length), np.int32), np.zeros((size, length), bool)
     for i in range(size):
         row = rows[i] if i < len(rows) else rows[0]
@@ -161,7 +161,7 @@ def _pad(rows: list[list[int]], size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _states(model: Encoder, marker_ids: tuple[int, ...]) -> Callable[..., Array]:
+def states_fn(model: Encoder, marker_ids: tuple[int, ...]) -> Callable[..., Array]:
     def states(params: Params, tokens: Array, mask: Array) -> Array:
         hidden = model.apply({"params": params}, tokens, mask)
         return marker_states(hidden, tokens, marker_ids).astype(jnp.float32)

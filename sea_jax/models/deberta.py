@@ -22,6 +22,7 @@ import numpy as np
 from sea_jax.models.disentangled import DisentangledAttention, relative_index
 from sea_jax.models.layers import gelu
 from sea_jax.models.params import Param
+from sea_jax.models.remat import checkpointed
 from sea_jax.types import Array
 
 ACTIVATIONS = {
@@ -73,7 +74,7 @@ class DebertaConfig:
     max_length: int = 512
     padding_idx: int | None = 0
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"  # a row of remat.POLICIES
 
     @property
     def head_dim(self) -> int:
@@ -305,7 +306,7 @@ class Encoder(nn.Module):
             if cfg.norm_rel_ebd == "layer_norm":
                 self.relative_norm = cfg.norm()
         self.layers = nn.scan(
-            nn.remat(Block, prevent_cse=False) if cfg.remat else Block,
+            checkpointed(Block, cfg.remat, nn.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]

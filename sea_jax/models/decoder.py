@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sea_jax.models.layers import Prefix
+from sea_jax.models.remat import checkpointed
 from sea_jax.types import Array, Params
 
 
@@ -28,11 +29,8 @@ class Decoder(nn.Module):
     def setup(self):
         cfg = self.config
         self.embed = nn.Embed(cfg.vocab_size, cfg.width, dtype=cfg.dtype, param_dtype=jnp.float32)
-        block = cfg.block
-        if cfg.remat:
-            block = nn.remat(block, prevent_cse=False)
         self.layers = nn.scan(
-            block,
+            checkpointed(cfg.block, cfg.remat, nn.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
@@ -75,8 +73,7 @@ class Decoder(nn.Module):
         def layer(x: Array, params: Params) -> tuple[Array, tuple[Array, Array]]:
             return block.apply({"params": params}, x, *inputs)
 
-        if cfg.remat:
-            layer = jax.checkpoint(layer, prevent_cse=False)
+        layer = checkpointed(layer, cfg.remat)
         before = jax.tree.map(lambda p: p[:-1], stack)
         x, cache = jax.lax.scan(layer, self.embed(tokens[:, None]), before, unroll=self.unroll)
         last = {"params": jax.tree.map(lambda p: p[-1], stack)}

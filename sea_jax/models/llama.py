@@ -50,7 +50,7 @@ class LlamaConfig:
     mlp_bias: bool = False
     max_length: int = 131_072
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"  # a row of remat.POLICIES
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:

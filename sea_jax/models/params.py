@@ -1,8 +1,9 @@
 """The row type of an architecture's PARAMS table, and the walk from rows to arrays."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 
@@ -58,3 +59,16 @@ class Param(NamedTuple):
         if self.layout in ("dense_out", "dense_in"):
             array = array.T
         return array.reshape(shape)
+
+
+def cast_matrices(params: Any, dtype: Any) -> Any:
+    """Weights of matrix products and embeddings in another precision.
+
+    A module of that dtype casts them itself before each use, so its outputs stay the same to the bit. Norms and
+    biases, which are small, keep their own: norms multiply in f32.
+    """
+
+    def cast(path: Any, x: Any) -> Any:
+        return x.astype(dtype) if path[-1].key in ("kernel", "embedding") else x
+
+    return jax.tree_util.tree_map_with_path(cast, params)

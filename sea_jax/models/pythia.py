@@ -41,7 +41,7 @@ class PythiaConfig:
     gelu_approximate: bool = False
     max_length: int = 2048
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"  # a row of remat.POLICIES
 
     @property
     def head_dim(self) -> int:

@@ -170,7 +170,7 @@ def test_remat_and_half_precision(small):
     def loss(params, **changes):
         return (logits(params, **changes) ** 2 * mask[..., None]).mean()
 
-    grads, again = (jax.jit(jax.grad(loss))(params), jax.jit(jax.grad(lambda p: loss(p, remat=True)))(params))
+    grads, again = (jax.jit(jax.grad(loss))(params), jax.jit(jax.grad(lambda p: loss(p, remat="full")))(params))
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
         assert np.any(a)
@@ -198,7 +198,7 @@ def test_every_config_field_survives_the_file(tmp_path):
     models.save(tmp_path, *llama(**config))
     model, _ = models.load(tmp_path)
     assert {name: getattr(model.config, name) for name in config} == config
-    assert models.load(tmp_path, remat=True)[0].config.remat
+    assert models.load(tmp_path, remat="full")[0].config.remat == "full"
 
 
 def test_what_transformers_4_and_5_write_is_read_alike():

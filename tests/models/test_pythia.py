@@ -73,7 +73,7 @@ def test_remat_changes_no_logit_and_no_gradient():
 
     grad = jax.jit(jax.value_and_grad(square), static_argnums=1)
     plain = grad(params, model)
-    remat = grad(params, Decoder(dataclasses.replace(model.config, remat=True)))
+    remat = grad(params, Decoder(dataclasses.replace(model.config, remat="full")))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
         assert np.any(a)
@@ -96,7 +96,7 @@ def test_every_config_field_survives_the_file(tmp_path):
     models.save(tmp_path, *decoder(**config))
     model, _ = models.load(tmp_path)
     assert {name: getattr(model.config, name) for name in config} == config
-    assert models.load(tmp_path, remat=True)[0].config.remat
+    assert models.load(tmp_path, remat="full")[0].config.remat == "full"
 
 
 def test_sharded_and_half_precision_folders(tiny, folder):

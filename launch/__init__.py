@@ -1,0 +1,1 @@
+"""What is done before a run: plans of the memory, arithmetic and traffic that it will need."""
