@@ -22,8 +22,11 @@ def get_config() -> ConfigDict:
     config.oracle = ConfigDict(
         # kind: "task" is the task's hidden reward; "reward_model" that of a folder in Hugging Face's layout.
         # chat: whether it reads texts as its tokenizer's template writes them ("auto": if there is one).
-        dict(kind="task", folder="", chat="auto", batch_size=64, labels="threshold", flip_probability=0.0)
-    )
+        dict(
+            kind="task", folder="", dtype="float32", chat="auto", batch_size=64, labels="threshold",
+            flip_probability=0.0,
+        )
+    )  # fmt: skip
     # folder: a starting policy in Hugging Face's layout; empty: trained here, of the shape that follows.
     # dtype: of activations; parameters and log-probs are float32. remat: what the backward pass recomputes.
     config.policy = ConfigDict(

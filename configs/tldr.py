@@ -45,8 +45,10 @@ def get_config(options: str = "") -> ConfigDict:
     config.policy.folder = SFT.format(size=chosen.get("size", "1b"))
     config.policy.dtype, config.policy.remat = "bfloat16", "full"
     config.oracle.update(
-        dict(kind="reward_model", folder="Skywork/Skywork-Reward-Llama-3.1-8B", batch_size=16)
-    )
+        dict(
+            kind="reward_model", folder="Skywork/Skywork-Reward-Llama-3.1-8B", dtype="bfloat16", batch_size=16
+        )
+    )  # fmt: skip
     config.backbone.kind = "encoder"
     config.encoder.folder = "llm-blender/PairRM-hf"
     dap = chosen.get("dap", "dpo")

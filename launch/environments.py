@@ -1,8 +1,8 @@
 """Python environments beside our own, for what does not fit into it.
 
 The libraries we measure ourselves against pin other versions; compilers for accelerators that this machine
-lacks weigh gigabytes. Each set has a virtual environment under `.peers/<name>`: created on first use, reused as
-long as its requirement list stays the same.
+lacks weigh gigabytes. Each set has a virtual environment under `.peers/<name>`: created on first use, reused
+as long as its requirement list stays the same.
 
     python = environments.ensure("trl", TRL)
     subprocess.Popen([python, "benchmarks/trl_worker.py", …])

@@ -75,7 +75,9 @@ def collectives(text: str, num_devices: int) -> Traffic:
             if kind not in KINDS:
                 continue
             # An all-reduce of which each device keeps its slice is how XLA:TPU writes a reduce-scatter.
-            if kind == "all-reduce" and any(i.is_root and i.opcode == "dynamic-slice" for i in scope.values()):
+            if kind == "all-reduce" and any(
+                i.is_root and i.opcode == "dynamic-slice" for i in scope.values()
+            ):
                 kind = "reduce-scatter"
             traffic.sent[kind] += times * _sent(scope, instruction, kind, num_devices)
             traffic.count[kind] += times

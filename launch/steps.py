@@ -1,7 +1,7 @@
 """The programs that training runs, traced on abstract arrays: nothing is allocated.
 
-`train.update`, the sampler of `generate.make_sampler` and the backbone's own function are traced as they are, with
-shapes and shardings in the place of arrays.
+`train.update`, the sampler of `generate.make_sampler` and the backbone's own function are traced as they are,
+with shapes and shardings in the place of arrays.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import unflatten_dict
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from sea_jax import models, train
@@ -24,7 +24,8 @@ from sea_jax.methods import METHODS
 from sea_jax.models import convert, sizes
 from sea_jax.models.generate import make_sampler
 from sea_jax.models.params import cast_matrices
-from sea_jax.runtime.mesh import AXES, BATCH, batch_shards, partition_specs
+from sea_jax.runtime.mesh import AXES, BATCH, batch_shards
+from sea_jax.runtime.sharding import checked_specs, gathering
 from sea_jax.state import init_state
 from sea_jax.tasks import mini_tldr
 from sea_jax.types import PreferenceBatch, SeaState
@@ -39,55 +40,61 @@ class Step:
     Attributes:
         name: a row of NAMES.
         traced: of jit, to lower and compile.
-        reads: groups of `Plan.resident` among its arguments.
+        reads: groups of `Experiment.resident` among its arguments.
         calls: how often it runs in a training step.
-        model_flops: by the rule of 2 N a token forward and 4 N backward, of all devices and calls: no attention,
-            nothing computed again.
+        while_turns: the most that a loop can take whose end depends on data.
     """
 
     name: str
     traced: Any
     reads: tuple[str, ...]
-    calls: int
-    model_flops: float
+    calls: int = 1
+    while_turns: int = 1
 
 
 class Experiment:
     """A config's models, mesh and abstract state.
 
+    Attributes:
+        resident: by name, what lies on the devices all the time, whichever program runs.
+
     Raises:
-        InputError: where the mesh divides a batch or a parameter unevenly; on a policy or encoder whose shape
-            is not known.
+        InputError: where the mesh divides a batch or a parameter unevenly; on a model of unknown shape.
     """
 
-    def __init__(self, config: Any, devices: list[Any], mesh: dict[str, int]):
+    def __init__(self, config: Any, devices: list[Any]):
         self.config = config
-        if math.prod(mesh.values()) != len(devices):
-            raise InputError(f"--mesh={mesh}: valid is a product of {len(devices)}, the topology's devices")
-        self.mesh = jax.make_mesh(
-            tuple(mesh[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-        )
+        sizes = tuple(config.mesh[axis] for axis in AXES)
+        if math.prod(sizes) != len(devices):
+            raise InputError(
+                f"config.mesh={config.mesh.to_dict()}: valid is a product of {len(devices)}, the devices"
+            )
+        auto = (AxisType.Auto,) * len(AXES)
+        self.mesh = jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
         self.method = METHODS[config.methods[0]]
+        self.num_responses = config.sea.num_responses if self.method.active else 2
         task = config.task
         self.prompt_length = task.get("prompt_length", mini_tldr.PROMPT_LENGTH)
         self.response_length = task.get("response_length", mini_tldr.RESPONSE_LENGTH)
         self.policy = policy_shape(config).build()
         self._check_batches()
         self.learner, self.head = train.make_learner(
-            self.policy, FrozenConfigDict(config.train), FrozenConfigDict(config.ensemble), self.method
+            gathering(self.mesh, self.policy),
+            FrozenConfigDict(config.train),
+            FrozenConfigDict(config.ensemble),
+            self.method,
         )
-        self.params = self._sharded_params(jnp.float32)
+        self.params = self._sharded_params(self.policy)
+        self.ref_params = _cast(self.params, self.policy.config.dtype)
         self.backbone, self.backbone_params, self.feature_width = self._backbone()
         self.state = self._state()
-        ref_dtype = jnp.dtype(config.train.get("ref_dtype", "float32"))
-        self.ref_params = self._sharded_params(ref_dtype)
-        # What lies on the devices all the time, whichever program runs.
         self.resident = {
             "parameters": self.state.policy.params,
             "optimizer": self.state.policy.opt_state,
             "reference": self.ref_params,
             "ensemble": (self.state.ensemble, self.state.experience),
             "backbone": self.backbone_params,
+            "oracle": self._oracle(),
         }
 
     def step(self, name: str) -> Step:
@@ -95,8 +102,8 @@ class Experiment:
         return {"train": self._train, "generate": self._generate, "features": self._features}[name]()
 
     def _train(self) -> Step:
-        cfg, B, T = self.config.train, self.config.train.batch_size, self.response_length
-        pair = lambda *shape, dtype: jax.ShapeDtypeStruct((B, *shape), dtype)  # noqa: E731
+        B, T = self.config.train.batch_size, self.response_length
+        pair: Any = lambda *shape, dtype: jax.ShapeDtypeStruct((B, *shape), dtype)  # noqa: E731
         batch = PreferenceBatch(
             pair(self.prompt_length, dtype=jnp.int32), pair(self.prompt_length, dtype=bool),
             pair(2, T, dtype=jnp.int32), pair(2, T, dtype=bool),
@@ -104,55 +111,52 @@ class Experiment:
             pair(dtype=bool), pair(dtype=jnp.float32),
         )  # fmt: skip
         traced = train.update.trace(self.learner, self.state, self.ref_params, self._split(batch))
-        body, head = self._matrix_params()
-        tokens, predicted = cfg.batch_size * (self.prompt_length + 2 * T), cfg.batch_size * 2 * T
-        flops = (6 + 2) * (body * tokens + head * predicted)  # θ forward and backward, π_ref forward
-        return Step("train", traced, ("parameters", "optimizer", "reference", "ensemble"), 1, flops)
+        return Step("train", traced, ("parameters", "optimizer", "reference", "ensemble"))
 
     def _generate(self) -> Step:
-        cfg, B, T = self.config, self.config.train.batch_size, self.response_length
-        M = cfg.sea.num_responses if self.method.active else 2
+        cfg, T = self.config, self.response_length
         sample = make_sampler(
-            self.policy, M, T, cfg.train.temperature, 0, 0, self.mesh, cfg.sampler.micro_batch
-        )  # fmt: skip
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        prompts = jax.ShapeDtypeStruct((B, self.prompt_length), jnp.int32)
+            self.policy,
+            self.num_responses,
+            T,
+            cfg.train.temperature,
+            0,
+            0,
+            self.mesh,
+            cfg.sampler.micro_batch,
+        )
+        prompts = jax.ShapeDtypeStruct((cfg.train.batch_size, self.prompt_length), jnp.int32)
         inputs = self._split((prompts, prompts.update(dtype=jnp.dtype(bool))))
-        traced = sample.trace(self.params, *inputs, self._replicated(key))
-        body, head = self._matrix_params()
-        flops = 2 * (body * B * (self.prompt_length + M * T) + head * B * (1 + M * T))
-        return Step("generate", traced, ("parameters",), 1, flops)
+        key = self._replicated(jax.eval_shape(lambda: jax.random.key(0)))
+        traced = sample.trace(self.params, *inputs, key)
+        return Step("generate", traced, ("parameters",), while_turns=T - 1)
 
     def _features(self) -> Step:
         """Of all responses of a step; of an encoder one pass, which runs `calls` times."""
-        cfg, B, T = self.config, self.config.train.batch_size, self.response_length
-        M = cfg.sea.num_responses if self.method.active else 2
+        cfg, B, M = self.config, self.config.train.batch_size, self.num_responses
         if isinstance(self.backbone, models.Encoder):
             size = _round_up(cfg.encoder.batch_size, batch_shards(self.mesh))
-            length = _round_up(cfg.encoder.source_length + cfg.encoder.candidate_length, pair_encoder.MULTIPLE)
+            length = _round_up(
+                cfg.encoder.source_length + cfg.encoder.candidate_length, pair_encoder.MULTIPLE
+            )
             tokens = jax.ShapeDtypeStruct((size, length), jnp.int32)
             inputs = self._split((tokens, tokens.update(dtype=jnp.dtype(bool))))
             traced = pair_encoder.states_fn(self.backbone, (0, 1)).trace(self.backbone_params, *inputs)
-            calls = -(-B * M // size)
-            body = _num_params(self.backbone_params) - math.prod(self._embedding(self.backbone_params).shape)
-            return Step("features", traced, ("backbone",), calls, 2 * body * size * length * calls)
+            return Step("features", traced, ("backbone",), calls=-(-B * M // size))
         prompts = jax.ShapeDtypeStruct((B, self.prompt_length), jnp.int32)
-        responses = jax.ShapeDtypeStruct((B, M, T), jnp.int32)
-        inputs = [(x, x.update(dtype=jnp.dtype(bool))) for x in (prompts, responses)]
-        traced = features.extract_fn(self.backbone, self.pooling).trace(
-            self.backbone_params, *self._split(inputs[0] + inputs[1])
-        )
-        body, head = self._matrix_params()
-        flops = 2 * (body * B * (self.prompt_length + M * T) + head * B * M * T)
-        return Step("features", traced, ("backbone",), 1, flops)
+        responses = jax.ShapeDtypeStruct((B, M, self.response_length), jnp.int32)
+        inputs = [x for y in (prompts, responses) for x in (y, y.update(dtype=jnp.dtype(bool)))]
+        extract = features.extract_fn(self.backbone, self.pooling)
+        return Step("features", extract.trace(self.backbone_params, *self._split(inputs)), ("backbone",))
 
     def _check_batches(self) -> None:
         """A part of a batch that the devices cannot share evenly would lie whole on each."""
         shards, B = batch_shards(self.mesh), self.config.train.batch_size
         fields = {
-            "train.batch_size": B, "train.micro_batch": self.config.train.micro_batch or B,
+            "train.batch_size": B,
+            "train.micro_batch": self.config.train.micro_batch or B,
             "sampler.micro_batch": self.config.sampler.micro_batch or B,
-        }  # fmt: skip
+        }
         for name, size in fields.items():
             if size % shards or B % size:
                 raise InputError(
@@ -160,20 +164,22 @@ class Experiment:
                     f"divides train.batch_size={B}"
                 )
 
-    def _sharded_params(self, dtype: Any) -> Any:
-        shapes = convert.shapes(self.policy)
-        for path, spec in (specs := partition_specs(self.policy, shapes)).items():
-            for size, axis in zip(shapes[path].shape, spec, strict=True):
-                if axis and size % self.mesh.shape[axis]:
-                    raise InputError(
-                        f"mesh {axis}={self.mesh.shape[axis]}: valid is a divisor of {size}, an axis of "
-                        f"parameter {path} {shapes[path].shape}"
-                    )
+    def _sharded_params(self, model: Any) -> Any:
+        shapes = convert.shapes(model)
+        specs = checked_specs(self.mesh, model, shapes)
         params = {
-            path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, specs[path]))
-            for path, x in shapes.items()
+            path: x.update(sharding=NamedSharding(self.mesh, specs[path])) for path, x in shapes.items()
         }
-        return jax.eval_shape(lambda p: cast_matrices(p, dtype), unflatten_dict(params, sep="/"))
+        return unflatten_dict(params, sep="/")
+
+    def _oracle(self) -> Any:
+        """A reward model's parameters, as `reward_model.load` places them; the embedded task has none."""
+        cfg = self.config.oracle
+        if cfg.kind == "task":
+            return ()
+        dtype = jnp.dtype(cfg.dtype).type
+        model = shape_of("oracle.folder", cfg.folder, dtype=dtype).build()
+        return _cast(self._sharded_params(model), dtype)
 
     def _state(self) -> SeaState:
         """As `train.Run` makes it: moments lie as their parameters do, all else whole on every device."""
@@ -197,17 +203,17 @@ class Experiment:
         """The frozen extractor's model, its parameters whole on every device, its features' width."""
         cfg, self.pooling = self.config, None
         if cfg.backbone.get("kind", "ranker") == "encoder":
-            encoder = sizes_or_folder("encoder.folder", cfg.encoder.folder).build()
+            encoder = shape_of("encoder.folder", cfg.encoder.folder).build()
             params = unflatten_dict(convert.shapes(encoder), sep="/")
             return encoder, self._replicated(params), 2 * encoder.config.width
         width, vocab = cfg.backbone.pooled_width, self.policy.config.vocab_size
-        self.pooling = features.GatedPooling(width, vocab, cfg.backbone.gate_hidden)
+        self.pooling = pooling = features.GatedPooling(width, vocab, cfg.backbone.gate_hidden)
         states = jnp.zeros((2, self.policy.config.width))
         token = (jnp.zeros(1, jnp.int32), jnp.zeros(1), jnp.ones(1, bool))
-        pooling = jax.eval_shape(lambda: self.pooling.init(jax.random.key(0), states, *token))["params"]
+        pooled = jax.eval_shape(lambda: pooling.init(jax.random.key(0), states, *token))["params"]
         array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
         params = {
-            "decoder": unflatten_dict(convert.shapes(self.policy), sep="/"), "pooling": pooling,
+            "decoder": unflatten_dict(convert.shapes(self.policy), sep="/"), "pooling": pooled,
             "projection": array(width, cfg.backbone.width), "mean": array(cfg.backbone.width),
         }  # fmt: skip
         return self.policy, self._replicated(params), cfg.backbone.width
@@ -223,39 +229,33 @@ class Experiment:
         whole = NamedSharding(self.mesh, PartitionSpec())
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
 
-    def _matrix_params(self) -> tuple[int, int]:
-        """Parameters that every token meets, and those of the head; an embedding only looks up."""
-        flat, cfg = convert.shapes(self.policy), self.policy.config
-        head = cfg.vocab_size * cfg.width
-        return sum(math.prod(x.shape) for x in flat.values()) - head * (1 if cfg.tied else 2), head
 
-    @staticmethod
-    def _embedding(params: Any) -> Any:
-        return params["embed"]["embedding"]
+def _cast(params: Any, dtype: Any) -> Any:
+    """`cast_matrices` of abstract parameters; each stays where it is."""
+    cast = jax.eval_shape(lambda p: cast_matrices(p, dtype), params)
+    return jax.tree.map(lambda x, p: x.update(sharding=p.sharding), cast, params)
 
 
 def policy_shape(config: Any) -> Any:
-    """The policy's shape by config.policy: its size by name, its folder or hub name, or the fields beside them."""
+    """The policy's shape by config.policy: that of its folder or hub name, or the fields beside it."""
     policy = config.policy
-    compute = dict(dtype=jnp.dtype(policy.get("dtype", "float32")).type, remat=policy.get("remat", "none"))
-    if policy.get("size", ""):
-        return sizes.shape(policy.size, **compute)
+    compute: dict[str, Any] = dict(dtype=jnp.dtype(policy.dtype).type, remat=policy.remat)
     if policy.folder:
-        return sizes_or_folder("policy.folder", policy.folder, **compute)
+        return shape_of("policy.folder", policy.folder, **compute)
     return models.PythiaConfig(
         vocab_size=mini_tldr.VOCAB_SIZE, num_layers=policy.num_layers, width=policy.width,
         num_heads=policy.num_heads, mlp_width=policy.mlp_width, **compute,
     )  # fmt: skip
 
 
-def sizes_or_folder(field: str, name: str, **overrides: Any) -> Any:
+def shape_of(field: str, name: str, **overrides: Any) -> Any:
     """The shape that a local folder's config.json tells, or that the name does; nothing is downloaded."""
-    if Path(name).is_dir():
-        return convert.read_config(Path(name), **overrides)
     try:
+        if Path(name).is_dir():
+            return models.read_config(Path(name), **overrides)
         return sizes.shape(name, **overrides)
     except InputError as error:
-        raise InputError(f"config.{field}={name!r}: no folder; {error}") from None
+        raise InputError(f"config.{field}={name!r}: {error}") from None
 
 
 def device_bytes(tree: Any) -> int:
@@ -268,10 +268,6 @@ def device_bytes(tree: Any) -> int:
         return math.prod(shape) * np.dtype(x.dtype).itemsize
 
     return sum(of(x) for x in jax.tree.leaves(tree))
-
-
-def _num_params(tree: Any) -> int:
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def _round_up(number: int, multiple: int) -> int:

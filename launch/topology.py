@@ -25,8 +25,8 @@ class Device:
         memory: bytes that a program sees.
         flops: peak a second, dense products of bfloat16.
         bandwidth: bytes a second of its memory.
-        usable: share of the memory for arrays; the rest is the driver's and the collectives'. On a GPU a run needs
-            XLA_PYTHON_CLIENT_MEM_FRACTION of this, since JAX's default is 0.75.
+        usable: share of the memory for arrays; the rest is the driver's and the collectives'. On a GPU a run
+            needs XLA_PYTHON_CLIENT_MEM_FRACTION of this, since JAX's default is 0.75.
         target: CUDA: what XLA must know of the chip, by field of its device description.
     """
 
@@ -104,7 +104,9 @@ def parse(text: str) -> Topology:
     if DEVICES[kind].platform == "cuda" and shape[0] > GPUS_PER_HOST and shape[0] % GPUS_PER_HOST:
         raise InputError(f"--topology={text}: valid is a multiple of {GPUS_PER_HOST}, the GPUs of a host")
     if len(shape) not in (1, dimensions):
-        raise InputError(f"--topology={text}: valid is {dimensions or 1} number(s) for {kind}, not {len(shape)}")
+        raise InputError(
+            f"--topology={text}: valid is {dimensions or 1} number(s) for {kind}, not {len(shape)}"
+        )
     return Topology(kind, math.prod(shape), shape if dimensions else ())
 
 

@@ -16,10 +16,12 @@ from sea_jax.ensemble import features, pair_encoder
 from sea_jax.evaluate import EvalSet, greedy_responses
 from sea_jax.models import Decoder, PythiaConfig
 from sea_jax.models.generate import make_sampler
+from sea_jax.models.params import cast_matrices
 from sea_jax.oracles import reward_model
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.ranker import Ranker
-from sea_jax.runtime.mesh import fetch, make_mesh, shard_params
+from sea_jax.runtime.mesh import fetch, make_mesh
+from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.protocol import Task
 from sea_jax.tasks.tokenizer import FILES
@@ -32,21 +34,16 @@ class Assets:
 
     task: Task
     model: Decoder
-    ref_params: Params
+    ref_params: Params  # matrices in the precision that the model computes in
+    initial_params: Callable[[], Params]  # θ⁰ in f32, read anew at each call
     backbone: features.Extractor
     eval_set: EvalSet
     pairs: EvalSet  # pairs of SFT samples on the tuning split: `sft` and `references` are the two
     pair_features: jax.Array  # [N, 2, E] f32
     mesh: Mesh
     oracle: Callable[[int], Any]  # oracle seed -> the preference oracle
+    sampler: Callable[..., Callable]  # (M, temperature) -> as `make_sampler`
     family_heads: Params | None = None  # leaves [P, ...]; None where no method draws its prior from them
-
-    def sampler(self, num_responses: int, temperature: float, micro_batch: int = 0) -> Callable:
-        """A jitted (params, tokens [B, L], mask, key) -> Responses [B, M, T]; see `make_sampler`."""
-        return make_sampler(
-            self.model, num_responses, self.task.response_length, temperature,
-            self.task.eos_id, self.task.pad_id, self.mesh, micro_batch,
-        )  # fmt: skip
 
 
 def prepare(config, cache_folder: Path, task: Task) -> Assets:
@@ -61,12 +58,34 @@ def prepare(config, cache_folder: Path, task: Task) -> Assets:
         Assets on the config's mesh.
     """
     mesh = make_mesh(**config.mesh)
-    model, params = _starting_policy(config, cache_folder, task, mesh)
+    folder = _starting_policy(config, cache_folder, task, mesh)
+    model, params = _load_policy(config, folder, mesh)
+    ref_params = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)
     backbone, family_heads = _backbone(config, cache_folder, task, model, params, mesh)
-    eval_set = _eval_set(config, task, model, params, mesh)
-    pairs, pair_features = _heldout_pairs(config, task, model, params, backbone, mesh)
-    oracle = _oracle(config, mesh)
-    return Assets(task, model, params, backbone, eval_set, pairs, pair_features, mesh, oracle, family_heads)
+    del params
+
+    sampler = make_samplers(config, task, model, mesh)
+    eval_set = _eval_set(config, task, sampler(1, 0.0), ref_params)
+    sample = sampler(2, config.train.temperature)
+    pairs, pair_features = _heldout_pairs(config, task, sample, ref_params, backbone)
+    return Assets(
+        task=task, model=model, ref_params=ref_params,
+        initial_params=lambda: _load_policy(config, folder, mesh)[1],
+        backbone=backbone, family_heads=family_heads, eval_set=eval_set, pairs=pairs,
+        pair_features=pair_features, mesh=mesh, oracle=_oracle(config, mesh), sampler=sampler,
+    )  # fmt: skip
+
+
+def make_samplers(config, task: Task, model: Decoder, mesh: Mesh) -> Callable[..., Callable]:
+    """The samplers of an experiment, by number of responses and temperature; see `make_sampler`."""
+
+    def sampler(num_responses: int, temperature: float) -> Callable:
+        return make_sampler(
+            model, num_responses, task.response_length, temperature, task.eos_id, task.pad_id, mesh,
+            config.sampler.micro_batch,
+        )  # fmt: skip
+
+    return sampler
 
 
 def _oracle(config, mesh: Mesh) -> Callable[[int], BradleyTerryOracle]:
@@ -88,17 +107,18 @@ def _backbone(
     return ranker.backbone, ranker.family_heads if drawn else None
 
 
-def _starting_policy(config, folder: Path, task: Task, mesh: Mesh) -> tuple[Decoder, Params]:
-    """π_ref: the user's model, or one trained on the demonstrations and kept in `folder`."""
+def _starting_policy(config, folder: Path, task: Task, mesh: Mesh) -> str:
+    """Where π_ref is: the user's model, or one trained on the demonstrations and kept in `folder`."""
+    if config.policy.folder:
+        return config.policy.folder
     fields = {name: config[name].to_dict() for name in ("policy", "sft")} | {"task": task.fingerprint}
     folder /= f"sft-{cache.fingerprint(fields)}"
-    if not config.policy.folder and not (folder / "model.safetensors").exists():
+    if not (folder / "model.safetensors").exists():
         model = Decoder(policy_config(config, task))
         key = jax.random.key(config.sft.seed)
         params = fetch(sft.train(config.sft, task, model, key, mesh, progress=config.progress))
         cache.publish(folder, lambda part: models.save(part, model, params, task.tokenizer))
-    model, params = _load_policy(config, config.policy.folder or str(folder))
-    return model, shard_params(mesh, model, params)
+    return str(folder)
 
 
 def initial_policy(config, task: Task, key: Array) -> tuple[Decoder, Params]:
@@ -109,9 +129,11 @@ def initial_policy(config, task: Task, key: Array) -> tuple[Decoder, Params]:
     return model, jax.jit(model.init)(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
-def _load_policy(config, folder: str) -> tuple[Decoder, Params]:
+def _load_policy(config, folder: str, mesh: Mesh | None = None) -> tuple[Decoder, Params]:
+    """A policy and its parameters in f32: on the host, or each device of the mesh with its part."""
     dtype = jnp.dtype(config.policy.dtype).type
-    return models.load(folder, dtype=dtype, remat=config.policy.remat)
+    model, params = models.load(folder, dtype=dtype, remat=config.policy.remat)
+    return model, params if mesh is None else shard_params(mesh, model, params)
 
 
 def save_policy(config, folder: Path, model: Decoder, params: Params, task: Task) -> None:
@@ -136,24 +158,20 @@ def policy_config(config, task: Task) -> PythiaConfig:
     )
 
 
-def _eval_set(config, task: Task, model: Decoder, params: Params, mesh: Mesh) -> EvalSet:
+def _eval_set(config, task: Task, sample: Callable, params: Params) -> EvalSet:
     n = config.eval.num_prompts
     prompts = task.prompts[config.eval.split][:n]
     tokens, mask = task.encode_prompts(prompts)
-    sample = make_sampler(model, 1, task.response_length, 0.0, task.eos_id, task.pad_id, mesh)
     greedy, _ = greedy_responses(task, sample, params, tokens, mask, config.eval.batch_size)
     return EvalSet(prompts, tokens, mask, task.references[config.eval.split][:n], greedy)
 
 
 def _heldout_pairs(
-    config, task: Task, model: Decoder, params: Params, backbone: features.Extractor, mesh: Mesh
+    config, task: Task, sample: Callable, params: Params, backbone: features.Extractor
 ) -> tuple[EvalSet, jax.Array]:
     """Two samples of π_sft on each tuning prompt, and their features."""
     prompts = task.prompts["tuning"][: config.eval.num_pairs]
     tokens, mask = task.encode_prompts(prompts)
-    sample = make_sampler(
-        model, 2, task.response_length, config.train.temperature, task.eos_id, task.pad_id, mesh
-    )
     out = sample(params, tokens, mask, jax.random.key(7))
     pair_features = backbone(prompts, tokens, mask, out)
     texts = task.decode(*fetch((out.tokens, out.mask)))

@@ -22,6 +22,7 @@ from sea_jax.tasks.tokenizer import CHAT
 # Fields that a later call on the same work directory may change: they add runs, and alter none.
 FREE_FIELDS = ("methods", "num_seeds", "cache_dir", "progress")
 REWARD_CLASSES = [name for heads in CLASSES.values() for name, head in heads.items() if head]
+DTYPES = ("float32", "bfloat16")
 OVERRIDABLE = ("train", "ensemble", "sea")  # all else is shared by the methods of an experiment
 
 
@@ -65,7 +66,7 @@ def validate_parts(config, supervised_only: bool = False) -> None:
         supervised_only: it needs no backbone.
     """
     _one_of(config, "task.name", tasks.NAMES)
-    _one_of(config, "policy.dtype", ("float32", "bfloat16"))
+    _one_of(config, "policy.dtype", DTYPES)
     _one_of(config, "policy.remat", tuple(POLICIES))
     text = config.task.name != "mini_tldr"
     if text:
@@ -104,6 +105,7 @@ def _validate_oracle(config, text: bool) -> None:
     _one_of(config, "oracle.kind", ("reward_model",) if text else ("task", "reward_model"))
     if config.oracle.kind == "task":
         return
+    _one_of(config, "oracle.dtype", DTYPES)
     _one_of(config, "oracle.chat", CHAT)
     _require(config.oracle.batch_size >= 1, "oracle.batch_size", config.oracle.batch_size, "at least 1")
     folder = config.oracle.folder

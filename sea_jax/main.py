@@ -1,14 +1,11 @@
 """Flags only: --config, --workdir. See `experiment.run`."""
 
 import re
-import runpy
-import sys
-from pathlib import Path
-from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sea_jax.command import fail, parse, read_config
 from sea_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/quickstart.py.")
@@ -26,14 +23,10 @@ _PATIENCE = 300  # seconds
 def main(argv: list[str]) -> None:
     """Runs the config; a mistake in it is one line on stderr and exit status 2, one of ours a traceback."""
     if len(argv) > 1:
-        _fail(f"unexpected argument {argv[1]!r}: valid are --config, --workdir, --config.<field>=<value>")
+        fail(f"unexpected argument {argv[1]!r}: valid are --config, --workdir, --config.<field>=<value>")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # JAX tells at INFO which accelerators it did not find
-    config = _CONFIG.value
-    try:
-        config.keys()  # a file that could not be read is found out here
-    except OSError as error:
-        _fail(error)
+    config = read_config(_CONFIG)
     from sea_jax.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -47,14 +40,14 @@ def main(argv: list[str]) -> None:
     try:
         print(experiment.run(config, _WORKDIR.value))
     except (InputError, FloatingPointError) as error:
-        _fail(error)
+        fail(error)
 
 
 def _join() -> None:
     """Meets the processes of the other hosts, if there are any, before JAX begins."""
     if not _COORDINATOR.value:
         if _PROCESSES.value is not None or _PROCESS.value is not None:
-            _fail("--num_processes and --process_id: valid only with --coordinator=<host>:<port>")
+            fail("--num_processes and --process_id: valid only with --coordinator=<host>:<port>")
         return
     import jax
 
@@ -63,51 +56,17 @@ def _join() -> None:
         return
     address, count, index = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
     if not re.fullmatch(r".+:\d+", address):
-        _fail(f"--coordinator={address!r}: valid is <host>:<port>, or auto")
+        fail(f"--coordinator={address!r}: valid is <host>:<port>, or auto")
     if count is None or count < 1:
-        _fail(f"--num_processes={count}: valid with --coordinator is at least 1")
+        fail(f"--num_processes={count}: valid with --coordinator is at least 1")
     if index is None or not 0 <= index < count:
-        _fail(f"--process_id={index}: valid with --coordinator is 0 to {count - 1}")
+        fail(f"--process_id={index}: valid with --coordinator is 0 to {count - 1}")
     try:
         jax.distributed.initialize(address, count, index, initialization_timeout=_PATIENCE)
     except Exception as error:  # a RuntimeError or one of the service's own
-        _fail(f"--coordinator={address!r}: {count} processes did not meet within {_PATIENCE} s ({error})")
-
-
-def _parse(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except (AttributeError, LookupError, TypeError, ValueError, OSError, flags.Error) as error:
-        _fail(_unknown_field(argv) or error)
-
-
-def _unknown_field(argv: list[str]) -> str | None:
-    """What to say of the first --config.<field> that the config file lacks; None if it lacks none."""
-    given = {}
-    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
-        if found := re.fullmatch(r"--?(config(?:\.[^=]+)?)(?:=(.*))?", arg, re.DOTALL):
-            given[found[1]] = following if found[2] is None else found[2]
-    file, _, argument = given.pop("config", "").partition(":")
-    if not Path(file).is_file():
-        return None
-    get_config = runpy.run_path(file)["get_config"]
-    config = get_config(argument) if argument else get_config()
-    for name, value in given.items():
-        at, node = "config", config
-        for part in name.split("[")[0].split(".")[1:]:
-            fields = sorted(node) if hasattr(node, "keys") else []
-            if part not in fields:
-                valid = f"valid fields of {at} are {', '.join(fields)}" if fields else f"{at} has no fields"
-                return f"{name}={value!r}: no such field; {valid}"
-            at, node = f"{at}.{part}", node[part]
-    return None
-
-
-def _fail(error: object) -> NoReturn:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
+        fail(f"--coordinator={address!r}: {count} processes did not meet within {_PATIENCE} s ({error})")
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=parse)

@@ -15,7 +15,8 @@ from sea_jax.errors import InputError
 from sea_jax.losses import weighted_mean
 from sea_jax.losses.logprobs import token_logprobs
 from sea_jax.models.decoder import Decoder
-from sea_jax.runtime.mesh import is_main, shard_params, split
+from sea_jax.runtime.mesh import is_main, split
+from sea_jax.runtime.sharding import gathering, shard_params
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Params
 
@@ -46,7 +47,7 @@ def sft_loss(
     tokens = jnp.concatenate([prompts, responses], 1)
     mask = jnp.concatenate([prompt_mask, response_mask], 1)
     is_response = jnp.arange(tokens.shape[1]) >= prompts.shape[1]
-    logits = model.apply({"params": params}, tokens, mask)[:, :-1]
+    logits = model.apply({"params": model.ends(params)}, tokens, mask)[:, :-1]
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
     known = (mask[:, :-1] & mask[:, 1:]).astype(jnp.float32)
     response = weighted_mean(nll, known * is_response[1:])
@@ -80,6 +81,7 @@ def train(
     init_key, order_key = jax.random.split(key)
     start: Any = model.init(init_key, jnp.asarray(data[0][:1]))["params"] if params is None else params
     trained: Any = shard_params(mesh, model, start)
+    model = gathering(mesh, model)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.steps // 20, config.steps, config.learning_rate / 20
     )

@@ -45,8 +45,10 @@ def learning_rate(config) -> optax.Schedule:
         "constant": lambda: optax.constant_schedule(rate),
         "cosine": lambda: optax.cosine_decay_schedule(rate, max(config.query_budget - warmup, 1)),
     }[config.schedule]()
+    if not warmup:
+        return rest
     ramp = optax.linear_schedule(rate * _FIRST_SHARE, rate, warmup)
-    return optax.join_schedules([ramp, rest], [warmup]) if warmup else rest
+    return optax.join_schedules([ramp, rest], [warmup])
 
 
 def step_keys(key: Array, step: Array | int) -> StepKeys:

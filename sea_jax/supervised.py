@@ -8,7 +8,8 @@ import numpy as np
 from sea_jax import assets, sft
 from sea_jax import config as config_lib
 from sea_jax.models import Decoder
-from sea_jax.runtime.mesh import fetch, is_main, make_mesh, shard_params, split
+from sea_jax.runtime.mesh import fetch, is_main, make_mesh, split
+from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Params
 

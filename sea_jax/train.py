@@ -31,6 +31,7 @@ from sea_jax.oracles.labels import Labeller
 from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime.mesh import fetch
 from sea_jax.runtime.metrics import MetricWriter
+from sea_jax.runtime.sharding import gathering
 from sea_jax.state import init_state, policy_optimizer, step_keys
 from sea_jax.tasks.stream import prompt_rows
 from sea_jax.types import Array, Candidates, Duel, PreferenceBatch, PromptBatch
@@ -54,15 +55,15 @@ class Run:
         self.oracle = assets.oracle(config.task.oracle_seed + replicate)
         self.labeller = Labeller(self.oracle, config.oracle.labels, config.oracle.flip_probability)
         self.learner, head = make_learner(
-            assets.model, FrozenConfigDict(config.train), FrozenConfigDict(config.ensemble),
-            self.method,
+            gathering(assets.mesh, assets.model), FrozenConfigDict(config.train),
+            FrozenConfigDict(config.ensemble), self.method,
         )  # fmt: skip
         self.seed = config.seed + replicate
         self.num_responses = config.sea.num_responses if self.method.active else 2
-        self.sample = assets.sampler(self.num_responses, config.train.temperature, config.sampler.micro_batch)
+        self.sample = assets.sampler(self.num_responses, config.train.temperature)
         self.prompts = prompt_rows(len(assets.task.prompts["train"]), config.train.batch_size, self.seed)
         state = init_state(
-            jax.random.key(self.seed), assets.ref_params,
+            jax.random.key(self.seed), assets.initial_params(),
             self.learner.policy_optimizer, head, self.learner.ensemble_optimizer,
             num_members=config.ensemble.num_members, feature_width=assets.backbone.feature_width,
             capacity=config.ensemble.capacity,

@@ -10,7 +10,8 @@ from sea_jax import assets, models
 from sea_jax.ensemble import features
 from sea_jax.evaluate import EvalSet
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.runtime.mesh import make_mesh, shard_params
+from sea_jax.runtime.mesh import make_mesh
+from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import mini_tldr, protocol
 from sea_jax.tasks import mini_tldr_grammar as grammar
 from sea_jax.train import Run
@@ -54,14 +55,9 @@ def small_run(folder, method, **overrides):
     mesh = make_mesh(**config.mesh)
     params = shard_params(mesh, model, params)
     shared = assets.Assets(
-        task,
-        model,
-        params,
-        backbone,
-        data,
-        data,
-        jnp.zeros((4, 2, 4)),
-        mesh,
-        lambda seed: BradleyTerryOracle(mini_tldr.reward_fn(seed)),
-    )
+        task=task, model=model, ref_params=params, initial_params=lambda: params, backbone=backbone,
+        eval_set=data, pairs=data, pair_features=jnp.zeros((4, 2, 4)), mesh=mesh,
+        oracle=lambda seed: BradleyTerryOracle(mini_tldr.reward_fn(seed)),
+        sampler=assets.make_samplers(config, task, model, mesh),
+    )  # fmt: skip
     return Run(config, shared, method, 0, folder)

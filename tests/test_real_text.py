@@ -65,7 +65,7 @@ def test_rewards_are_the_models_own(files, chat_files, chat):
     """Each text alone, its tokens written by hand; the oracle has them in one batch, padded."""
     folder = files if chat == "no" else chat_files
     config = small_config(folder).oracle
-    config.chat = chat
+    config.update(dict(chat=chat, dtype="float32"))
     oracle = reward_model.load(config, make_mesh())
     model, params = models.load(config.folder)
     backend = load_tokenizer(config.folder).backend

@@ -84,7 +84,9 @@ class Backbone(NamedTuple):
     def __call__(self, texts: Sequence[str], prompts: Any, mask: Any, responses: Responses) -> Array:
         """As `Extractor`; `extract`, jitted."""
         del texts
-        return extract_fn(self.model, self.pooling)(self.params, prompts, mask, responses.tokens, responses.mask)
+        return extract_fn(self.model, self.pooling)(
+            self.params, prompts, mask, responses.tokens, responses.mask
+        )
 
 
 @functools.cache

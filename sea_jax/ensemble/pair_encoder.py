@@ -162,6 +162,8 @@ def _pad(rows: list[list[int]], size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def states_fn(model: Encoder, marker_ids: tuple[int, ...]) -> Callable[..., Array]:
+    """(params, tokens [B, L], mask) -> the states at the markers, f32; jitted."""
+
     def states(params: Params, tokens: Array, mask: Array) -> Array:
         hidden = model.apply({"params": params}, tokens, mask)
         return marker_states(hidden, tokens, marker_ids).astype(jnp.float32)

@@ -51,6 +51,7 @@ def token_logprobs(
     Returns:
         [B, M, T] f32 nats, 0 on padding.
     """
+    params = model.ends(params)
     states = response_states(model, params, prompts, prompt_mask, tokens, mask)[:, :, :-1]
     return jnp.where(mask, next_logprobs(model, params, states, tokens, chunk), 0.0)
 

@@ -1,5 +1,6 @@
 """A decoder-only language model around an architecture's block: embedding, scanned layers, head."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ class Decoder(nn.Module):
     """
 
     config: Any
+    gather: Any = None  # a mesh.Gather, where devices hold parts of the parameters
 
     if TYPE_CHECKING:  # Flax's annotations leave these open
 
@@ -29,8 +31,12 @@ class Decoder(nn.Module):
     def setup(self):
         cfg = self.config
         self.embed = nn.Embed(cfg.vocab_size, cfg.width, dtype=cfg.dtype, param_dtype=jnp.float32)
+        block = cfg.block
+        if self.gather is not None and not self.is_initializing():
+            layer = self.gather.layer
+            block = nn.map_variables(block, "params", lambda v: {"params": layer(v["params"])})
         self.layers = nn.scan(
-            checkpointed(cfg.block, cfg.remat, nn.remat),
+            checkpointed(block, cfg.remat, nn.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
@@ -56,32 +62,49 @@ class Decoder(nn.Module):
         hidden, _, _ = self.encode(tokens[:, None], mask[:, None])
         return self.logits(hidden[:, 0])
 
-    def prefill(self, tokens: Array, mask: Array) -> tuple[Array, Prefix]:
+    def prefill(
+        self, tokens: Array, mask: Array, layers: Sequence[Params] | None = None
+    ) -> tuple[Array, Prefix]:
         """Reads prompts once, the last layer only for what its keys, values and last state need.
 
         Args:
             tokens: [B, L] int32, left-padded.
             mask: [B, L] bool.
+            layers: each layer's parameters, where they lie apart; None: the stacked ones, by a scan.
 
         Returns:
             hidden state of each prompt's last token [B, W], and the cache its responses share.
         """
-        cfg, stack = self.config, self.variables["params"]["layers"]
+        cfg = self.config
         block: Any = cfg.block(cfg, parent=None)  # the scanned one's weights, without its scan
         inputs = (self.positions(mask[:, None]), mask[:, None], None, None)
 
-        def layer(x: Array, params: Params) -> tuple[Array, tuple[Array, Array]]:
-            return block.apply({"params": params}, x, *inputs)
+        gathered = self.gather.layer if self.gather is not None and layers is None else lambda params: params
 
-        layer = checkpointed(layer, cfg.remat)
-        before = jax.tree.map(lambda p: p[:-1], stack)
-        x, cache = jax.lax.scan(layer, self.embed(tokens[:, None]), before, unroll=self.unroll)
-        last = {"params": jax.tree.map(lambda p: p[-1], stack)}
-        x, ends = block.apply(last, x, *inputs, last_only=True)
+        def layer(x: Array, params: Params) -> tuple[Array, tuple[Array, Array]]:
+            return block.apply({"params": gathered(params)}, x, *inputs)
+
+        x, caches = self.embed(tokens[:, None]), []
+        if layers is not None:
+            for params in layers[:-1]:
+                x, cache = layer(x, params)
+                caches.append(jax.tree.map(lambda c: c[None], cache))
+            last = layers[-1]
+        else:
+            stack = self.variables["params"]["layers"]
+            before, last = (jax.tree.map(lambda p, part=part: p[part], stack) for part in (slice(-1), -1))
+            x, cache = jax.lax.scan(checkpointed(layer, cfg.remat), x, before, unroll=self.unroll)
+            caches.append(cache)
+        x, ends = block.apply({"params": gathered(last)}, x, *inputs, last_only=True)
+        caches.append(jax.tree.map(lambda c: c[None], ends))
         # [N, B, 1, L, H_kv, D] -> the layouts of Prefix
-        keys, values = (jnp.concatenate([a, b[None]])[:, :, 0] for a, b in zip(cache, ends, strict=True))
+        keys, values = (jnp.concatenate(parts)[:, :, 0] for parts in zip(*caches, strict=True))
         keys, values = keys.transpose(0, 1, 3, 4, 2), values.transpose(0, 1, 3, 2, 4)
         return self.final_norm(x)[:, 0, 0], Prefix(keys, values, mask)
+
+    def ends(self, params: Params) -> Params:
+        """The parameters, embedding and head whole on every device."""
+        return params if self.gather is None else self.gather.ends(params)
 
     @property
     def unroll(self) -> int:

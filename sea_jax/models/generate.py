@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.layers import Past, Prefix
+from sea_jax.models.params import cast_matrices
 from sea_jax.runtime.mesh import BATCH, batch_shards
 from sea_jax.types import Array, Params
 
@@ -68,11 +69,19 @@ def _invert(mass: Array, target: Array) -> tuple[Array, Array]:
     return index, target - before
 
 
-class Layer(NamedTuple):
-    """One layer's weights and its cache of the prompts.
+class Weights(NamedTuple):
+    """A policy as the sampler reads it: the layers apart, and in the precision that it computes in.
 
-    Sliced out of the stacked arrays before the loop: inside it, XLA would copy them at every token.
+    Slices out of stacked arrays would be copied at every token, and all at once they are a second copy of the
+    model. Where devices hold parts of it, each layer is whole on them only in this form.
     """
+
+    layers: tuple[Params, ...]
+    rest: Params
+
+
+class Layer(NamedTuple):
+    """One layer's weights and its cache of the prompts."""
 
     params: Params
     keys: Array  # [B, H_kv, D, L]
@@ -91,10 +100,12 @@ class Decoding(NamedTuple):
     logprobs: Array  # [T, B, M] f32
 
 
-def split_layers(params: Params, prefix: Prefix) -> list[Layer]:
-    """The layers of a scanned stack, one by one."""
-    stacked = Layer(params["layers"], prefix.keys, prefix.values)
-    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(prefix.keys.shape[0])]
+def unstack(model: Decoder, params: Params) -> Weights:
+    """Parameters as the learner has them -> as the sampler reads them."""
+    cast = cast_matrices(params, model.config.dtype)
+    stack = cast.pop("layers")
+    layers = [jax.tree.map(lambda x, i=i: x[i], stack) for i in range(model.config.num_layers)]
+    return Weights(tuple(layers), cast)
 
 
 def next_logits(
@@ -103,8 +114,8 @@ def next_logits(
     """Reads the last token of every response.
 
     Args:
-        model, params: the policy.
-        layers: of `split_layers`.
+        model, params: the policy; of its parameters all but the layers'.
+        layers: weights and caches of the layers.
         prompt_mask: [B, L] bool.
         state: the loop's.
 
@@ -164,6 +175,7 @@ def generate(
     eos_id: int,
     pad_id: int,
     mesh: Mesh | None = None,
+    micro_batch: int = 0,
 ) -> Responses:
     """Samples M responses to each of B left-padded prompts; jit it with the keywords static.
 
@@ -180,32 +192,54 @@ def generate(
         eos_id, pad_id: token ids; they may be equal, the mask tells them apart.
         mesh: its devices share the prompts, if they divide B. Each ends when its own responses have, and
             what is drawn does not depend on their number.
+        micro_batch: prompts sampled at once, at most; bounds the caches' memory and changes no response.
+            0: all of B.
 
     Returns:
         Responses [B, M, T].
     """
     B = prompts.shape[0]
-    respond = functools.partial(_respond, model, temperature=temperature, eos_id=eos_id, pad_id=pad_id)
-    if mesh is not None and batch_shards(mesh) > 1 and B % batch_shards(mesh) == 0:
-        # Parameters are gathered once, before the first token, and not layer by layer at each.
+    shards = 1 if mesh is None or B % batch_shards(mesh) else batch_shards(mesh)
+    respond = functools.partial(
+        _respond_in_passes, model, at_once=(micro_batch or B) // shards,
+        temperature=temperature, eos_id=eos_id, pad_id=pad_id,
+    )  # fmt: skip
+    if shards > 1:
+        # Weights are gathered once, before the first token, and not layer by layer at each.
         each, rows, by_token = PartitionSpec(), PartitionSpec(BATCH), PartitionSpec(None, BATCH)
         respond = jax.shard_map(
             respond, mesh=mesh, in_specs=(each, rows, rows, by_token), out_specs=rows,
             axis_names=set(BATCH), check_vma=False,
         )  # fmt: skip
     uniforms = jax.random.uniform(key, (max_tokens, B, num_responses))
-    return respond(params, prompts, prompt_mask, uniforms)
+    return respond(unstack(model, params), prompts, prompt_mask, uniforms)
+
+
+def _respond_in_passes(
+    model: Decoder, weights: Weights, prompts: Array, prompt_mask: Array, uniforms: Array,
+    *, at_once: int, **options: Any,
+) -> Responses:  # fmt: skip
+    """`_respond` for `at_once` prompts at a time, or the most below that divides B."""
+    B = prompts.shape[0]
+    passes = next(n for n in range(1, B + 1) if B % n == 0 and B // n <= max(at_once, 1))
+    respond = functools.partial(_respond, model, weights, **options)
+    if passes == 1:
+        return respond(prompts, prompt_mask, uniforms)
+    rows = lambda x, axis=0: x.reshape(*x.shape[:axis], passes, -1, *x.shape[axis + 1 :])  # noqa: E731
+    parts = rows(prompts), rows(prompt_mask), jnp.moveaxis(rows(uniforms, 1), 1, 0)
+    out = jax.lax.map(lambda part: respond(*part), parts)
+    return jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), out)
 
 
 def _respond(
-    model: Decoder, params: Params, prompts: Array, prompt_mask: Array, uniforms: Array,
+    model: Decoder, weights: Weights, prompts: Array, prompt_mask: Array, uniforms: Array,
     *, temperature: float, eos_id: int, pad_id: int,
 ) -> Responses:  # fmt: skip
     """`generate`, its randomness given: uniforms [T, B, M] f32 in [0, 1)."""
     T, _, M = uniforms.shape
-    variables = {"params": params}
-    last, prefix = model.apply(variables, prompts, prompt_mask, method="prefill")
-    layers = split_layers(params, prefix)
+    params, variables = weights.rest, {"params": weights.rest}
+    last, prefix = model.apply(variables, prompts, prompt_mask, weights.layers, method="prefill")
+    layers = [Layer(*parts) for parts in zip(weights.layers, prefix.keys, prefix.values, strict=True)]
     logits = model.apply(variables, last, method="logits")  # [B, V], the same for all M
     first = sample_token(jnp.repeat(logits[:, None], M, 1), uniforms[0], temperature)
 
@@ -234,25 +268,9 @@ def make_sampler(
     model: Decoder, num_responses: int, max_tokens: int, temperature: float, eos_id: int, pad_id: int,
     mesh: Mesh | None = None, micro_batch: int = 0,
 ) -> Callable:  # fmt: skip
-    """`generate` with its static arguments bound, jitted and compiled once a process.
-
-    Args:
-        micro_batch: prompts sampled at once, a divisor of B; bounds the caches' memory. 0: all of B.
-    """
+    """`generate` with its static arguments bound, jitted and compiled once a process."""
     sample = functools.partial(
         generate, model, num_responses=num_responses, max_tokens=max_tokens,
-        temperature=temperature, eos_id=eos_id, pad_id=pad_id, mesh=mesh,
+        temperature=temperature, eos_id=eos_id, pad_id=pad_id, mesh=mesh, micro_batch=micro_batch,
     )  # fmt: skip
-
-    def in_passes(params: Params, prompts: Array, mask: Array, key: Array) -> Responses:
-        B = prompts.shape[0]
-        if micro_batch in (0, B):
-            return sample(params, prompts, mask, key)
-        passes = B // micro_batch
-        # Row i goes to pass i mod (B / micro_batch): each takes its rows from every shard of the batch axis.
-        spread = lambda x: x.reshape(micro_batch, passes, -1).swapaxes(0, 1)  # noqa: E731
-        gather = lambda x: x.swapaxes(0, 1).reshape(B, *x.shape[2:])  # noqa: E731
-        parts = spread(prompts), spread(mask), jax.random.split(key, passes)
-        return jax.tree.map(gather, jax.lax.map(lambda part: sample(params, *part), parts))
-
-    return jax.jit(in_passes)
+    return jax.jit(sample)

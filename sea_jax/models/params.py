@@ -61,14 +61,25 @@ class Param(NamedTuple):
         return array.reshape(shape)
 
 
-def cast_matrices(params: Any, dtype: Any) -> Any:
-    """Weights of matrix products and embeddings in another precision.
+# What computes in the dtype of the config; a reward's head does not.
+_DECODER = ("embed/", "layers/", "head/")
 
-    A module of that dtype casts them itself before each use, so its outputs stay the same to the bit. Norms and
-    biases, which are small, keep their own: norms multiply in f32.
+
+def cast_matrices(params: Any, dtype: Any, prefix: str = "") -> Any:
+    """A decoder's matrices and embeddings in the precision that it computes in.
+
+    Its modules cast them so themselves before each use: outputs stay the same to the bit. Norms and biases,
+    which are small, keep their own, and norms multiply in f32.
+
+    Args:
+        params: a model's parameters, or a part of them.
+        dtype: that precision.
+        prefix: path of the part, with a slash behind it.
     """
 
     def cast(path: Any, x: Any) -> Any:
-        return x.astype(dtype) if path[-1].key in ("kernel", "embedding") else x
+        names = prefix + "/".join(key.key for key in path)
+        is_matrix = names.startswith(_DECODER) and names.endswith(("kernel", "embedding"))
+        return x.astype(dtype) if is_matrix else x
 
     return jax.tree_util.tree_map_with_path(cast, params)

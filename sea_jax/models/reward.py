@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.params import Param
-from sea_jax.types import Array
+from sea_jax.types import Array, Params
 
 # <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n in Llama 3's vocabulary.
 LLAMA_3_ASSISTANT = (128_009, 128_006, 78_191, 128_007, 271)
@@ -168,6 +168,7 @@ class RewardModel(nn.Module):
     """Texts to rewards: r(x, y) is linear in the last token's state."""
 
     config: Any
+    gather: Any = None  # as a Decoder's
 
     if TYPE_CHECKING:  # Flax's annotations leave these open
 
@@ -193,8 +194,14 @@ class RewardModel(nn.Module):
         states, mask = self._states(tokens, mask)
         return self.score(_state_at_last(states, mask))
 
+    def ends(self, params: Params) -> Params:
+        """As `Decoder.ends`."""
+        return params if self.gather is None else self.gather.ends(params)
+
     def _set_trunk(self) -> None:
-        self.trunk = Decoder(self.config.trunk)  # its head is never called, so it has no parameters
+        self.trunk = Decoder(
+            self.config.trunk, self.gather
+        )  # its head is never called, so it has no parameters
         nn.share_scope(self, self.trunk)  # parameters are named as a decoder's
 
     def _states(self, tokens: Array, mask: Array | None) -> tuple[Array, Array]:

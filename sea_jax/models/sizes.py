@@ -14,8 +14,9 @@ from sea_jax.models.deberta import DebertaConfig
 from sea_jax.models.layers import RopeScaling
 from sea_jax.models.llama import LLAMA_3_2_SCALING, LlamaConfig
 from sea_jax.models.pythia import PythiaConfig
+from sea_jax.models.reward import GatedRewardConfig, RewardConfig
 
-Shape = PythiaConfig | LlamaConfig | DebertaConfig
+Shape = PythiaConfig | LlamaConfig | DebertaConfig | RewardConfig
 
 
 def _pythia(num_layers: int, width: int, num_heads: int, vocab_size: int = 50_304) -> PythiaConfig:
@@ -26,7 +27,9 @@ _LLAMA_3 = LlamaConfig(
     num_layers=32, width=4096, num_heads=32, head_dim=128, mlp_width=14_336, rope_scaling=None, tied=False,
     max_length=8192,
 )  # fmt: skip
-_LLAMA_3_1_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
+_LLAMA_3_1 = dataclasses.replace(
+    _LLAMA_3, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), max_length=131_072
+)  # fmt: skip
 
 SIZES: dict[str, Shape] = {
     "pythia-70m": _pythia(6, 512, 8),
@@ -38,11 +41,13 @@ SIZES: dict[str, Shape] = {
     "pythia-6.9b": _pythia(32, 4096, 32, 50_432),
     "pythia-12b": _pythia(36, 5120, 40, 50_688),
     "llama-3-8b": _LLAMA_3,
-    "llama-3.1-8b": dataclasses.replace(_LLAMA_3, rope_scaling=_LLAMA_3_1_SCALING, max_length=131_072),
+    "llama-3.1-8b": _LLAMA_3_1,
     "llama-3.2-1b": LlamaConfig(rope_scaling=LLAMA_3_2_SCALING),
     "llama-3.2-3b": LlamaConfig(num_layers=28, width=3072, num_heads=24, head_dim=128),
     "deberta-v3-large": DebertaConfig(),
     "pairrm": DebertaConfig(),
+    "skywork-reward-llama-3.1-8b": RewardConfig(_LLAMA_3_1),
+    "armorm-llama3-8b": GatedRewardConfig(_LLAMA_3),
 }
 
 
@@ -52,7 +57,7 @@ def shape(name: str, **overrides: Any) -> Shape:
     Args:
         name: a row of SIZES, or a hub name that holds one, such as
             'cleanrl/EleutherAI_pythia-6.9b-deduped__sft__tldr'; case is ignored.
-        **overrides: fields of the architecture's config.
+        **overrides: fields of the architecture's config; of a reward model, of its trunk.
 
     Raises:
         InputError: if there is none.
@@ -60,4 +65,7 @@ def shape(name: str, **overrides: Any) -> Shape:
     held = [row for row in SIZES if row in name.lower()]
     if not held:
         raise InputError(f"model {name!r}: shape unknown; valid: a name that holds one of {', '.join(SIZES)}")
-    return dataclasses.replace(SIZES[max(held, key=len)], **overrides)
+    found = SIZES[max(held, key=len)]
+    if isinstance(found, RewardConfig):
+        return dataclasses.replace(found, trunk=dataclasses.replace(found.trunk, **overrides))
+    return dataclasses.replace(found, **overrides)

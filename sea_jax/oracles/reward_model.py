@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from sea_jax import models
 from sea_jax.errors import InputError
+from sea_jax.models.params import cast_matrices
 from sea_jax.models.reward import GatedRewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.runtime.mesh import fetch, shard_params, split
+from sea_jax.runtime.mesh import fetch, split
+from sea_jax.runtime.sharding import gathering, shard_params
 from sea_jax.tasks.tokenizer import load_tokenizer
 from sea_jax.types import Params
 
@@ -59,8 +62,12 @@ def make_reward_fn(
         raise InputError(f"reward model: num_labels={config.num_labels}; valid: 1")
     if type(batch_size) is not int or batch_size < 1:
         raise InputError(f"batch_size={batch_size!r}; valid: a whole number of at least 1")
-    params = jax.device_put(params) if mesh is None else shard_params(mesh, model, params)
-    score = jax.jit(lambda params, *batch: model.apply({"params": params}, *batch)[:, 0])
+    params = cast_matrices(params, config.trunk.dtype)
+    if mesh is None:
+        params = jax.device_put(params)
+    else:
+        params, model = shard_params(mesh, model, params), gathering(mesh, model)
+    score = jax.jit(lambda params, *batch: model.apply({"params": model.ends(params)}, *batch)[:, 0])
 
     def reward_fn(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         rows = encode(prompts, responses)
@@ -84,14 +91,14 @@ def load(config: Any, mesh: Mesh) -> RewardModelOracle:
     """The oracle that config.oracle describes.
 
     Args:
-        config: folder (in Hugging Face's layout, or a hub name), batch_size, and chat ('auto', 'yes' or 'no':
-            whether texts are as the tokenizer's chat template writes them, else prompt, response and EOS).
+        config: folder (in Hugging Face's layout, or a hub name), dtype, batch_size, and chat ('auto', 'yes',
+            'no': whether texts are as the tokenizer's chat template writes them, else prompt, response, EOS).
         mesh: what shares parameters and batches.
 
     Raises:
         InputError: on a folder that is no reward model's, or a tokenizer of another vocabulary.
     """
-    model, params = models.load(config.folder)
+    model, params = models.load(config.folder, dtype=jnp.dtype(config.dtype).type)
     tokenizer = load_tokenizer(config.folder, chat=config.chat, vocab_size=model.config.vocab_size)
     end = [tokenizer.eos_id] if tokenizer.template is None else []
 

@@ -1,12 +1,7 @@
-"""The devices of a run, and which part of an array each of them holds.
+"""The devices of a run, and arrays on them: split by prompts, or whole on each.
 
-Three axes: prompts are split along `data` and `fsdp`, parameters along `fsdp` (a device holds a part and
-gets the rest of a layer when it is that layer's turn) and along `tensor` (each device computes its heads
-and its part of the MLP). RULES say which logical axis of a PARAMS table lies on which.
-
-References:
-    Rajbhandari et al. (2020), ZeRO, arXiv:1910.02054.
-    Shoeybi et al. (2019), Megatron-LM, arXiv:1909.08053.
+Three axes: prompts are split along `data` and `fsdp`, parameters along `fsdp` and `tensor`, as
+`runtime/sharding.py` says.
 """
 
 import contextlib
@@ -16,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -24,9 +18,6 @@ from sea_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # what prompts are split along
-
-# Logical axis -> mesh axis; axes that are not here lie whole on every device.
-RULES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -57,49 +48,9 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def partition_specs(model: Any, shapes: dict[str, Any]) -> dict[str, PartitionSpec]:
-    """How every parameter of a model is split, by path.
-
-    Args:
-        model: its config has params_table, whose rows name our logical axes.
-        shapes: path -> anything with a shape, of every parameter.
-
-    Raises:
-        ValueError: if two axes of one parameter lie on the same mesh axis.
-    """
-    specs = {}
-    for row in model.config.params_table:
-        axes = [RULES.get(axis) if axis else None for axis in row.axes]
-        used = [axis for axis in axes if axis]
-        if len(set(used)) < len(used):
-            raise ValueError(f"{row.path}: axes {row.axes} lie on {used}, one mesh axis twice")
-        assert len(shapes[row.path].shape) == len(axes) + row.stacked, row.path
-        specs[row.path] = PartitionSpec(*[None] * row.stacked, *axes)
-    return specs
-
-
-def shard_params(mesh: Mesh, model: Any, params: Any) -> Any:
-    """Parameters, each device holding its part.
-
-    Raises:
-        InputError: naming the parameter, where an axis of the mesh does not divide it.
-    """
-    flat: dict[str, Any] = flatten_dict(params, sep="/")
-    specs = partition_specs(model, flat)
-    for path, spec in specs.items():
-        for size, axis in zip(flat[path].shape, spec, strict=True):
-            if axis and size % mesh.shape[axis]:
-                raise InputError(
-                    f"config.mesh.{axis}={mesh.shape[axis]}: valid is a divisor of {size}, "
-                    f"an axis of parameter {path} {tuple(flat[path].shape)}"
-                )
-    placed = {path: _put(x, NamedSharding(mesh, specs[path])) for path, x in flat.items()}
-    return unflatten_dict(placed, sep="/")
-
-
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """The whole of every array on every device."""
-    return jax.tree.map(lambda x: _put(x, NamedSharding(mesh, PartitionSpec())), tree)
+    return jax.tree.map(lambda x: put_on(x, NamedSharding(mesh, PartitionSpec())), tree)
 
 
 def settle(mesh: Mesh, tree: Any) -> Any:
@@ -113,17 +64,17 @@ def split(mesh: Mesh, tree: Any) -> Any:
 
     def put(x: Any) -> jax.Array:
         spec = PartitionSpec(BATCH) if x.shape[0] % batch_shards(mesh) == 0 else PartitionSpec()
-        return _put(x, NamedSharding(mesh, spec))
+        return put_on(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, tree)
 
 
-def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+def put_on(x: Any, sharding: NamedSharding) -> jax.Array:
     """An array on the mesh. Every process of a run on several hosts gives the same whole array."""
     if sharding.is_fully_addressable or not isinstance(x, jax.Array):
         return jax.device_put(x, sharding)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding))
+        return jax.random.wrap_key_data(put_on(jax.random.key_data(x), sharding))
     if not x.is_fully_addressable:  # on the mesh already: the devices exchange what another layout needs
         return jax.jit(lambda x: x, out_shardings=sharding)(x)
     return jax.device_put(np.asarray(x), sharding)

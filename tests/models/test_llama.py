@@ -170,7 +170,10 @@ def test_remat_and_half_precision(small):
     def loss(params, **changes):
         return (logits(params, **changes) ** 2 * mask[..., None]).mean()
 
-    grads, again = (jax.jit(jax.grad(loss))(params), jax.jit(jax.grad(lambda p: loss(p, remat="full")))(params))
+    grads, again = (
+        jax.jit(jax.grad(loss))(params),
+        jax.jit(jax.grad(lambda p: loss(p, remat="full")))(params),
+    )
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
         assert np.any(a)

@@ -1,0 +1,71 @@
+"""What a run will need of an accelerator, found out without having one.
+
+    python -m launch.plan --config=configs/tldr.py:size=6.9b --topology=a100-40gb:8
+    python -m launch.plan --config=configs/tldr.py:size=1b --topology=v5p:8,v5p:64,v5p:1024
+    python -m launch.plan --config=configs/tldr.py:size=6.9b --topology=a100-40gb:8 --search
+
+Compiles the very programs of a training step (train, generate, features) for the topology, and prints what
+each device holds of parameters, optimizer state, gradients and activations against its memory, the
+operations, the bytes that collectives move, and whether it fits. `--search` proposes the mesh, remat and
+micro-batches that do. No weights are read; a model is known by its folder's config.json or by its name.
+
+The compilers weigh gigabytes: they have environments of their own, made on first use.
+"""
+
+import os
+import subprocess
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from launch import environments, topology
+from sea_jax.command import fail, parse, read_config
+from sea_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/tldr.py:size=6.9b.")
+_TOPOLOGY = flags.DEFINE_list(
+    "topology", None,
+    f"Kind and number of devices, as a100-40gb:8, v5p:64 or v5p:4x4x4; several to see what grows. "
+    f"Kinds: {', '.join(topology.DEVICES)}.", required=True,
+)  # fmt: skip
+_SEARCH = flags.DEFINE_bool("search", False, "Propose a mesh, remat and micro-batches that fit.")
+
+_EXTRAS = {"cuda": "cuda", "tpu": "tpu"}  # platform -> extra of pyproject.toml with its compiler
+
+
+def main(argv: list[str]) -> None:
+    """Checks the command, then compiles in the environment that has the topology's compiler."""
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}: valid are --config, --config.<field>, --topology, --search")
+    read_config(_CONFIG)
+    try:
+        wanted = [topology.parse(text) for text in _TOPOLOGY.value]
+        platforms = sorted({t.device.platform for t in wanted})
+        if len(platforms) > 1:
+            fail(f"--topology={','.join(_TOPOLOGY.value)}: valid are kinds of one compiler, not {platforms}")
+        python = _python(platforms[0])
+    except (InputError, RuntimeError) as error:
+        fail(error)
+    count = max(t.count for t in wanted)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(environments.ROOT)}
+    if platforms[0] == "cpu":
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+    if platforms[0] == "cuda":
+        # Triton's products are chosen by timing them, and without a device some cannot be compiled.
+        environment["XLA_FLAGS"] = "--xla_gpu_enable_triton_gemm=false"
+    # Without this libtpu asks for a machine's metadata, which only a TPU's host has, and waits.
+    environment |= {"TPU_SKIP_MDS_QUERY": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run([python, "-m", "launch.planner", *sys.argv[1:]], env=environment, check=False)
+    sys.exit(done.returncode)
+
+
+def _python(platform: str) -> str:
+    if platform == "cpu":
+        return sys.executable
+    return str(environments.ensure(f"plan-{platform}", environments.own_requirements(_EXTRAS[platform])))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,301 @@
+"""Compiles an experiment's programs for a topology and tells what they need. Run by `launch.plan`."""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from launch import flops, hlo, topology
+from launch.steps import NAMES, Experiment, Step, device_bytes
+from sea_jax.command import parse, read_config
+from sea_jax.errors import InputError
+from sea_jax.models.remat import POLICIES
+
+GIB = topology.GIB
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled step; bytes are a device's.
+
+    Attributes:
+        name: of the step.
+        inputs: bytes of the arguments that are not resident, as a batch.
+        gradients: bytes of the policy's gradients, f32, in its sharding; 0 but in training.
+        activations: bytes of all else that lives within the program.
+        outputs: bytes of results that do not take an argument's place.
+        flops: operations of the step on all devices together.
+        traffic: of the collectives, all calls of a step.
+        calls: of the program in a step.
+        seconds: that the compiler took.
+    """
+
+    name: str
+    inputs: int
+    gradients: int
+    activations: int
+    outputs: int
+    flops: float
+    traffic: hlo.Traffic
+    calls: int
+    seconds: float
+
+    @property
+    def own(self) -> int:
+        """Bytes beside what is resident."""
+        return self.inputs + self.gradients + self.activations + self.outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An experiment on a topology: bytes a device, by name of what is resident and by program."""
+
+    topology: topology.Topology
+    config: ConfigDict
+    resident: dict[str, int]
+    programs: dict[str, Program]
+
+    @property
+    def usable(self) -> float:
+        device = self.topology.device
+        return device.memory * device.usable
+
+    def needed(self, name: str) -> int:
+        """Bytes of a device while a program runs."""
+        return sum(self.resident.values()) + self.programs[name].own
+
+    @property
+    def fits(self) -> bool:
+        return all(self.needed(name) <= self.usable for name in self.programs)
+
+
+def make_plan(config: ConfigDict, where: topology.Topology, names: tuple[str, ...] = NAMES) -> Plan:
+    """Compiles programs for a topology.
+
+    Args:
+        config: its mesh is the topology's.
+        where: the topology.
+        names: which programs.
+    """
+    experiment = Experiment(config, topology.devices(where))
+    resident = {name: device_bytes(tree) for name, tree in experiment.resident.items()}
+    programs = {name: compile_step(experiment, experiment.step(name), where.count) for name in names}
+    return Plan(where, config, resident, programs)
+
+
+def compile_step(experiment: Experiment, step: Step, num_devices: int) -> Program:
+    """Compiles one program and reads what it needs."""
+    start = time.perf_counter()
+    compiled = step.traced.lower().compile()
+    seconds = time.perf_counter() - start
+    stats = compiled.memory_analysis()
+    resident = sum(device_bytes(experiment.resident[group]) for group in step.reads)
+    gradients = device_bytes(experiment.params) if step.name == "train" else 0
+    traffic = hlo.collectives(compiled.as_text(), num_devices)
+    traffic.sent = {kind: sent * step.calls for kind, sent in traffic.sent.items()}
+    return Program(
+        step.name,
+        inputs=max(stats.argument_size_in_bytes - resident, 0),
+        gradients=gradients,
+        activations=max(stats.temp_size_in_bytes - gradients, 0),
+        outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        flops=step.calls * flops.count(step.traced.jaxpr, step.while_turns),
+        traffic=traffic,
+        calls=step.calls,
+        seconds=seconds,
+    )
+
+
+def with_mesh(config: ConfigDict, count: int, tensor: int | None = None) -> ConfigDict:
+    """A copy of the config whose mesh has `count` devices: its own if that does, else fsdp first.
+
+    Prompts are shared by data · fsdp devices, so that there are at most as many of these as prompts; the rest
+    is tensor, and micro-batches are raised to a multiple of them.
+
+    Args:
+        config: of the experiment.
+        count: devices.
+        tensor: size of that axis; None: as said.
+    """
+    config = ConfigDict(config.to_dict())
+    if tensor is None and math.prod(config.mesh.values()) == count:
+        return config
+    B = config.train.batch_size
+    tensor = tensor or -(-count // B)
+    config.mesh.update(dict(data=1, fsdp=count // tensor, tensor=tensor))
+    for part in (config.train, config.sampler):
+        part.micro_batch = raised(part.micro_batch or B, count // tensor, B)
+    return config
+
+
+def raised(size: int, shards: int, most: int) -> int:
+    """The smallest multiple of `shards` from `size` on that divides `most`; `most` if there is none."""
+    return next((n for n in range(shards, most, shards) if most % n == 0 and n >= size), most)
+
+
+def describe(plan: Plan) -> str:
+    """The tables of a plan."""
+    cfg, device, count = plan.config, plan.topology.device, plan.topology.count
+    B = cfg.train.batch_size
+    mesh = " ".join(f"{axis}={size}" for axis, size in cfg.mesh.items())
+    seconds = sum(p.seconds for p in plan.programs.values())
+    micro = f"{cfg.train.micro_batch or B} in training, {cfg.sampler.micro_batch or B} in sampling"
+    lines = [
+        f"{cfg.policy.folder or 'the embedded policy'} on {plan.topology}: {count} devices",
+        f"mesh {mesh}; remat {cfg.policy.remat}; batch {B}, M={cfg.sea.num_responses}; micro-batch {micro}",
+        f"memory of a device: {device.memory / GIB:.1f} GiB, of which {plan.usable / GIB:.1f} for arrays",
+        "\nresident, GiB a device",
+        *(f"  {name:<12}{size / GIB:>9.2f}" for name, size in plan.resident.items() if size),
+        f"  {'sum':<12}{sum(plan.resident.values()) / GIB:>9.2f}",
+        "\na step, GiB a device; operations on all devices",
+        _HEAD.format(
+            "program", "inputs", "gradients", "activations", "needed", "fits", "sent", "PFLOP", "at peak"
+        ),
+        *(_row(plan, p) for p in plan.programs.values()),
+        "\ncollectives, GiB that a device sends in a step",
+        *(_sent(p) for p in plan.programs.values()),
+        f"\n{'fits' if plan.fits else 'DOES NOT FIT'} (compiled in {seconds:.0f} s)\n",
+    ]
+    return "\n".join(lines)
+
+
+_HEAD = "  {:<10}{:>8}{:>11}{:>13}{:>9}{:>6}{:>9}{:>11}{:>11}"
+
+
+def _row(plan: Plan, p: Program) -> str:
+    needed, device = plan.needed(p.name), plan.topology.device
+    at_peak = p.flops / (device.flops * plan.topology.count)
+    parts = [p.inputs, p.gradients, p.activations + p.outputs, needed]
+    return _HEAD.format(
+        p.name, *(f"{size / GIB:.2f}" for size in parts), "yes" if needed <= plan.usable else "NO",
+        f"{p.traffic.total / GIB:.2f}", f"{p.flops / 1e15:.3f}", f"{at_peak:.3f} s",
+    )  # fmt: skip
+
+
+def _sent(p: Program) -> str:
+    parts = [f"{kind} {sent / GIB:.2f}" for kind, sent in p.traffic.sent.items() if sent]
+    bound = " (at most, as a loop ends by data)" if p.traffic.bounded_loops else ""
+    return f"  {p.name:<10}{', '.join(parts) or 'none'}{bound if parts else ''}"
+
+
+def growth(plans: list[Plan]) -> str:
+    """How a device's memory and traffic change with the number of devices: a table in Markdown."""
+    names = list(plans[0].programs)
+    head = ["topology", "devices", "mesh", "resident GiB"]
+    head += [f"{name}: {what}" for name in names for what in ("needed GiB", "sent GiB")]
+    rows = [head, ["---"] * len(head)]
+    for plan in plans:
+        mesh = " ".join(f"{axis}={size}" for axis, size in plan.config.mesh.items() if size > 1)
+        row = [str(plan.topology), str(plan.topology.count), mesh, f"{sum(plan.resident.values()) / GIB:.2f}"]
+        for name, p in plan.programs.items():
+            row += [f"{plan.needed(name) / GIB:.2f}", f"{p.traffic.total / GIB:.2f}"]
+        rows.append(row)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def search(config: ConfigDict, where: topology.Topology) -> Plan | None:
+    """The mesh, micro-batches and remat that fit, of the least communication and recomputation.
+
+    Meshes are tried from tensor=1 up. On each, the largest micro-batches that fit are looked for under the
+    remat that keeps least, then the remat that keeps most and still fits with them.
+
+    Returns:
+        The plan; None if nothing fits.
+    """
+    for mesh in meshes(config, where.count):
+        logging.info("mesh %s", mesh.mesh.to_dict())
+        try:
+            chosen = _fit(mesh, where)
+        except InputError as error:  # heads or widths that the axis does not divide
+            print(f"  tensor={mesh.mesh.tensor}: {error}", flush=True)
+            continue
+        if chosen is not None:
+            return chosen
+    return None
+
+
+def meshes(config: ConfigDict, count: int) -> list[ConfigDict]:
+    """Every tensor axis that leaves at most as many devices to share prompts as there are prompts."""
+    B = config.train.batch_size
+    sizes = [t for t in range(1, count + 1) if count % t == 0 and B % (count // t) == 0]
+    return [with_mesh(config, count, t) for t in sizes]
+
+
+def _fit(config: ConfigDict, where: topology.Topology) -> Plan | None:
+    config.policy.remat = "full"
+    if not make_plan(config, where, names=("features",)).fits:
+        print(f"  tensor={config.mesh.tensor}: too much is resident", flush=True)
+        return None
+    for name, part in (("generate", config.sampler), ("train", config.train)):
+        if not _shrink(config, where, name, part):
+            return None
+    for remat in ("none", *(r for r in POLICIES if r not in ("none", "full"))):
+        config.policy.remat = remat
+        if _tried(config, where, "train"):
+            break
+    else:
+        config.policy.remat = "full"
+    return make_plan(config, where)
+
+
+def _shrink(config: ConfigDict, where: topology.Topology, name: str, part: Any) -> bool:
+    """Sets the largest micro-batch under which a program fits."""
+    B, shards = config.train.batch_size, config.mesh.data * config.mesh.fsdp
+    for size in sorted((n for n in range(shards, B + 1, shards) if B % n == 0), reverse=True):
+        part.micro_batch = size
+        if _tried(config, where, name):
+            return True
+    return False
+
+
+def _tried(config: ConfigDict, where: topology.Topology, name: str) -> bool:
+    plan = make_plan(config, where, names=(name,))
+    batch = {"train": config.train, "generate": config.sampler}[name].micro_batch
+    print(
+        f"  tensor={config.mesh.tensor} {name}: micro-batch {batch}, remat {config.policy.remat}: "
+        f"{plan.needed(name) / GIB:.1f} of {plan.usable / GIB:.1f} GiB",
+        flush=True,
+    )
+    return plan.fits
+
+
+def proposal(plan: Plan) -> str:
+    """The flags of a plan."""
+    cfg = plan.config
+    mesh = " ".join(f"--config.mesh.{axis}={size}" for axis, size in cfg.mesh.items() if size > 1)
+    return (
+        f"{mesh} --config.policy.remat={cfg.policy.remat} "
+        f"--config.train.micro_batch={cfg.train.micro_batch} "
+        f"--config.sampler.micro_batch={cfg.sampler.micro_batch}"
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Prints the plans; status 1 where one does not fit."""
+    del argv
+    config, plans = read_config(_CONFIG), []
+    for where in map(topology.parse, _TOPOLOGY.value):
+        if _SEARCH.value:
+            print(f"searching for {where}", flush=True)
+        plan = search(config, where) if _SEARCH.value else make_plan(with_mesh(config, where.count), where)
+        if plan is None:
+            print(f"nothing fits {where}: valid are more devices, or ones with more memory")
+            raise SystemExit(1)
+        plans.append(plan)
+        print(describe(plan), flush=True)
+        if _SEARCH.value:
+            print(f"proposed: {proposal(plan)}", flush=True)
+    if len(plans) > 1:
+        print("\n" + growth(plans))
+    raise SystemExit(0 if all(plan.fits for plan in plans) else 1)
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "As launch.plan's.")
+    _TOPOLOGY = flags.DEFINE_list("topology", None, "As launch.plan's.", required=True)
+    _SEARCH = flags.DEFINE_bool("search", False, "As launch.plan's.")
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse)
