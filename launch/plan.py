@@ -54,8 +54,13 @@ def main(argv: list[str]) -> None:
     if platforms[0] == "cuda":
         # Triton's products are chosen by timing them, and without a device some cannot be compiled.
         environment["XLA_FLAGS"] = "--xla_gpu_enable_triton_gemm=false"
-    # Without this libtpu asks for a machine's metadata, which only a TPU's host has, and waits.
-    environment |= {"TPU_SKIP_MDS_QUERY": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # libtpu asks a machine's metadata server for these, and waits where there is none.
+    environment |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5p-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+    environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
     done = subprocess.run([python, "-m", "launch.planner", *sys.argv[1:]], env=environment, check=False)
     sys.exit(done.returncode)
 

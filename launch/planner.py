@@ -5,16 +5,17 @@ import math
 import time
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from launch import flops, hlo, topology
 from launch.steps import NAMES, Experiment, Step, device_bytes
-from sea_jax.command import parse, read_config
+from sea_jax.command import fail, parse, read_config
 from sea_jax.errors import InputError
 from sea_jax.models.remat import POLICIES
 
-GIB = topology.GIB
+GIB, MIB = topology.GIB, 2**20
+_HEAD = "  {:<10}{:>9}{:>11}{:>13}{:>9}{:>6}{:>9}{:>11}{:>11}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Plan:
     def usable(self) -> float:
         device = self.topology.device
         return device.memory * device.usable
+
+    @property
+    def unit(self) -> tuple[str, int]:
+        """What its tables tell sizes in, and the bytes of that."""
+        return ("GiB", GIB) if max(map(self.needed, self.programs)) > GIB else ("MiB", MIB)
 
     def needed(self, name: str) -> int:
         """Bytes of a device while a program runs."""
@@ -136,6 +142,9 @@ def raised(size: int, shards: int, most: int) -> int:
     return next((n for n in range(shards, most, shards) if most % n == 0 and n >= size), most)
 
 
+_COLUMNS = ("program", "inputs", "gradients", "activations", "needed", "fits", "sent", "TFLOP", "at peak")
+
+
 def describe(plan: Plan) -> str:
     """The tables of a plan."""
     cfg, device, count = plan.config, plan.topology.device, plan.topology.count
@@ -143,55 +152,56 @@ def describe(plan: Plan) -> str:
     mesh = " ".join(f"{axis}={size}" for axis, size in cfg.mesh.items())
     seconds = sum(p.seconds for p in plan.programs.values())
     micro = f"{cfg.train.micro_batch or B} in training, {cfg.sampler.micro_batch or B} in sampling"
+    name, unit = plan.unit
     lines = [
         f"{cfg.policy.folder or 'the embedded policy'} on {plan.topology}: {count} devices",
         f"mesh {mesh}; remat {cfg.policy.remat}; batch {B}, M={cfg.sea.num_responses}; micro-batch {micro}",
         f"memory of a device: {device.memory / GIB:.1f} GiB, of which {plan.usable / GIB:.1f} for arrays",
-        "\nresident, GiB a device",
-        *(f"  {name:<12}{size / GIB:>9.2f}" for name, size in plan.resident.items() if size),
-        f"  {'sum':<12}{sum(plan.resident.values()) / GIB:>9.2f}",
-        "\na step, GiB a device; operations on all devices",
-        _HEAD.format(
-            "program", "inputs", "gradients", "activations", "needed", "fits", "sent", "PFLOP", "at peak"
-        ),
-        *(_row(plan, p) for p in plan.programs.values()),
-        "\ncollectives, GiB that a device sends in a step",
-        *(_sent(p) for p in plan.programs.values()),
+        f"\nresident, {name} a device",
+        *(f"  {group:<12}{size / unit:>9.2f}" for group, size in plan.resident.items() if size),
+        f"  {'sum':<12}{sum(plan.resident.values()) / unit:>9.2f}",
+        f"\na step, {name} a device; operations on all devices",
+        _HEAD.format(*_COLUMNS),
+        *(_row(plan, p, unit) for p in plan.programs.values()),
+        f"\ncollectives, {name} that a device sends in a step",
+        *(_sent(p, unit) for p in plan.programs.values()),
         f"\n{'fits' if plan.fits else 'DOES NOT FIT'} (compiled in {seconds:.0f} s)\n",
     ]
     return "\n".join(lines)
 
 
-_HEAD = "  {:<10}{:>8}{:>11}{:>13}{:>9}{:>6}{:>9}{:>11}{:>11}"
-
-
-def _row(plan: Plan, p: Program) -> str:
+def _row(plan: Plan, p: Program, unit: int) -> str:
     needed, device = plan.needed(p.name), plan.topology.device
     at_peak = p.flops / (device.flops * plan.topology.count)
     parts = [p.inputs, p.gradients, p.activations + p.outputs, needed]
     return _HEAD.format(
-        p.name, *(f"{size / GIB:.2f}" for size in parts), "yes" if needed <= plan.usable else "NO",
-        f"{p.traffic.total / GIB:.2f}", f"{p.flops / 1e15:.3f}", f"{at_peak:.3f} s",
+        p.name, *(f"{size / unit:.2f}" for size in parts), "yes" if needed <= plan.usable else "NO",
+        f"{p.traffic.total / unit:.2f}", f"{p.flops / 1e12:.2f}", f"{at_peak:.3f} s",
     )  # fmt: skip
 
 
-def _sent(p: Program) -> str:
-    parts = [f"{kind} {sent / GIB:.2f}" for kind, sent in p.traffic.sent.items() if sent]
+def _sent(p: Program, unit: int) -> str:
+    parts = [f"{kind} {sent / unit:.2f}" for kind, sent in p.traffic.sent.items() if sent]
     bound = " (at most, as a loop ends by data)" if p.traffic.bounded_loops else ""
     return f"  {p.name:<10}{', '.join(parts) or 'none'}{bound if parts else ''}"
 
 
 def growth(plans: list[Plan]) -> str:
     """How a device's memory and traffic change with the number of devices: a table in Markdown."""
-    names = list(plans[0].programs)
-    head = ["topology", "devices", "mesh", "resident GiB"]
-    head += [f"{name}: {what}" for name in names for what in ("needed GiB", "sent GiB")]
+    names, (unit, size) = list(plans[0].programs), plans[0].unit
+    head = ["topology", "devices", "mesh", f"resident {unit}"]
+    head += [f"{name}: {what} {unit}" for name in names for what in ("needed", "sent")]
     rows = [head, ["---"] * len(head)]
     for plan in plans:
         mesh = " ".join(f"{axis}={size}" for axis, size in plan.config.mesh.items() if size > 1)
-        row = [str(plan.topology), str(plan.topology.count), mesh, f"{sum(plan.resident.values()) / GIB:.2f}"]
+        row = [
+            str(plan.topology),
+            str(plan.topology.count),
+            mesh,
+            f"{sum(plan.resident.values()) / size:.2f}",
+        ]
         for name, p in plan.programs.items():
-            row += [f"{plan.needed(name) / GIB:.2f}", f"{p.traffic.total / GIB:.2f}"]
+            row += [f"{plan.needed(name) / size:.2f}", f"{p.traffic.total / size:.2f}"]
         rows.append(row)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -206,7 +216,6 @@ def search(config: ConfigDict, where: topology.Topology) -> Plan | None:
         The plan; None if nothing fits.
     """
     for mesh in meshes(config, where.count):
-        logging.info("mesh %s", mesh.mesh.to_dict())
         try:
             chosen = _fit(mesh, where)
         except InputError as error:  # heads or widths that the axis does not divide
@@ -276,21 +285,28 @@ def proposal(plan: Plan) -> str:
 def main(argv: list[str]) -> None:
     """Prints the plans; status 1 where one does not fit."""
     del argv
-    config, plans = read_config(_CONFIG), []
-    for where in map(topology.parse, _TOPOLOGY.value):
-        if _SEARCH.value:
-            print(f"searching for {where}", flush=True)
-        plan = search(config, where) if _SEARCH.value else make_plan(with_mesh(config, where.count), where)
-        if plan is None:
-            print(f"nothing fits {where}: valid are more devices, or ones with more memory")
-            raise SystemExit(1)
-        plans.append(plan)
-        print(describe(plan), flush=True)
-        if _SEARCH.value:
-            print(f"proposed: {proposal(plan)}", flush=True)
+    config = read_config(_CONFIG)
+    try:
+        plans = [_told(config, topology.parse(text)) for text in _TOPOLOGY.value]
+    except InputError as error:
+        fail(error)
     if len(plans) > 1:
         print("\n" + growth(plans))
     raise SystemExit(0 if all(plan.fits for plan in plans) else 1)
+
+
+def _told(config: ConfigDict, where: topology.Topology) -> Plan:
+    if not _SEARCH.value:
+        plan = make_plan(with_mesh(config, where.count), where)
+        print(describe(plan), flush=True)
+        return plan
+    print(f"searching for {where}", flush=True)
+    plan = search(config, where)
+    if plan is None:
+        print(f"nothing fits {where}: valid are more devices, or ones with more memory")
+        raise SystemExit(1)
+    print(f"{describe(plan)}\nproposed: {proposal(plan)}", flush=True)
+    return plan
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from sea_jax import models, train
+from sea_jax.config import validate_compute
 from sea_jax.ensemble import features, pair_encoder
 from sea_jax.errors import InputError
 from sea_jax.methods import METHODS
@@ -64,6 +65,7 @@ class Experiment:
 
     def __init__(self, config: Any, devices: list[Any]):
         self.config = config
+        validate_compute(config)
         sizes = tuple(config.mesh[axis] for axis in AXES)
         if math.prod(sizes) != len(devices):
             raise InputError(

@@ -14,7 +14,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (AttributeError, LookupError, TypeError, ValueError, OSError, flags.Error) as error:
-        fail(_unknown_field(argv) or error)
+        fail(_mistake(argv) or error)
 
 
 def read_config(flag: Any) -> Any:
@@ -33,8 +33,8 @@ def fail(error: object) -> NoReturn:
     sys.exit(2)
 
 
-def _unknown_field(argv: list[str]) -> str | None:
-    """What to say of the first --config.<field> that the config file lacks; None if it lacks none."""
+def _mistake(argv: list[str]) -> str | None:
+    """What to say of the config file's options, or of the first --config.<field> that it lacks; None if all are."""
     given = {}
     for arg, following in zip(argv, [*argv[1:], ""], strict=True):
         if found := re.fullmatch(r"--?(config(?:\.[^=]+)?)(?:=(.*))?", arg, re.DOTALL):
@@ -43,7 +43,10 @@ def _unknown_field(argv: list[str]) -> str | None:
     if not Path(file).is_file():
         return None
     get_config = runpy.run_path(file)["get_config"]
-    config = get_config(argument) if argument else get_config()
+    try:
+        config = get_config(argument) if argument else get_config()
+    except ValueError as error:
+        return f"--config={file}:{argument}: {error}"
     for name, value in given.items():
         at, node = "config", config
         for part in name.split("[")[0].split(".")[1:]:

@@ -39,7 +39,7 @@ def validate_sft(config, task: Task) -> None:
     for name in ("sft.steps", "sft.batch_size", "eval.batch_size", "mesh.data", "mesh.fsdp", "mesh.tensor"):
         _require(_get(config, name) >= 1, name, _get(config, name), "at least 1")
     _validate_sft(config)
-    _one_of(config, "eval.split", SPLITS)
+    one_of(config, "eval.split", SPLITS)
     if config.policy.folder:
         _validate_model(config, task)
 
@@ -58,6 +58,15 @@ def needs_family(config: ConfigDict, method: str) -> bool:
     return METHODS[method].learns_ensemble and for_method(config, method).ensemble.prior == "pretrained"
 
 
+def validate_compute(config) -> None:
+    """Raises InputError at a name that says how to compute and is none."""
+    one_of(config, "policy.dtype", DTYPES)
+    one_of(config, "policy.remat", tuple(POLICIES))
+    one_of(config, "train.dap", tuple(sorted(DAP_LOSSES)))
+    for method in config.methods:
+        _require(method in METHODS, "methods", method, f"one of {sorted(METHODS)}, or 'sft' alone")
+
+
 def validate_parts(config, supervised_only: bool = False) -> None:
     """Raises InputError where task, policy and backbone do not fit together; before any is loaded.
 
@@ -65,16 +74,15 @@ def validate_parts(config, supervised_only: bool = False) -> None:
         config: the experiment's config.
         supervised_only: it needs no backbone.
     """
-    _one_of(config, "task.name", tasks.NAMES)
-    _one_of(config, "policy.dtype", DTYPES)
-    _one_of(config, "policy.remat", tuple(POLICIES))
+    one_of(config, "task.name", tasks.NAMES)
+    validate_compute(config)
     text = config.task.name != "mini_tldr"
     if text:
         _require(
             "path" in config.task, "task.name", config.task.name,
             "'mini_tldr' in this config; the fields of real text are in configs/tldr.py",
         )  # fmt: skip
-        _one_of(config, "task.chat", CHAT)
+        one_of(config, "task.chat", CHAT)
         folder = config.policy.folder
         _require(
             folder != "", "policy.folder", folder, "a folder or a hub name, whose tokenizer the task takes"
@@ -82,7 +90,7 @@ def validate_parts(config, supervised_only: bool = False) -> None:
     if supervised_only:
         return
     _validate_oracle(config, text)
-    _one_of(config, "backbone.kind", ("encoder",) if text else ("ranker", "encoder"))
+    one_of(config, "backbone.kind", ("encoder",) if text else ("ranker", "encoder"))
     kind, folder = config.backbone.kind, config.encoder.folder
     _require(
         kind == "ranker" or folder != "",
@@ -102,11 +110,11 @@ def validate_parts(config, supervised_only: bool = False) -> None:
 
 def _validate_oracle(config, text: bool) -> None:
     """Of the oracle's model only config.json is read."""
-    _one_of(config, "oracle.kind", ("reward_model",) if text else ("task", "reward_model"))
+    one_of(config, "oracle.kind", ("reward_model",) if text else ("task", "reward_model"))
     if config.oracle.kind == "task":
         return
-    _one_of(config, "oracle.dtype", DTYPES)
-    _one_of(config, "oracle.chat", CHAT)
+    one_of(config, "oracle.dtype", DTYPES)
+    one_of(config, "oracle.chat", CHAT)
     _require(config.oracle.batch_size >= 1, "oracle.batch_size", config.oracle.batch_size, "at least 1")
     folder = config.oracle.folder
     _require(folder != "", "oracle.folder", folder, "a folder or a hub name with oracle.kind='reward_model'")
@@ -148,12 +156,11 @@ def _validate_overrides(config) -> None:
 
 def _validate(config, task: Task) -> None:
     _validate_methods(config)
-    _require(config.train.dap in DAP_LOSSES, "train.dap", config.train.dap, f"one of {sorted(DAP_LOSSES)}")
     _require(config.oracle.labels in MODES, "oracle.labels", config.oracle.labels, f"one of {MODES}")
-    _one_of(config, "train.schedule", ("constant", "cosine"))
-    _one_of(config, "sea.gamma_mode", ("count", "bernoulli"))
-    _one_of(config, "sea.synthetic_pairs", ("thompson", "max_margin"))
-    _one_of(config, "eval.split", SPLITS)
+    one_of(config, "train.schedule", ("constant", "cosine"))
+    one_of(config, "sea.gamma_mode", ("count", "bernoulli"))
+    one_of(config, "sea.synthetic_pairs", ("thompson", "max_margin"))
+    one_of(config, "eval.split", SPLITS)
     _validate_prior(config)
     _validate_sft(config)
     for name in (
@@ -220,7 +227,7 @@ def _validate_methods(config) -> None:
 
 def _validate_prior(config) -> None:
     """Heads that a prior is drawn from are as many as are pretrained, one for each of the rewards."""
-    _one_of(config, "ensemble.prior", ("pretrained", "random"))
+    one_of(config, "ensemble.prior", ("pretrained", "random"))
     P, S = config.family.num_heads, config.backbone.num_rewards
     _require(1 <= P <= S, "family.num_heads", P, f"1 to backbone.num_rewards={S}")
     K = config.ensemble.num_members
@@ -345,7 +352,8 @@ def _get(config, name: str):
     return config
 
 
-def _one_of(config, name: str, valid: tuple[str, ...]) -> None:
+def one_of(config, name: str, valid: tuple[str, ...]) -> None:
+    """Raises InputError unless the field `name`, as 'policy.dtype', has one of the values."""
     _require(_get(config, name) in valid, name, _get(config, name), f"one of {valid}")
 
 

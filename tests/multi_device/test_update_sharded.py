@@ -1,14 +1,19 @@
-"""One learning step on eight devices, the batch split among them, equals one device's."""
+"""One learning step on eight devices equals one device's, under every way to split it."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+MESHES = [dict(data=8), dict(fsdp=8), dict(data=2, fsdp=2, tensor=2), dict(fsdp=4, tensor=2)]
 
 
-def test_update_on_a_mesh_equals_one_device():
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_update_on_a_mesh_equals_one_device(mesh):
     """In a process of its own, since the number of devices is fixed when JAX starts."""
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -17,69 +22,79 @@ def test_update_on_a_mesh_equals_one_device():
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
     }
     run = subprocess.run(
-        [sys.executable, __file__],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+        [sys.executable, __file__, json.dumps(mesh)],
+        env=env, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     assert "8 devices agree" in run.stdout
 
 
-def main():
+def main(axes):
+    import dataclasses
+
     import helpers
     import jax
     import numpy as np
     import optax
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+    from launch import hlo
     from sea_jax import algorithm
     from sea_jax.ensemble import Head
+    from sea_jax.runtime.mesh import make_mesh, settle, split
+    from sea_jax.runtime.sharding import gathering, shard_params
     from sea_jax.state import init_state
     from sea_jax.types import PreferenceBatch
 
-    model, params, ref_params, _ = helpers.step_inputs()
-    lengths = np.random.default_rng(0).integers(1, 5, (16, 2))
+    # Widths that eight devices divide, two layers for the scan, and more tokens than a layer has columns: what
+    # the devices should exchange is parameters.
+    model, params = helpers.decoder(seed=0, vocab_size=16, width=16, num_heads=2, mlp_width=16, max_length=64)
+    _, ref_params = helpers.decoder(seed=1, vocab_size=16, width=16, num_heads=2, mlp_width=16, max_length=64)
+    lengths = np.random.default_rng(0).integers(1, 5, (64, 2))
     batch = helpers.preference_batch(
-        lengths, prompt_lengths=[1, 2, 3, 4] * 4,
-        weight=[1, 1, 1, 0] * 4, from_oracle=[True, False, True, True, True] * 3 + [False],
+        lengths, prompt_lengths=[1, 2, 3, 4] * 16,
+        weight=[1, 1, 1, 0] * 16, from_oracle=([True, False, True, True, True] * 13)[:64],
     )  # fmt: skip
     batch = PreferenceBatch(**batch)
     learner = algorithm.Learner(
         model=model, policy_optimizer=optax.adam(**helpers.STEP_ADAM),
-        ensemble_optimizer=optax.adam(1e-2), ensemble_steps=3, ensemble_batch=8,
+        ensemble_optimizer=optax.adam(1e-2), ensemble_steps=3, ensemble_batch=8, micro_batch=32,
     )  # fmt: skip
     init = lambda params: init_state(  # noqa: E731
         jax.random.key(0), params, learner.policy_optimizer, Head((4,)), learner.ensemble_optimizer,
-        num_members=3, feature_width=3, capacity=24,
+        num_members=3, feature_width=3, capacity=96,
     )  # fmt: skip
-    state = jax.jit(init)(params)
-    step = jax.jit(lambda state, ref, batch: algorithm.update(
-        learner=learner, state=state, ref_params=ref, batch=batch
-    ))  # fmt: skip
-    one = step(state, ref_params, batch)
+    update = jax.jit(algorithm.update, static_argnums=0)
+    one = update(learner, init(params), ref_params, batch)
 
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    sharded = jax.device_put(batch, split)
-    assert {s.data.shape[0] for s in sharded.tokens.addressable_shards} == {2}
-    inputs = jax.device_put(state, whole), jax.device_put(ref_params, whole), sharded
-    compiled = step.lower(*inputs).compile()
-    assert "all-reduce" in compiled.as_text()  # the devices share the work
+    mesh = make_mesh(**axes)
+    sharded, ref = (shard_params(mesh, model, p) for p in (params, ref_params))
+    inputs = settle(mesh, init(sharded)), ref, split(mesh, batch)
+    compile_ = lambda model: update.lower(dataclasses.replace(learner, model=model), *inputs).compile()  # noqa: E731
+    compiled = compile_(gathering(mesh, model))
+    traffic = hlo.collectives(compiled.as_text(), 8)
+    assert traffic.total > 0  # the devices share the work
+    if axes == dict(fsdp=8):
+        # Embedding, head and layers: of π_ref once, of θ forward and backward; gradients all-reduced as XLA:CPU
+        # does. Each layer comes twice, for prompts and for responses; two micro-batches.
+        whole = sum(x.nbytes for x in jax.tree.leaves(params))
+        assert traffic.total < 2 * 2 * (3 + 2) * whole, (traffic, whole)
+        assert hlo.collectives(compile_(model).as_text(), 8).total > traffic.total
     many = compiled(*inputs)
 
-    array = lambda x: np.asarray(jax.random.key_data(x) if x.dtype == state.key.dtype else x)  # noqa: E731
+    array = lambda x: np.asarray(jax.random.key_data(x) if x.dtype == many[0].key.dtype else x)  # noqa: E731
     paths = jax.tree_util.tree_flatten_with_path(one)[0]
     for (path, a), b in zip(paths, jax.tree.leaves(many), strict=True):
         name = jax.tree_util.keystr(path)
         np.testing.assert_allclose(array(a), array(b), rtol=1e-5, atol=1e-5, err_msg=name)
+    for path, spec in (("params", "parameters"), ("opt_state", "moments")):
+        trees = (getattr(x.policy, path) for x in (inputs[0], many[0]))
+        kept = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), *trees)
+        assert all(jax.tree.leaves(kept)), spec
     assert one[0].num_queries == many[0].num_queries == sum(batch.from_oracle & (batch.weight > 0))
     moved = np.abs(array(many[0].policy.params["head"]["kernel"]) - params["head"]["kernel"])
     assert moved.max() > 1e-3
-    print(jax.device_count(), "devices agree")
+    print(jax.device_count(), "devices agree", traffic.total)
 
 
 if __name__ == "__main__":
-    main()
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,124 @@
+"""The planner on this machine's own devices, whose compiler needs no environment of its own."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def plan(*arguments, config="configs/quickstart.py", topology="cpu:4"):
+    return subprocess.run(
+        [sys.executable, "-m", "launch.plan", f"--config={config}", f"--topology={topology}", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_a_plan_that_fits_and_how_it_grows():
+    run = plan(topology="cpu:2,cpu:4")
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "the embedded policy on cpu:4: 4 devices" in run.stdout and "DOES NOT FIT" not in run.stdout
+    for name in ("train", "generate", "features"):
+        assert re.search(rf"^  {name} .* yes ", run.stdout, re.MULTILINE)
+    two, four = (line.split("|") for line in run.stdout.splitlines() if line.startswith("| cpu:"))
+    assert (two[3].strip(), four[3].strip()) == ("fsdp=2", "fsdp=4")
+    assert float(two[6]) < float(four[6])  # more devices, more to send
+
+
+@pytest.mark.slow
+def test_a_search_finds_what_fits():
+    """A policy that is too large for four devices with a whole batch at once, and fits in parts."""
+    size = [f"--config.policy.{name}" for name in ("width=3072", "mlp_width=12288", "num_layers=2")]
+    size.append("--config.train.batch_size=16")
+    assert plan(*size).returncode == 1
+    run = plan(*size, "--search")
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
+    proposed = re.search(r"^proposed: (.*)$", run.stdout, re.MULTILINE)[1]
+    assert re.fullmatch(
+        r"--config.mesh.*remat=\w+ --config.train.micro_batch=\d+ .*micro_batch=\d+", proposed
+    )
+    assert "fits (compiled" in run.stdout and "DOES NOT FIT" not in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (dict(topology="b200:8"), "--topology=b200:8: valid is one of a100-40gb"),
+        (dict(topology="v5p:8,a100-40gb:8"), "valid are kinds of one compiler"),
+        (dict(topology="cpu:3"), "valid is a multiple of the mesh's data · fsdp = 3"),
+        (dict(config="configs/tldr.py:size=3b"), "size=3b"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, error):
+    run = plan(**arguments)
+    assert run.returncode == 2 and error in run.stderr, run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "error"),
+    [
+        ("policy.folder=gpt2", "config.policy.folder='gpt2': model 'gpt2': shape unknown"),
+        ("policy.remat=half", "config.policy.remat='half': valid is one of"),
+        ("policy.foldr=x", "no such field"),
+        ("mesh.tensor=3", "config.mesh.tensor=3"),
+    ],
+)
+def test_bad_fields_are_one_line(field, error):
+    run = plan(f"--config.{field}", topology="cpu:3" if "mesh" in field else "cpu:4")
+    assert run.returncode == 2 and error in run.stderr, run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_the_plans_arrays_lie_as_a_runs_do():
+    """Abstract state against a real run's: shapes, dtypes, shardings and a device's bytes."""
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+    }
+    mesh = json.dumps(dict(fsdp=2, tensor=2))
+    run = subprocess.run(
+        [sys.executable, __file__, mesh], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "agree" in run.stdout
+
+
+def main(mesh):
+    import tempfile
+
+    import jax
+    from small_run import small_run
+
+    from launch.steps import Experiment, device_bytes
+    from sea_jax import models
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = small_run(pathlib.Path(folder), "sea", **{f"mesh.{axis}": size for axis, size in mesh.items()})
+        models.save(pathlib.Path(folder), run.assets.model, jax.device_get(run.assets.ref_params), None)
+        config = run.config
+        config.policy.folder = folder
+        config.task.update(prompt_length=run.assets.task.prompt_length, response_length=6)
+        config.backbone.update(pooled_width=4, width=4, gate_hidden=4)
+        made = Experiment(config, jax.devices())
+    paths = jax.tree_util.tree_flatten_with_path(run.state)[0]
+    for (path, real), planned in zip(paths, jax.tree.leaves(made.state), strict=True):
+        name = jax.tree_util.keystr(path)
+        assert (real.shape, real.dtype) == (planned.shape, planned.dtype), name
+        assert real.sharding.is_equivalent_to(planned.sharding, real.ndim), name
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(run.state.policy))
+    assert held == device_bytes(made.state.policy)
+    compiled = made.step("train").traced.lower().compile()
+    assert compiled.memory_analysis().argument_size_in_bytes > held
+    print("agree")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
