@@ -34,7 +34,7 @@ def fail(error: object) -> NoReturn:
 
 
 def _mistake(argv: list[str]) -> str | None:
-    """What to say of the config file's options, or of the first --config.<field> that it lacks; None if all are."""
+    """What is wrong with the config file's options, or the first unknown --config.<field>, or None."""
     given = {}
     for arg, following in zip(argv, [*argv[1:], ""], strict=True):
         if found := re.fullmatch(r"--?(config(?:\.[^=]+)?)(?:=(.*))?", arg, re.DOTALL):
