@@ -107,13 +107,14 @@ def lengths(encode: Encode) -> Length:
 def padding_token(tokenizer: Tokenizer, encode: Encode) -> int | None:
     """What to pad with in transformers, which takes the last token of another kind for the end of a text.
 
-    It is the tokenizer's own unless texts end with that, as they do where the EOS serves; then a special
-    token with 'pad' in its name. None: there is none, and transformers reads one text at a time.
+    It is the tokenizer's own unless texts end with that, as they do where the EOS serves; then another
+    special token, at best with 'pad' in its name. None: there is none, and transformers reads one text at a
+    time.
     """
     last = encode(["a"], ["b"])[0][-1]
-    special = tokenizer.backend.get_added_tokens_decoder().items()
-    named = [i for i, token in sorted(special) if token.special and "pad" in token.content.lower()]
-    return next((i for i in (tokenizer.pad_id, *named) if i != last), None)
+    added = tokenizer.backend.get_added_tokens_decoder().items()
+    others = sorted(("pad" not in token.content.lower(), i) for i, token in added if token.special)
+    return next((i for i in (tokenizer.pad_id, *(i for _, i in others)) if i != last), None)
 
 
 def accuracy(oracle: BradleyTerryOracle, pairs: Sequence[Pair]) -> dict[str, float]:

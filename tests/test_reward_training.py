@@ -2,15 +2,15 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from helpers import decoder, random_params
+from ml_collections import ConfigDict
 from real_text import CHAT, byte_tokenizer, posts, small_config, user_files
 
 from configs import quickstart
 from sea_jax import config as config_lib
-from sea_jax import experiment, models, pairs, reward_training, supervised, tasks
+from sea_jax import experiment, models, pairs, reward_training, rm, supervised, tasks
 from sea_jax.errors import InputError
 from sea_jax.methods import ALONE, METHODS
 from sea_jax.models import PythiaConfig, RewardConfig
@@ -44,18 +44,17 @@ def rm_config(files, **fields):
 
 
 def of(config, folder):
-    """The oracle that a user makes of what a run left, and its accuracy on the held-out pairs."""
-    config.oracle.update(dict(kind="reward_model", folder=str(folder / "reward_model")))
-    config_lib.validate_oracle(config)
-    return reward_model.load(config.oracle, make_mesh())
+    """The oracle that a user makes of what a run left."""
+    user = ConfigDict(config.to_dict())
+    user.oracle.update(dict(kind="reward_model", folder=str(folder / "reward_model")))
+    config_lib.validate_oracle(user)
+    return reward_model.load(user.oracle, make_mesh())
 
 
 def agrees(oracle, heldout, folder):
     """What the run measured is what the oracle says, to the bit: as many pairs in order, the same loss."""
-    from sea_jax import rm
-
     numbers = json.loads((folder / "rm.json").read_text())
-    assert rm.accuracy(oracle, heldout) == numbers["after"]
+    assert rm.accuracy(oracle, heldout) == numbers["after"] != numbers["before"]
     return numbers
 
 
@@ -72,14 +71,6 @@ def test_on_a_preference_set(files, tmp_path, start):
     assert "labels: 40 to train on, 20 held out, of the preference set" in said
     kept = {file.name for file in (tmp_path / "reward_model").iterdir()}
     assert kept == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-
-
-def test_it_judges_a_run(files, tmp_path):
-    """The folder as the oracle of a run of SEA, with nothing else said of it."""
-    experiment.run(rm_config(files, **{"rm.steps": 2}), str(tmp_path / "rm"))
-    config = small_config(files)
-    config.oracle.folder = str(tmp_path / "rm" / "reward_model")
-    assert "\nSEA " in experiment.run(config, str(tmp_path / "sea"))
 
 
 def small_quickstart(cache, **fields):
@@ -103,33 +94,21 @@ def cache(tmp_path_factory):
     return folder
 
 
-def test_on_the_embedded_task(cache, tmp_path):
+def test_on_the_embedded_task(cache, tmp_path, monkeypatch):
     """From the SFT policy, of pairs that it wrote and the task's oracle labelled, each label counted."""
-    config = small_quickstart(cache)
+    config, label, bought = small_quickstart(cache), pairs.label, []
+    monkeypatch.setattr(pairs, "label", lambda *a: bought.append(label(*a)) or bought[-1])
     said = experiment.run(config, str(tmp_path))
-    seen = {}
-    label = pairs.label
-
-    def spy(labeller, duels, seed):
-        seen[seed] = label(labeller, duels, seed)
-        return seen[seed]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "label", spy)
-        source = reward_training._samples(
-            config, cache, tmp_path, jax.random.split(jax.random.key(0), 3)[1], make_mesh()
-        )
-    assert [seen[0], seen[1]] == [source.train, source.heldout]
     task = tasks.load(config, cache / "task")
     rewards = mini_tldr.reward_fn(config.task.oracle_seed)
-    prompts, chosen, rejected = zip(*source.train, *source.heldout, strict=True)
-    assert {*prompts[:60]} <= {*task.prompts["train"][:60]} and {*prompts[60:]} <= {*task.prompts["heldout"]}
-    assert (rewards(prompts, chosen) >= rewards(prompts, rejected)).all()
-    assert len(set(zip(prompts, chosen, strict=True))) == 80  # no two batches share their draws
-    numbers = agrees(of(config, tmp_path), source.heldout, tmp_path)
-    assert numbers["labels_bought"] == source.bought == 80 == sum(numbers["pairs"].values())
+    prompts, chosen, rejected = zip(*bought[0], *bought[1], strict=True)
+    assert prompts == (*task.prompts["train"][:60], *task.prompts["heldout"][:20])
+    margin = rewards(prompts, chosen) - rewards(prompts, rejected)
+    assert (margin >= 0).all() and margin.max() > 0.1
+    assert len(set(chosen)) == 80  # no two batches share their draws
+    numbers = agrees(of(config, tmp_path), bought[1], tmp_path)
+    assert numbers["labels_bought"] == 80 and numbers["pairs"] == dict(train=60, heldout=20)
     assert "labels: 60 to train on, 20 held out, 80 bought from the oracle" in said
-    assert numbers["after"]["nll"] < numbers["before"]["nll"]
     # Whatever the policy writes, it can be judged.
     assert np.isfinite(of(config, tmp_path).rewards([max(task.prompts["train"], key=len)], ["\ufffd" * 26]))
 
@@ -140,7 +119,7 @@ def test_it_goes_on_from_what_it_left(cache, tmp_path):
     config = small_quickstart(cache, **{"policy.folder": str(tmp_path / "a" / "reward_model")})
     experiment.run(config, str(tmp_path / "b"))
     first, further = (json.loads((tmp_path / name / "rm.json").read_text()) for name in "ab")
-    assert further["before"] == first["after"] and further["after"]["nll"] < further["before"]["nll"]
+    assert further["before"] == first["after"] != further["after"]
     assert len(list(cache.glob("sft-*"))) == 1
 
 
@@ -210,7 +189,7 @@ def test_mistakes_on_the_embedded_task(files, cache, tmp_path, monkeypatch, fiel
 
 def refused(monkeypatch, files, config, tmp_path, fields, said):
     """One line, before a weight is read or a work directory made."""
-    put = lambda value: value.format(files=files) if isinstance(value, str) else value  # noqa: E731
+    put = lambda value: value.replace("{files}", str(files)) if isinstance(value, str) else value  # noqa: E731
     for name in ("load_policy", "trained_policy"):
         monkeypatch.setattr(reward_training.assets, name, lambda *_: pytest.fail("work began"))
     monkeypatch.setattr(reward_training, "make_mesh", lambda **_: None)

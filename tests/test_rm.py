@@ -80,7 +80,7 @@ def config(**fields):
 
 
 def test_it_learns():
-    """On pairs that it has not seen; micro-batches lead to the same place."""
+    """On pairs that it has not seen."""
     heldout = preferences(200, seed=1)
     mesh = make_mesh()
     model, params = rm.with_head(*decoder(max_length=64), jax.random.key(0), None)
@@ -91,12 +91,6 @@ def test_it_learns():
     after = measure(trained)
     assert 0.3 < before["accuracy"] < 0.7
     assert after["accuracy"] > 0.9 and after["nll"] < 0.5 * before["nll"]
-    short = dict(steps=3, learning_rate=1e-3)
-    one, parts = (
-        rm.train(config(**short, micro_batch=m), tokens, model, params, jax.random.key(1), mesh, False)
-        for m in (0, 4)
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, parts)
 
 
 def test_a_loss_that_is_not_finite():
@@ -148,7 +142,8 @@ def test_a_reward_model_keeps_its_head():
     [
         (("<eos>", "<own>"), "<own>", "<own>"),
         (("<eos>", "<|padding|>"), "<eos>", "<|padding|>"),
-        (("<eos>", "<bos>"), "<eos>", None),
+        (("<eos>", "<bos>"), "<eos>", "<bos>"),
+        (("<eos>",), "<eos>", None),
     ],
 )
 def test_padding_is_no_end_of_a_text(special, pad, expected):

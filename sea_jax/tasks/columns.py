@@ -145,8 +145,8 @@ def find_pairs(table: Table, given: dict[str, str], summaries: bool, where: str)
         names.append(name)
     prompt = given["prompt_column"]
     if prompt or _first(PROMPTS, present) or present.issuperset(POST):
-        return PairColumns(find(table, prompt, NONE, summaries, where), *names, summaries)
-    return PairColumns(None, *names, summaries)
+        return PairColumns(find(table, prompt, NONE, summaries, where), names[0], names[1], summaries)
+    return PairColumns(None, names[0], names[1], summaries)
 
 
 def _first(known: Sequence[str], present: set[str]) -> str | None:

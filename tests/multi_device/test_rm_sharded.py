@@ -1,4 +1,4 @@
-"""A reward model trained on eight devices equals one device's, under several ways to split it."""
+"""A reward model trained on eight devices equals one device's."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-MESHES = [dict(data=8), dict(fsdp=4, tensor=2)]
+MESHES = [dict(data=2, fsdp=2, tensor=2)]
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
@@ -60,8 +60,12 @@ def main(axes):
     kernel = trained[1]["layers"]["up"]["kernel"]  # [2, 16, 16]
     parts = (2, 16 // axes.get("fsdp", 1), 16 // axes.get("tensor", 1))
     assert {s.data.shape for s in kernel.addressable_shards} == {parts}
+    for after in trained:  # the gradient of a key's bias is 0 but for rounding, of which Adam makes steps
+        bias = np.array(after["layers"]["qkv"]["bias"])  # [N, H, (query, key, value), D]
+        bias[:, :, 1] = 0
+        after["layers"]["qkv"]["bias"] = bias
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *trained)
-    np.testing.assert_allclose(*measured, atol=1e-4)
+    np.testing.assert_allclose(*measured, atol=1e-5)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, trained[0])
     assert min(jax.tree.leaves(moved)) > 1e-4
     print("8 devices agree")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from real_text import posts, user_files
+from real_text import byte_tokenizer, posts, user_files
 
 from sea_jax import experiment, models
 from sea_jax.models import LlamaConfig
@@ -28,6 +28,8 @@ LLAMA = LlamaConfig(
 @pytest.mark.parametrize("chat", [False, True])
 def test_transformers_gives_the_oracles_rewards(tmp_path, policy, chat):
     config = user_files(tmp_path, policy=policy, chat=chat)
+    special = ("<|endoftext|>", "<|start|>", "<|end|>", *(["<|padding|>"] if chat else []))
+    byte_tokenizer(posts(40), special=special).save(str(tmp_path / "policy" / "tokenizer.json"))
     rows = [
         dict(prompt=row["prompt"], chosen=" went home" + " again" * (i % 4), rejected=row["completion"])
         for i, row in enumerate(posts(30))
@@ -68,4 +70,6 @@ def test_transformers_gives_the_oracles_rewards(tmp_path, policy, chat):
         padded = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         padded.pop("token_type_ids", None)
         np.testing.assert_allclose(theirs(**padded).logits[:, 0].numpy(), expected, atol=1e-4)
-    assert models.read_config(folder).padding_idx is not None
+    # Neither is what texts end with, <|end|> in a chat and else <|endoftext|>.
+    assert tokenizer.pad_token == ("<|padding|>" if chat else "<|start|>")
+    assert models.read_config(folder).padding_idx == tokenizer.pad_token_id
