@@ -35,6 +35,11 @@ def get_config() -> ConfigDict:
     config.sft = ConfigDict(
         dict(seed=0, steps=1000, batch_size=32, learning_rate=3e-3, prompt_weight=0.1, token_chunk=0)
     )
+    # methods=("rm",): a reward model. num_pairs: of the starting policy's samples, on the embedded task.
+    # length: tokens of a text, longer ones are dropped; 0: the model's context.
+    config.rm = ConfigDict(
+        dict(seed=0, num_pairs=8000, steps=500, batch_size=32, learning_rate=1e-3, length=0, micro_batch=0)
+    )
     # kind: "ranker" is trained here, of the shape that follows; "encoder" is pretrained, in config.encoder.
     config.backbone = ConfigDict(
         dict(

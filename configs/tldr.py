@@ -38,10 +38,13 @@ def get_config(options: str = "") -> ConfigDict:
     config.task = ConfigDict(
         dict(
             name="tldr", oracle_seed=0, dataset="trl-lib/tldr", subset="", path="", split_seed=0,
-            prompt_column="", reference_column="", chat="no", eos_token="", num_train=50_000,
-            num_tuning=1000, num_heldout=1000, prompt_length=512, response_length=53,
+            prompt_column="", reference_column="", chosen_column="", rejected_column="", chat="no",
+            eos_token="", num_train=50_000, num_tuning=1000, num_heldout=1000, prompt_length=512,
+            response_length=53,
         )
     )  # fmt: skip
+    # methods=("rm",) with task.dataset="trl-lib/tldr-preference", task.num_train=0: an epoch of 92,858 pairs.
+    config.rm.update(dict(steps=1451, batch_size=64, learning_rate=3e-6, micro_batch=8, length=1024))
     config.policy.folder = SFT.format(size=chosen.get("size", "1b"))
     config.policy.dtype, config.policy.remat = "bfloat16", "full"
     config.oracle.update(

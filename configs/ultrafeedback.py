@@ -37,6 +37,7 @@ def get_config(options: str = "") -> ConfigDict:
             response_length=1024,
         )
     )  # fmt: skip
+    config.rm.update(dict(steps=950, length=2048, micro_batch=8))  # an epoch of 61k pairs; a guess
     config.policy.folder = MODELS[chosen.get("model", "llama3-8b")]
     config.oracle.folder = "RLHFlow/ArmoRM-Llama3-8B-v0.1"
     # App. F.2: γ/β = 0.3, and 0.9 is the temperature of AlpacaEval's answers only.

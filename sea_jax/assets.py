@@ -58,8 +58,8 @@ def prepare(config, cache_folder: Path, task: Task) -> Assets:
         Assets on the config's mesh.
     """
     mesh = make_mesh(**config.mesh)
-    folder = _starting_policy(config, cache_folder, task, mesh)
-    model, params = _load_policy(config, folder, mesh)
+    folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
+    model, params = load_policy(config, folder, mesh)
     ref_params = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)
     backbone, family_heads = _backbone(config, cache_folder, task, model, params, mesh)
     del params
@@ -70,9 +70,9 @@ def prepare(config, cache_folder: Path, task: Task) -> Assets:
     pairs, pair_features = _heldout_pairs(config, task, sample, ref_params, backbone)
     return Assets(
         task=task, model=model, ref_params=ref_params,
-        initial_params=lambda: _load_policy(config, folder, mesh)[1],
+        initial_params=lambda: load_policy(config, folder, mesh)[1],
         backbone=backbone, family_heads=family_heads, eval_set=eval_set, pairs=pairs,
-        pair_features=pair_features, mesh=mesh, oracle=_oracle(config, mesh), sampler=sampler,
+        pair_features=pair_features, mesh=mesh, oracle=make_oracles(config, mesh), sampler=sampler,
     )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def make_samplers(config, task: Task, model: Decoder, mesh: Mesh) -> Callable[..
     return sampler
 
 
-def _oracle(config, mesh: Mesh) -> Callable[[int], BradleyTerryOracle]:
+def make_oracles(config, mesh: Mesh) -> Callable[[int], BradleyTerryOracle]:
     """An oracle for every oracle seed; a reward model is one and the same for all."""
     if config.oracle.kind == "reward_model":
         oracle = reward_model.load(config.oracle, mesh)
@@ -107,10 +107,8 @@ def _backbone(
     return ranker.backbone, ranker.family_heads if drawn else None
 
 
-def _starting_policy(config, folder: Path, task: Task, mesh: Mesh) -> str:
-    """Where π_ref is: the user's model, or one trained on the demonstrations and kept in `folder`."""
-    if config.policy.folder:
-        return config.policy.folder
+def trained_policy(config, folder: Path, task: Task, mesh: Mesh) -> str:
+    """Where π_sft is that was trained on the demonstrations, now or before, and is kept in `folder`."""
     fields = {name: config[name].to_dict() for name in ("policy", "sft")} | {"task": task.fingerprint}
     folder /= f"sft-{cache.fingerprint(fields)}"
     if not (folder / "model.safetensors").exists():
@@ -124,12 +122,12 @@ def _starting_policy(config, folder: Path, task: Task, mesh: Mesh) -> str:
 def initial_policy(config, task: Task, key: Array) -> tuple[Decoder, Params]:
     """What supervised fine-tuning begins from: the user's model, or random weights."""
     if config.policy.folder:
-        return _load_policy(config, config.policy.folder)
+        return load_policy(config, config.policy.folder)
     model = Decoder(policy_config(config, task))
     return model, jax.jit(model.init)(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
-def _load_policy(config, folder: str, mesh: Mesh | None = None) -> tuple[Decoder, Params]:
+def load_policy(config, folder: str, mesh: Mesh | None = None) -> tuple[Decoder, Params]:
     """A policy and its parameters in f32: on the host, or each device of the mesh with its part."""
     dtype = jnp.dtype(config.policy.dtype).type
     model, params = models.load(folder, dtype=dtype, remat=config.policy.remat)
@@ -141,9 +139,14 @@ def save_policy(config, folder: Path, model: Decoder, params: Params, task: Task
     given = config.policy.folder
     models.save(folder, model, params, None if given else task.tokenizer)
     if given:
-        for name in FILES:
-            if (file := models.find(given) / name).exists():
-                shutil.copy(file, folder / name)
+        copy_tokenizer(given, folder)
+
+
+def copy_tokenizer(given: str, folder: Path) -> None:
+    """All files of a tokenizer, from a folder or a hub name."""
+    for name in FILES:
+        if (file := models.find(given) / name).exists():
+            shutil.copy(file, folder / name)
 
 
 def policy_config(config, task: Task) -> PythiaConfig:

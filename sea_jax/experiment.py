@@ -18,7 +18,8 @@ def run(config, workdir: str) -> str:
         workdir: of this config; trained parts found in its cache are not trained again.
 
     Returns:
-        The report, as printed; of a run on several hosts its main process's, and nothing on the others.
+        The report, as printed, or what a command of `supervised` says; of a run on several hosts its main
+        process's, and nothing on the others.
 
     Raises:
         InputError: on a config or work directory that cannot work, before anything is trained.
@@ -26,12 +27,10 @@ def run(config, workdir: str) -> str:
     folder = Path(workdir)
     cache = Path(config.cache_dir or folder / "cache")
     config_lib.require_writable("config.cache_dir" if config.cache_dir else "--workdir", cache)
-    supervised_only = tuple(config.methods) == ("sft",)
-    config_lib.validate_parts(config, supervised_only)
+    if (command := supervised.command(config)) is not None:
+        return command(config, cache, folder)
+    config_lib.validate_parts(config)
     task = tasks.load(config, cache / "task")
-    if supervised_only:
-        config_lib.claim_workdir(config, folder)
-        return supervised.finetune(config, task, folder)
     config_lib.validate(config, task)
     config_lib.claim_workdir(config, folder)
     shared = assets.prepare(config, cache, task)

@@ -35,3 +35,6 @@ METHODS = {
     "uncertainty": Method("uncertainty", True, True, "Uncertainty"),
     "ceiling": Method("best_vs_random", True, False, "ceiling: perfect reward model", perfect=True),
 }
+
+# In place of a method: each trains one model and ends; see `supervised.COMMANDS`.
+ALONE = ("sft", "rm")

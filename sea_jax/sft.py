@@ -1,6 +1,5 @@
 """Supervised fine-tuning of the starting policy on demonstrations: π_sft, later π_ref."""
 
-import functools
 from typing import Any
 
 import jax
@@ -9,13 +8,12 @@ import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from sea_jax.errors import InputError
+from sea_jax.fit import fit
 from sea_jax.losses import weighted_mean
 from sea_jax.losses.logprobs import token_logprobs
 from sea_jax.models.decoder import Decoder
-from sea_jax.runtime.mesh import is_main, split
 from sea_jax.runtime.sharding import gathering, shard_params
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Params
@@ -80,37 +78,16 @@ def train(
     data = examples(task, "train")
     init_key, order_key = jax.random.split(key)
     start: Any = model.init(init_key, jnp.asarray(data[0][:1]))["params"] if params is None else params
-    trained: Any = shard_params(mesh, model, start)
+    params = shard_params(mesh, model, start)
     model = gathering(mesh, model)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.steps // 20, config.steps, config.learning_rate / 20
-    )
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, opt_state, batch):
-        loss = functools.partial(sft_loss, model)
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
-            params, batch, config.prompt_weight, config.token_chunk
-        )
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, metrics
+    def loss(params: Params, batch: Any) -> tuple[Array, dict[str, Array]]:
+        return sft_loss(model, params, batch, config.prompt_weight, config.token_chunk)
 
-    opt_state = optimizer.init(trained)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
-    bar = tqdm(range(config.steps), desc="SFT", unit="step", disable=not (progress and is_main()))
-    rows = np.empty((0,), np.int64)
-    for i in bar:
-        while len(rows) < config.batch_size:
-            rows = np.concatenate([rows, rng.permutation(len(data[0]))])
-        chosen, rows = rows[: config.batch_size], rows[config.batch_size :]
-        trained, opt_state, metrics = step(trained, opt_state, split(mesh, tuple(x[chosen] for x in data)))
-        if i % 20 == 19 or i == config.steps - 1:
-            nll = float(metrics["sft/response_nll"])
-            if not np.isfinite(nll):
-                raise FloatingPointError(f"sft loss at step {i + 1}: {nll}, must be finite")
-            bar.set_postfix(nll=f"{nll:.3f}")
-    return trained
+    return fit(
+        config, loss, params, len(data[0]), lambda rows: tuple(x[rows] for x in data), order_key, mesh,
+        "sft/response_nll", progress,
+    )  # fmt: skip
 
 
 def examples(task: Task, split_name: str) -> tuple[np.ndarray, ...]:

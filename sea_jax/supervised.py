@@ -1,25 +1,46 @@
-"""The commands for users who lack a starting policy: `method=sft` in place of a method of alignment."""
+"""What stands in a method's place and trains one model: `sft` for users who lack a starting policy, `rm` for
+those who lack a reward model."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from sea_jax import assets, sft
+from sea_jax import assets, reward_training, sft, tasks
 from sea_jax import config as config_lib
+from sea_jax.checks import at_least, one_of, require
+from sea_jax.methods import METHODS
 from sea_jax.models import Decoder
 from sea_jax.runtime.mesh import fetch, is_main, make_mesh, split
 from sea_jax.runtime.sharding import shard_params
-from sea_jax.tasks.protocol import Task
+from sea_jax.tasks.protocol import SPLITS, Task
 from sea_jax.types import Params
 
+Command = Callable[[Any, Path, Path], str]
 
-def finetune(config, task: Task, folder: Path) -> str:
+
+def command(config) -> Command | None:
+    """What config.methods names, if that is a command: (config, cache, work directory) -> words to print.
+
+    Raises:
+        InputError: where it names another method beside it.
+    """
+    named = [method for method in config.methods if method in COMMANDS]
+    if not named:
+        return None
+    valid = f"one of {sorted(METHODS)}, or {named[0]!r} alone"
+    require(len(config.methods) == 1, "methods", named[0], valid)
+    return COMMANDS[named[0]]
+
+
+def finetune(config, cache: Path, folder: Path) -> str:
     """Trains config.policy on the task's responses and keeps it in `folder`/policy.
 
     Args:
         config: the experiment's; its policy.folder is where training begins, or random weights if empty.
-        task: prompts, and demonstrations or references.
+        cache: folder of what is made once.
         folder: the work directory.
 
     Returns:
@@ -28,7 +49,10 @@ def finetune(config, task: Task, folder: Path) -> str:
     Raises:
         InputError: on a policy or a task that cannot work.
     """
-    config_lib.validate_sft(config, task)
+    config_lib.validate_task(config)
+    task = tasks.load(config, cache / "task")
+    _check_sft(config, task)
+    config_lib.claim_workdir(config, folder)
     mesh = make_mesh(**config.mesh)
     held_out = sft.examples(task, config.eval.split)
     key = jax.random.key(config.sft.seed)
@@ -45,6 +69,14 @@ def finetune(config, task: Task, folder: Path) -> str:
         f"nats a token of {len(held_out[0])} {config.eval.split} references: {before:.4f} before, "
         f"{after:.4f} after {config.sft.steps} steps\npolicy: {folder / 'policy'}"
     )
+
+
+def _check_sft(config, task: Task) -> None:
+    at_least(config, 1, "eval.batch_size", "mesh.data", "mesh.fsdp", "mesh.tensor")
+    config_lib.validate_sft(config)
+    one_of(config, "eval.split", SPLITS)
+    if config.policy.folder:
+        config_lib.validate_policy(config, task)
 
 
 def heldout_nll(
@@ -78,3 +110,7 @@ def heldout_nll(
         part, count = total(params, *batch)
         nll, tokens = nll + float(part), tokens + int(count)
     return nll / tokens
+
+
+# Row for row methods.ALONE.
+COMMANDS: dict[str, Command] = {"sft": finetune, "rm": reward_training.run}

@@ -17,7 +17,7 @@ from sea_jax.models.reward import GatedRewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.runtime.mesh import fetch, split
 from sea_jax.runtime.sharding import gathering, shard_params
-from sea_jax.tasks.tokenizer import load_tokenizer
+from sea_jax.tasks.tokenizer import Tokenizer, load_tokenizer
 from sea_jax.types import Params
 
 Encode = Callable[[Sequence[str], Sequence[str]], list[list[int]]]
@@ -76,7 +76,7 @@ def make_reward_fn(
         _check_tokens(rows, config.vocab_size, config.max_length)
         computed = []  # fetched when all are under way
         for length, indices in _batches(rows, batch_size, config.max_length):
-            batch = _padded([rows[i] for i in indices], batch_size, length)
+            batch = padded([rows[i] for i in indices], batch_size, length)
             computed.append((indices, score(params, *(batch if mesh is None else split(mesh, batch)))))
         rewards = np.zeros(len(rows), np.float32)
         for indices, some in computed:
@@ -100,13 +100,21 @@ def load(config: Any, mesh: Mesh) -> RewardModelOracle:
     """
     model, params = models.load(config.folder, dtype=jnp.dtype(config.dtype).type)
     tokenizer = load_tokenizer(config.folder, chat=config.chat, vocab_size=model.config.vocab_size)
+    return RewardModelOracle(model, params, make_encode(tokenizer), config.batch_size, mesh)
+
+
+def make_encode(tokenizer: Tokenizer) -> Encode:
+    """How texts become tokens where a reward model is trained and where it is asked.
+
+    A text is the tokenizer's chat template of prompt and response; without one prompt, response and EOS.
+    """
     end = [tokenizer.eos_id] if tokenizer.template is None else []
 
     def encode(prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
         texts = [tokenizer.chat_pair(*pair) for pair in zip(prompts, responses, strict=True)]
         return [[*ids, *end] for ids in tokenizer.encode(texts)]
 
-    return RewardModelOracle(model, params, encode, config.batch_size, mesh)
+    return encode
 
 
 def bucket(length: int, longest: int) -> int:
@@ -126,7 +134,7 @@ def _batches(rows: list[list[int]], size: int, longest: int) -> list[tuple[int, 
     ]
 
 
-def _padded(rows: list[list[int]], size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+def padded(rows: list[list[int]], size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [size, length] int32 and mask; missing rows are the first one's, as none may be empty."""
     tokens, mask = np.zeros((size, length), np.int32), np.zeros((size, length), bool)
     for i, row in enumerate(rows + [rows[0]] * (size - len(rows))):

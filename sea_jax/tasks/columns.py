@@ -1,4 +1,4 @@
-"""Which columns of a data set hold prompts and references, and what text they make.
+"""Which columns of a data set hold prompts, references and preferences, and what text they make.
 
 References:
     Stiennon et al. (2020), Learning to summarize from human feedback, arXiv:2009.01325: the TL;DR prompt.
@@ -15,6 +15,7 @@ from sea_jax.tasks.sources import Table
 
 PROMPTS = ("prompt", "query")  # the first that is there
 REFERENCES = ("reference", "completion", "reference_response", "summary")
+PREFERENCES = dict(chosen_column="chosen", rejected_column="rejected")  # field -> the column by default
 POST = ("subreddit", "title", "post")  # what else a prompt is made of
 NONE = "none"  # as a reference column: not to be read
 TLDR_PROMPT = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
@@ -53,11 +54,47 @@ class Columns:
             parts = {name: _unicode(row.get(name) or "") for name in POST}
             prompt = TLDR_PROMPT.format(**parts) if parts["post"] else ""
         reference = ([""] + (_turns(row.get(self.reference), self.reference) if self.reference else []))[-1]
+        return prompt, _summary(reference) if self.summaries else reference
+
+
+@dataclasses.dataclass(frozen=True)
+class PairColumns:
+    """Where a row has its prompt, the response that was preferred to another, and that other.
+
+    Attributes:
+      prompt: where the prompt is; None: it is the first turn of the conversations.
+      chosen, rejected: columns of texts, or of conversations that end with the response.
+      summaries: as of `Columns`.
+    """
+
+    prompt: Columns | None
+    chosen: str
+    rejected: str
+    summaries: bool
+
+    def read(self, row: dict[str, Any]) -> tuple[str, str, str] | str:
+        """Prompt, y+ and y−; or why the row is none: 'without a prompt', …
+
+        Raises:
+          InputError: a column holds something else than text.
+        """
+        turns = [_turns(row.get(column), column) for column in (self.chosen, self.rejected)]
+        if self.prompt is not None:
+            prompt = self.prompt.pair(row)[0]
+        else:
+            prompt = turns[0][0] if len(turns[0]) > 1 else ""
+        if not prompt.strip():
+            return "without a prompt"
+        if any([t.strip() for t in talk[:-1]] not in ([], [prompt.strip()]) for talk in turns):
+            return "that go on from another conversation than the prompt"
+        chosen, rejected = (talk[-1] if talk else "" for talk in turns)
         if self.summaries:
-            for mark in _MARKS:
-                reference = reference.replace(mark, "")
-            reference = reference.strip() and f" {reference.strip()}"
-        return prompt, reference
+            chosen, rejected = _summary(chosen), _summary(rejected)
+        if not chosen.strip() or not rejected.strip():
+            return "without a response"
+        if chosen.strip() == rejected.strip():
+            return "of equal responses"
+        return prompt, chosen, rejected
 
 
 def find(table: Table, prompt: str, reference: str, summaries: bool, where: str) -> Columns:
@@ -86,8 +123,40 @@ def find(table: Table, prompt: str, reference: str, summaries: bool, where: str)
     return Columns(found, None if reference == NONE else reference, summaries)
 
 
+def find_pairs(table: Table, given: dict[str, str], summaries: bool, where: str) -> PairColumns:
+    """Finds the columns of a preference set.
+
+    Args:
+      table: the split that is trained on.
+      given: prompt_column, chosen_column and rejected_column; empty: as `find`, or as PREFERENCES.
+      summaries, where: as `find`.
+
+    Raises:
+      InputError: a column is missing.
+    """
+    present = table.columns | _with_info(table.rows[0]).keys()
+    names = []
+    for field, default in PREFERENCES.items():
+        name = given[field] or default
+        if name not in table.columns:
+            why = "" if given[field] else f", as it has no {default!r}"
+            raise InputError(f"config.task.{field}={given[field]!r}: valid is one of "
+                             f"{sorted(table.columns)}, the columns of {where}{why}")  # fmt: skip
+        names.append(name)
+    prompt = given["prompt_column"]
+    if prompt or _first(PROMPTS, present) or present.issuperset(POST):
+        return PairColumns(find(table, prompt, NONE, summaries, where), names[0], names[1], summaries)
+    return PairColumns(None, names[0], names[1], summaries)
+
+
 def _first(known: Sequence[str], present: set[str]) -> str | None:
     return next((name for name in known if name in present), None)
+
+
+def _summary(text: str) -> str:
+    for mark in _MARKS:
+        text = text.replace(mark, "")
+    return text.strip() and f" {text.strip()}"
 
 
 def _with_info(row: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ _FIELDS: dict[str, Any] = dict(
     subset="",  # of that data set, where it has several
     prompt_column="",  # empty: one of the columns known below
     reference_column="",  # empty: one of those known, or none; 'none': none
+    chosen_column="",  # of a preference set; empty: 'chosen'
+    rejected_column="",  # empty: 'rejected'
     prompt_length=1024,  # tokens; longer prompts are dropped
     response_length=512,  # tokens, EOS included
     num_train=0,  # 0: all that is left
@@ -74,10 +76,11 @@ def load(config_task: Any, tokenizer: Tokenizer, cache_dir: str | Path | None = 
     Raises:
       InputError: an unknown name, no data, a column that is missing, too few prompts.
     """
-    cfg = _config(config_task)
-    train, heldout = _train_and_heldout(_read(cfg, Path(cache_dir) if cache_dir is not None else None))
+    cfg = fields(config_task)
+    keep = columns.KNOWN | {cfg["prompt_column"], cfg["reference_column"]}
+    train, heldout = read(cfg, keep, cache_dir)
     found = columns.find(
-        train, cfg["prompt_column"], cfg["reference_column"], cfg["name"] == "tldr", _where(cfg)
+        train, cfg["prompt_column"], cfg["reference_column"], cfg["name"] == "tldr", cfg["where"]
     )
     task = Task(
         name=cfg["name"], tokenizer=tokenizer.backend, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id,
@@ -96,8 +99,12 @@ def load(config_task: Any, tokenizer: Tokenizer, cache_dir: str | Path | None = 
     )
 
 
-def _config(given: Any) -> dict[str, Any]:
-    """The fields of `DEFAULTS`, as given or by default, checked."""
+def fields(given: Any) -> dict[str, Any]:
+    """The fields of `DEFAULTS`, as given or by default, checked; `name`, and `where` the data is, in words.
+
+    Raises:
+      InputError: naming the first field that cannot work.
+    """
     name = given.get("name", "")
     if name not in DEFAULTS:
         raise InputError(f"config.task.name={name!r}: valid is one of {tuple(DEFAULTS)}")
@@ -110,24 +117,36 @@ def _config(given: Any) -> dict[str, Any]:
             raise InputError(f"config.task.{field}={value!r}: valid is a text")
     if not cfg["path"] and not cfg["dataset"]:
         raise InputError("config.task.path='': valid is a file or folder of jsonl or parquet")
-    return cfg | dict(name=name)
+    source = "path" if cfg["path"] else "dataset"
+    return cfg | dict(name=name, where=f"config.task.{source}={cfg[source]!r}")
 
 
-def _read(cfg: dict[str, Any], cache_dir: Path | None) -> dict[str, Table]:
-    keep = columns.KNOWN | {cfg["prompt_column"], cfg["reference_column"]}
+def read(
+    cfg: dict[str, Any], keep: Container[str], cache_dir: str | Path | None = None
+) -> tuple[Table, Table]:
+    """The rows to train on, and those of the data's own test split, where there is one.
+
+    Args:
+      cfg: as `fields` gives them.
+      keep: columns that are wanted.
+      cache_dir: as `load`.
+
+    Raises:
+      InputError: no data, or none that can be read.
+    """
     if cfg["path"]:
         splits = sources.read_path(cfg["path"], keep)
     else:
-        splits = sources.read_hub(cfg["dataset"], cfg["subset"], keep, cache_dir)
+        splits = sources.read_hub(cfg["dataset"], cfg["subset"], keep, Path(cache_dir) if cache_dir else None)
     splits = {name: table for name, table in splits.items() if table.rows}
     if not splits:
-        raise InputError(f"{_where(cfg)}: holds no row")
-    return splits
+        raise InputError(f"{cfg['where']}: holds no row")
+    return _train_and_heldout(splits)
 
 
-def _where(cfg: dict[str, Any]) -> str:
-    field = "path" if cfg["path"] else "dataset"
-    return f"config.task.{field}={cfg[field]!r}"
+def prompt_key(seed: int, prompt: str) -> bytes:
+    """What prompts are ordered by: the same for every order of the rows, on every machine."""
+    return hashlib.blake2b(f"{seed}\0{prompt.strip()}".encode(), digest_size=16).digest()
 
 
 def _train_and_heldout(splits: dict[str, Table]) -> tuple[Table, Table]:
@@ -180,8 +199,7 @@ class _Choice:
             elif self.found.reference and not reference.strip():
                 self.dropped["without a reference"] += 1
             else:
-                key = hashlib.blake2b(f"{seed}\0{prompt.strip()}".encode(), digest_size=16).digest()
-                rows.append((key, prompt, reference))
+                rows.append((prompt_key(seed, prompt), prompt, reference))
         pool: dict[bytes, Pair] = {}
         for key, *pair in sorted(rows):  # of equal prompts the same one stays, whatever the rows' order
             pool.setdefault(key, (pair[0], pair[1]))
@@ -207,5 +225,5 @@ class _Choice:
 
     def _too_few(self, field: str, most: int) -> InputError:
         at = f"config.task.{field}={self.cfg[field]}"
-        return InputError(f"{at}: valid is at most {max(most, 0)}, what {_where(self.cfg)} leaves "
+        return InputError(f"{at}: valid is at most {max(most, 0)}, what {self.cfg['where']} leaves "
                           f"(dropped: {self.said()})")  # fmt: skip

@@ -1,0 +1,75 @@
+"""A reward model trained on eight devices equals one device's."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MESHES = [dict(data=2, fsdp=2, tensor=2)]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_training_on_a_mesh_equals_one_devices(mesh):
+    """In a process of its own, since the number of devices is fixed when JAX starts."""
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+    }
+    run = subprocess.run(
+        [sys.executable, __file__, json.dumps(mesh)],
+        env=env, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "8 devices agree" in run.stdout
+
+
+def main(axes):
+    import jax
+    import numpy as np
+    from helpers import rewarder
+    from ml_collections import ConfigDict
+
+    from sea_jax import rm
+    from sea_jax.oracles.reward_model import RewardModelOracle
+    from sea_jax.runtime.mesh import make_mesh
+    from sea_jax.tasks.preferences import Pair
+
+    assert jax.device_count() == 8
+    model, params = rewarder("pythia", vocab_size=16, width=16, num_heads=2, mlp_width=16, max_length=64)
+    rng = np.random.default_rng(0)
+    word = lambda: "".join(rng.choice(list("abcdefghijklmnop"), rng.integers(1, 12)))  # noqa: E731
+    pairs = [Pair(word(), word(), word()) for _ in range(64)]
+    encode = lambda xs, ys: [[ord(c) - ord("a") for c in x + y] for x, y in zip(xs, ys, strict=True)]  # noqa: E731
+    config = ConfigDict(dict(steps=4, batch_size=32, learning_rate=1e-3, micro_batch=16))
+    trained, measured = [], []
+    for mesh in (make_mesh(), make_mesh(**axes)):
+        tokens = rm.tokens(encode, pairs)
+        after = rm.train(config, tokens, model, params, jax.random.key(0), mesh, progress=False)
+        measured.append(
+            RewardModelOracle(model, after, encode, 16, mesh).rewards(
+                *zip(*[p[:2] for p in pairs], strict=True)
+            )
+        )
+        trained.append(after)
+    kernel = trained[1]["layers"]["up"]["kernel"]  # [2, 16, 16]
+    parts = (2, 16 // axes.get("fsdp", 1), 16 // axes.get("tensor", 1))
+    assert {s.data.shape for s in kernel.addressable_shards} == {parts}
+    for after in trained:  # the gradient of a key's bias is 0 but for rounding, of which Adam makes steps
+        bias = np.array(after["layers"]["qkv"]["bias"])  # [N, H, (query, key, value), D]
+        bias[:, :, 1] = 0
+        after["layers"]["qkv"]["bias"] = bias
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *trained)
+    np.testing.assert_allclose(*measured, atol=1e-5)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, trained[0])
+    assert min(jax.tree.leaves(moved)) > 1e-4
+    print("8 devices agree")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
