@@ -14,13 +14,14 @@ from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS
 from sea_jax.models.convert import CLASSES
 from sea_jax.models.remat import POLICIES
+from sea_jax.oracles import connect
 from sea_jax.oracles.labels import MODES
 from sea_jax.runtime.mesh import is_main
 from sea_jax.tasks.protocol import SPLITS, Task
 from sea_jax.tasks.tokenizer import CHAT
 
 # Fields that a later call on the same work directory may change: they add runs, and alter none.
-FREE_FIELDS = ("methods", "num_seeds", "cache_dir", "progress")
+FREE_FIELDS = ("methods", "num_seeds", "cache_dir", "progress", *connect.FREE_FIELDS)
 REWARD_CLASSES = [name for heads in CLASSES.values() for name, head in heads.items() if head]
 DTYPES = ("float32", "bfloat16")
 OVERRIDABLE = ("train", "ensemble", "sea")  # all else is shared by the methods of an experiment
@@ -110,8 +111,10 @@ def validate_parts(config, supervised_only: bool = False) -> None:
 
 def _validate_oracle(config, text: bool) -> None:
     """Of the oracle's model only config.json is read."""
-    one_of(config, "oracle.kind", ("reward_model",) if text else ("task", "reward_model"))
-    if config.oracle.kind == "task":
+    one_of(config, "oracle.kind", (*(() if text else ("task",)), "reward_model", *connect.KINDS))
+    if config.oracle.kind in connect.KINDS:
+        connect.validate(config)
+    if config.oracle.kind != "reward_model":
         return
     one_of(config, "oracle.dtype", DTYPES)
     one_of(config, "oracle.chat", CHAT)
