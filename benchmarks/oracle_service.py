@@ -32,7 +32,7 @@ CLIENTS = (1, 8, 64)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="", help="folder, or mini_tldr; by default the reward model above")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, after one untimed")
     parser.add_argument("--rounds", type=int, default=2)

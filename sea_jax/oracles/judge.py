@@ -84,11 +84,12 @@ class Judge:
         self._openai, self._model, self._seed = openai, model, seed
         self._bounds, self._prices, self._share = bounds or Bounds(), prices or Prices(), share
         # Retries are ours, so that every call is counted. A server of one's own may want no key.
-        key = os.environ.get("OPENAI_API_KEY", "none")
+        key = os.environ.get("OPENAI_API_KEY") or "none"
         self._client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=0)
         self._pace, self._lock = Pace(per_minute), threading.Lock()
         self._what, self._per_minute = f"judge {model} at {base_url}", per_minute
-        self._counts = dict.fromkeys(("calls", "retries", "unreadable", "tokens_read", "tokens_written"), 0)
+        names: tuple[str, ...] = ("calls", "retries", "unreadable", "tokens_read", "tokens_written")
+        self._counts: dict[str, int] = dict.fromkeys(names, 0)
 
     def answers(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Answers:
         """P(first ≻ second | x) where the judge's answer could be read."""
@@ -143,6 +144,8 @@ class Judge:
             nonlocal tries
             tries += 1
             self._pace.wait(stop)
+            if stop.is_set():  # nobody waits for what this call would cost
+                raise ServiceError(f"{self._what}: given up, since another request failed")
             self._count(calls=1, retries=int(again or tries > 1))
             return self._ask(text, min(self._bounds.timeout_s, left))
 
@@ -169,7 +172,7 @@ class Judge:
                 raise Retry(f"status {status}: {error.message}", after_s=_after(error)) from None
             hint = "; the key is the environment's OPENAI_API_KEY" if status in (401, 403) else ""
             raise ServiceError(f"{self._what}: status {status}: {error.message}{hint}") from None
-        except ValueError:  # a body that is no JSON
+        except (ValueError, self._openai.APIError):  # a body that is no JSON, or none of the API's
             return None
 
     def _count(self, **more: int) -> None:

@@ -62,7 +62,7 @@ def read_request(body: bytes) -> Request:
         raise Refusal("input", f"ask={ask!r}; valid: one of {tuple(TEXTS)}")
     if type(seed) is not int or seed < 0:
         raise Refusal("input", f"seed={seed!r}; valid: a whole number of at least 0")
-    texts = tuple(message.get(name) for name in TEXTS[ask])
+    texts: tuple[Any, ...] = tuple(message.get(name) for name in TEXTS[ask])
     for name, column in zip(TEXTS[ask], texts, strict=True):
         if not isinstance(column, list) or not all(isinstance(text, str) for text in column):
             raise Refusal("input", f"{name}: valid is a list of texts")

@@ -43,7 +43,7 @@ _DEVICES = flags.DEFINE_list(
     "devices", [], "GPUs by number, one a worker; then there are as many workers as devices."
 )
 _BATCH = flags.DEFINE_integer("max_batch", 32, "Requests that a worker takes at once; 1: no batching.", 1)
-_WAIT = flags.DEFINE_integer("max_wait_ms", 5, "Milliseconds that a first request waits for others.", 1)
+_WAIT = flags.DEFINE_integer("max_wait_ms", 1, "Milliseconds that a first request waits for others.", 1)
 _TIMEOUT = flags.DEFINE_float("timeout_s", 20.0, "Seconds that a request may wait and be computed.", 0.1)
 _TEXTS = flags.DEFINE_integer("batch_size", 8, "Texts that the model reads at once.", 1)
 _LONGEST = flags.DEFINE_integer("longest", 0, "Tokens of the longest text; 0: the model's context.", 0)

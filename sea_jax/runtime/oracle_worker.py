@@ -85,11 +85,9 @@ class Scorer:
         if not compare_digest(request.token.encode(), self._token.encode()) and self._token:
             raise wire.Refusal("token", "the token is not the service's")
         embedded = self._settings.embedded
-        only = embedded and embedded[1]
-        if only and request.seed != int(only):
-            raise wire.Refusal(
-                "input", f"seed={request.seed}; valid: {only}, as the service holds {embedded[0]}"
-            )
+        if embedded and embedded[1] and request.seed != int(embedded[1]):
+            said = f"seed={request.seed}; valid: {embedded[1]}, as the service holds {embedded[0]}"
+            raise wire.Refusal("input", said)
 
     def _together(self, oracle: BradleyTerryOracle, requests: list[wire.Request]) -> list[bytes]:
         """All texts in one call; where one of them cannot be read, each request by itself."""

@@ -85,7 +85,7 @@ FAULTS = {
     "garbage": lambda request, good: b"<html>Bad gateway</html>",
     "half an answer": lambda request, good: good[:-3],
     "nothing": lambda request, good: b"",
-    "another's answer": lambda request, good: wire.pack_answer("other", probability=[0.5], rewards=[0.5]),
+    "another's answer": lambda request, good: wire.pack_answer("other", **{request.ask: [0.5] * len(request.texts[0])}),
     "NaN": lambda request, good: wire.pack_answer(request.id, **{request.ask: [np.nan] * len(request.texts[0])}),
     "infinity": lambda request, good: wire.pack_answer(request.id, **{request.ask: [np.inf] * len(request.texts[0])}),
     "one too few": lambda request, good: wire.pack_answer(request.id, **{request.ask: [0.5] * (len(request.texts[0]) - 1)}),
