@@ -20,11 +20,18 @@ def get_config() -> ConfigDict:
 
     config.task = ConfigDict(dict(name="mini_tldr", oracle_seed=0))
     config.oracle = ConfigDict(
-        # kind: "task" is the task's hidden reward; "reward_model" that of a folder in Hugging Face's layout.
+        # kind: "task" is the task's hidden reward; "reward_model" that of a folder in Hugging Face's layout;
+        # "remote" a service (sea_jax/runtime/oracle_service.py) at url; "judge" a language model, so named,
+        # at base_url in OpenAI's API, with its prices in US dollars for a million tokens, 0 where unknown.
         # chat: whether it reads texts as its tokenizer's template writes them ("auto": if there is one).
         dict(
             kind="task", folder="", dtype="float32", chat="auto", batch_size=64, labels="threshold",
             flip_probability=0.0,
+            url="http://127.0.0.1:8000", base_url="", model="", price_in=0.0, price_out=0.0,
+            # Seconds for an attempt, and for a request with all its attempts; answers that are none before it
+            # is given up; requests at once, comparisons in a request to a service, calls a minute (0: any).
+            timeout_s=30.0, patience_s=300.0, attempts=3, in_flight=8, request_size=16,
+            requests_per_minute=0.0,
         )
     )  # fmt: skip
     # folder: a starting policy in Hugging Face's layout; empty: trained here, of the shape that follows.

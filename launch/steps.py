@@ -175,9 +175,9 @@ class Experiment:
         return unflatten_dict(params, sep="/")
 
     def _oracle(self) -> Any:
-        """A reward model's parameters, as `reward_model.load` places them; the embedded task has none."""
+        """A reward model's parameters, as `reward_model.load` places them; other oracles have none here."""
         cfg = self.config.oracle
-        if cfg.kind == "task":
+        if cfg.kind != "reward_model":
             return ()
         dtype = jnp.dtype(cfg.dtype).type
         model = shape_of("oracle.folder", cfg.folder, dtype=dtype).build()

@@ -1,4 +1,4 @@
-"""Algorithm 2 as three pure functions: `propose` (lines 5-7), `assign_labels` (8), `update` (9-10).
+"""Algorithm 2 as pure functions: `propose` (lines 5-7), `drop` and `assign_labels` (8), `update` (9-10).
 
 No I/O here; the host loop in `train.py` samples, asks the oracle and calls these.
 """
@@ -95,6 +95,20 @@ def propose(
     query &= ~clash
     over = query & (jnp.cumsum(query) > remaining)
     return duel._replace(query_oracle=query & ~over, clash=clash | over)
+
+
+def drop(duel: Duel, answered: Array) -> Duel:
+    """A duel that the oracle left without an answer teaches nothing, as a clash does (line 8).
+
+    Args:
+        duel: of this step.
+        answered: [B] bool; read only where duel.query_oracle.
+
+    Returns:
+        Duel in which the others are as they were; of a dropped duel no label was bought.
+    """
+    dropped = duel.query_oracle & ~answered
+    return duel._replace(query_oracle=duel.query_oracle & ~dropped, clash=duel.clash | dropped)
 
 
 def assign_labels(

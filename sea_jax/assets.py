@@ -17,10 +17,10 @@ from sea_jax.evaluate import EvalSet, greedy_responses
 from sea_jax.models import Decoder, PythiaConfig
 from sea_jax.models.generate import make_sampler
 from sea_jax.models.params import cast_matrices
-from sea_jax.oracles import reward_model
+from sea_jax.oracles import connect, reward_model
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.ranker import Ranker
-from sea_jax.runtime.mesh import fetch, make_mesh
+from sea_jax.runtime.mesh import fetch, from_main, make_mesh
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.protocol import Task
@@ -58,6 +58,7 @@ def prepare(config, cache_folder: Path, task: Task) -> Assets:
         Assets on the config's mesh.
     """
     mesh = make_mesh(**config.mesh)
+    oracle = make_oracles(config, mesh)  # first: one that cannot be reached is found out before training
     folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
     model, params = load_policy(config, folder, mesh)
     ref_params = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)
@@ -72,7 +73,7 @@ def prepare(config, cache_folder: Path, task: Task) -> Assets:
         task=task, model=model, ref_params=ref_params,
         initial_params=lambda: load_policy(config, folder, mesh)[1],
         backbone=backbone, family_heads=family_heads, eval_set=eval_set, pairs=pairs,
-        pair_features=pair_features, mesh=mesh, oracle=make_oracles(config, mesh), sampler=sampler,
+        pair_features=pair_features, mesh=mesh, oracle=oracle, sampler=sampler,
     )  # fmt: skip
 
 
@@ -88,8 +89,10 @@ def make_samplers(config, task: Task, model: Decoder, mesh: Mesh) -> Callable[..
     return sampler
 
 
-def make_oracles(config, mesh: Mesh) -> Callable[[int], BradleyTerryOracle]:
+def make_oracles(config, mesh: Mesh) -> Callable[[int], Any]:
     """An oracle for every oracle seed; a reward model is one and the same for all."""
+    if config.oracle.kind in connect.KINDS:
+        return connect.oracles(config, from_main)
     if config.oracle.kind == "reward_model":
         oracle = reward_model.load(config.oracle, mesh)
         return lambda seed: oracle

@@ -15,13 +15,14 @@ from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import ALONE, METHODS
 from sea_jax.models.convert import CLASSES
 from sea_jax.models.remat import POLICIES
+from sea_jax.oracles import connect
 from sea_jax.oracles.labels import MODES
 from sea_jax.runtime.mesh import is_main
 from sea_jax.tasks.protocol import SPLITS, Task
 from sea_jax.tasks.tokenizer import CHAT
 
 # Fields that a later call on the same work directory may change: they add runs, and alter none.
-FREE_FIELDS = ("methods", "num_seeds", "cache_dir", "progress")
+FREE_FIELDS = ("methods", "num_seeds", "cache_dir", "progress", *connect.FREE_FIELDS)
 REWARD_CLASSES = [name for heads in CLASSES.values() for name, head in heads.items() if head]
 DTYPES = ("float32", "bfloat16")
 OVERRIDABLE = ("train", "ensemble", "sea")  # all else is shared by the methods of an experiment
@@ -106,8 +107,10 @@ def validate_oracle(config) -> None:
     one_of(config, "oracle.labels", MODES)
     flip = config.oracle.flip_probability
     require(0 <= flip <= 1, "oracle.flip_probability", flip, "in [0, 1]")
-    one_of(config, "oracle.kind", ("reward_model",) if is_text(config) else ("task", "reward_model"))
-    if config.oracle.kind == "task":
+    one_of(config, "oracle.kind", (*(() if is_text(config) else ("task",)), "reward_model", *connect.KINDS))
+    if config.oracle.kind in connect.KINDS:
+        connect.validate(config)
+    if config.oracle.kind != "reward_model":
         return
     one_of(config, "oracle.dtype", DTYPES)
     one_of(config, "oracle.chat", CHAT)

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend."""
+"""The errors that are told in one line: what the user can mend, and what another service did not do."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,12 @@ class InputError(ValueError):
 
     Its message is one line that names the field or file, its value and what is valid. `main` prints
     it and no traceback; any other ValueError is a mistake of the code, and keeps its traceback.
+    """
+
+
+class ServiceError(RuntimeError):
+    """A service that a run needs did not do its part within its bound.
+
+    Its message is one line that names what was awaited, for how long, and what came instead; `main` prints
+    it and no traceback.
     """

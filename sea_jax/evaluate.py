@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from sea_jax.ensemble import heads
+from sea_jax.oracles import protocol
 from sea_jax.runtime.mesh import fetch
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Params
@@ -81,22 +82,26 @@ def evaluate_policy(
     """Win rate against the starting policy and the references. Buys no label.
 
     Args:
-        oracle: the preference oracle; its probabilities are read, not counted.
+        oracle: the preference oracle; its probabilities are read, not counted. What it leaves without an
+            answer is left out.
         mode: as `wins`.
         data: the prompts and opponents.
         responses: N texts, one a prompt.
         mean_length: tokens.
 
     Returns:
-        Metrics; `_se` is the standard error over prompts.
+        Metrics; `_se` is the standard error over prompts. Not a number where nothing was answered.
     """
     metrics = {"eval/mean_length": mean_length}
     for name, opponent in (("sft", data.sft), ("reference", data.references)):
         if not opponent:
             continue
-        won = wins(oracle.probability(data.prompts, responses, opponent), mode)
-        metrics[f"eval/win_rate_{name}"] = float(won.mean())
-        metrics[f"eval/win_rate_{name}_se"] = float(won.std(ddof=1) / np.sqrt(len(won)))
+        probability, answered = protocol.ask(oracle, data.prompts, responses, opponent)
+        won = wins(probability[answered], mode)
+        metrics[f"eval/win_rate_{name}"] = _mean(won)
+        metrics[f"eval/win_rate_{name}_se"] = (
+            float(won.std(ddof=1) / np.sqrt(len(won))) if len(won) > 1 else np.nan
+        )
     if hasattr(oracle, "rewards"):
         metrics["eval/reward"] = float(oracle.rewards(data.prompts, responses).mean())
     return metrics
@@ -138,6 +143,11 @@ def ensemble_accuracy(params: Params, features: Array) -> dict[str, float]:
     rewards = heads.rewards(params, features)
     probability = fetch(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
     return {
-        "ensemble/accuracy_heldout": float((probability > 0.5).mean()),
-        "ensemble/nll_heldout": float(-np.log(np.maximum(probability, 1e-6)).mean()),
+        "ensemble/accuracy_heldout": _mean(probability > 0.5),
+        "ensemble/nll_heldout": _mean(-np.log(np.maximum(probability, 1e-6))),
     }
+
+
+def _mean(values: np.ndarray) -> float:
+    """Not a number where there is none: a judge may leave every comparison without an answer."""
+    return float(values.mean()) if values.size else np.nan

@@ -6,7 +6,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sea_jax.command import fail, parse, read_config
-from sea_jax.errors import InputError
+from sea_jax.errors import InputError, ServiceError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.", required=True)
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
         print(experiment.run(config, _WORKDIR.value))
-    except (InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError, ServiceError) as error:
         fail(error)
 
 

@@ -57,6 +57,10 @@ def load(
                 f"samples differ; in none of {size} pairs they do"
             )
         found.append(label(labeller, duels, 2 * config.rm.seed + i))
+        if not found[-1]:
+            raise InputError(
+                f"config.oracle.kind={config.oracle.kind!r}: none of {len(duels)} pairs got an answer"
+            )
     return found[0], found[1], labeller.num_queries
 
 
@@ -104,9 +108,13 @@ def distinct(drawn: Sequence[Pair], length: Length, longest: int) -> list[Pair]:
 
 
 def label(labeller: Labeller, duels: Sequence[Pair], seed: int) -> list[Pair]:
-    """Buys a label for each pair, and turns round those whose second response is preferred."""
-    prefers_first = labeller.label(*zip(*duels, strict=True), rng_seed=seed)
+    """Buys a label for each pair, and turns round those whose second response is preferred.
+
+    A pair that the oracle leaves without an answer is left out.
+    """
+    prefers_first, answered = labeller.label(*zip(*duels, strict=True), rng_seed=seed)
     return [
         pair if first else Pair(pair.prompt, pair.rejected, pair.chosen)
-        for pair, first in zip(duels, prefers_first, strict=True)
+        for pair, first, has_label in zip(duels, prefers_first, answered, strict=True)
+        if has_label
     ]

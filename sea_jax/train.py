@@ -3,7 +3,7 @@
 3   receive prompts x_t                                   tasks/, grain
 4   sample M responses from the latest policy             models/generate.py
 5-7 score them under the ensemble, choose the duels       algorithm.propose
-8   ask the oracle, or let a sampled head decide          oracles/, algorithm.assign_labels
+8   ask the oracle, or let a sampled head decide          oracles/, algorithm.drop, assign_labels
 9   update the ensemble on D_t                            algorithm.update
 10  update the policy on B_t                              algorithm.update
 """
@@ -27,7 +27,8 @@ from sea_jax.assets import Assets
 from sea_jax.ensemble import heads
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS, Method
-from sea_jax.oracles.labels import Labeller
+from sea_jax.oracles import protocol
+from sea_jax.oracles.labels import Labeller, Labels
 from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime.mesh import fetch
 from sea_jax.runtime.metrics import MetricWriter
@@ -92,8 +93,10 @@ class Run:
                 last = None
         bar.close()
         if done < budget:
-            said = "%s: ended after %d of %d queries, since %d steps in a row had only equal responses"
-            logging.warning(said, self.name, done, budget, idle)
+            said = "%s: ended after %d of %d queries, since %d steps in a row had only equal responses%s"
+            dropped = self.labeller.num_dropped
+            also = f", or duels that the oracle left without an answer ({dropped} in all)" if dropped else ""
+            logging.warning(said, self.name, done, budget, idle, also)
         assert int(self.state.num_queries) == self.labeller.num_queries == done
 
     def _step(self, step: int, done: int, writer: MetricWriter, last: Step | None) -> Step:
@@ -117,12 +120,13 @@ class Run:
         jax.block_until_ready(duel)
         selected = time.perf_counter()
 
-        prefers_first, shown = self._ask(step, texts, candidates, duel)  # 8
+        labels, shown = self._ask(step, texts, candidates, duel)  # 8
         labelled = time.perf_counter()
-        batch = assign_labels(keys.label, rewards, prompts, candidates, duel, prefers_first)
+        duel = drop(duel, labels.answered)
+        batch = assign_labels(keys.label, rewards, prompts, candidates, duel, labels.prefers_first)
         batch = mesh_lib.split(self.assets.mesh, batch)
         self.state, metrics = update(self.learner, self.state, self.assets.ref_params, batch)  # 9, 10
-        metrics |= self._online(prompts, texts, shown)
+        metrics |= self._online(prompts, texts, shown) | self.labeller.metrics()
         if self.method.active:
             metrics["duel/distinct_responses"] = count_distinct(candidates)
         seconds = dict(
@@ -164,30 +168,35 @@ class Run:
 
     def _ask(
         self, step: int, texts: list[str], candidates: Candidates, duel: Duel
-    ) -> tuple[np.ndarray, dict[int, list[str]]]:
+    ) -> tuple[Labels, dict[int, list[str]]]:
         """Buys the labels of this step's duels, and no other.
 
         Returns:
-            [B] bool, False where none is bought; the pair of responses shown, by row of the batch.
+            Labels [B], False where none is bought; the pair of responses shown, by row of the batch.
         """
         duel, tokens, mask = fetch((duel, candidates.tokens, candidates.mask))
         rows = np.flatnonzero(duel.query_oracle)
         pair = np.stack([duel.first, duel.second], 1)[rows]
         at = (rows[:, None], pair)
         pairs = self._texts(tokens[at], mask[at])
-        labels = self.labeller.label(
+        bought = self.labeller.label(
             [texts[row] for row in rows], [y for y, _ in pairs], [y for _, y in pairs],
             rng_seed=self.seed * 1_000_003 + step,
         )  # fmt: skip
-        answer = np.zeros(len(texts), bool)
-        answer[rows] = labels
-        return answer, dict(zip(rows.tolist(), pairs, strict=True))
+        labels = Labels(np.zeros(len(texts), bool), np.zeros(len(texts), bool))
+        for whole, part in zip(labels, bought, strict=True):
+            whole[rows] = part
+        return labels, dict(zip(rows.tolist(), pairs, strict=True))
 
     def _online(
         self, prompts: PromptBatch, texts: list[str], shown: dict[int, list[str]]
     ) -> dict[str, float]:
-        """Win rate of what the oracle was shown, in this step and in all so far; buys no label."""
-        if not shown or not self.assets.task.references["train"]:
+        """Win rate of what the oracle was shown, in this step and in all so far; buys no label.
+
+        A judge is not asked: two comparisons more for each duel would cost three times as much.
+        """
+        judged = isinstance(self.oracle, protocol.PartialOracle)
+        if not shown or judged or not self.assets.task.references["train"]:
             return {}
         rows, references = list(shown), self.assets.task.references["train"]
         won = evaluate.duel_wins(
@@ -252,8 +261,10 @@ class Run:
     def ordered_pairs(self) -> Array:
         """The held-out pairs' features [N, 2, E] with the response that the oracle prefers first."""
         pairs, features = self.assets.pairs, self.assets.pair_features
-        first_wins = self.oracle.probability(pairs.prompts, pairs.sft, pairs.references) > 0.5
-        return jnp.where(jnp.asarray(first_wins)[:, None, None], features, features[:, ::-1])
+        probability, answered = protocol.ask(self.oracle, pairs.prompts, pairs.sft, pairs.references)
+        if not answered.all():
+            probability, features = probability[answered], features[np.flatnonzero(answered)]
+        return jnp.where(jnp.asarray(probability > 0.5)[:, None, None], features, features[:, ::-1])
 
     def _best_of(self, step: int) -> dict[str, float]:
         """Best-of-N inference (Sec. 6.2): the sample whose mean reward over the ensemble is highest."""
@@ -294,6 +305,7 @@ class Run:
 
 
 propose = jax.jit(algorithm.propose, static_argnames=("strategy", "gamma", "gamma_mode", "synthetic_pairs"))
+drop = jax.jit(algorithm.drop)
 assign_labels = jax.jit(algorithm.assign_labels)
 update = jax.jit(algorithm.update, static_argnums=0, donate_argnums=1)
 member_rewards = jax.jit(heads.rewards)

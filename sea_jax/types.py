@@ -53,7 +53,7 @@ class Duel(NamedTuple):
     first: Array  # [B] int32, y_t
     second: Array  # [B] int32, y'_t
     query_oracle: Array  # [B] bool, True: the oracle labels; False: a sampled head does
-    clash: Array  # [B] bool, True: equal responses, or the budget is spent; nothing is learned
+    clash: Array  # [B] bool, True: equal responses, no answer, or the budget is spent; nothing is learned
 
 
 class PreferenceBatch(NamedTuple):

@@ -200,6 +200,17 @@ def test_labels_are_the_oracles_or_the_drawn_heads():
         np.testing.assert_array_equal(batch.weight, np.where(clash, 0.0, 1.0))
 
 
+def test_a_dropped_duel_is_a_clash_and_no_query():
+    """By hand: asked and answered, asked in vain, labelled by a head, a clash; nothing else moves."""
+    first, second = np.arange(4), np.arange(1, 5)
+    duel = Duel(first, second, np.array([1, 1, 0, 0], bool), np.array([0, 0, 0, 1], bool))
+    found = jax.jit(algorithm.drop)(duel, np.array([1, 0, 0, 0], bool))
+    np.testing.assert_array_equal(found.query_oracle, [True, False, False, False])
+    np.testing.assert_array_equal(found.clash, [False, True, False, True])
+    np.testing.assert_array_equal(found.first, first)
+    np.testing.assert_array_equal(found.second, second)
+
+
 def test_labelling_heads_are_uniform_and_drawn_for_each_prompt():
     """One head of four prefers y: it wins a quarter of the time, in two prompts independently."""
     rewards = np.zeros((K, B, M), np.float32)

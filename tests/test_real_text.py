@@ -109,7 +109,10 @@ def test_unknown_options(option):
         ({"policy.folder": ""}, "config.policy.folder='': valid is a folder or a hub name"),
         ({"task.chat": "maybe"}, "config.task.chat='maybe': valid is one of"),
         ({"oracle.chat": "maybe"}, "config.oracle.chat='maybe': valid is one of"),
-        ({"oracle.kind": "task"}, "config.oracle.kind='task': valid is one of ('reward_model',)"),
+        (
+            {"oracle.kind": "task"},
+            "config.oracle.kind='task': valid is one of ('reward_model', 'remote', 'judge')",
+        ),
         ({"oracle.folder": ""}, "config.oracle.folder='': valid is a folder"),
         ({"oracle.batch_size": 0}, "config.oracle.batch_size=0: valid is at least 1"),
         ({"oracle.folder": "{files}/policy"}, "valid is a reward model of one number"),

@@ -15,7 +15,9 @@ from sea_jax import config as config_lib
 from sea_jax import evaluate
 from sea_jax.ensemble import heads
 from sea_jax.losses import DAP_LOSSES
+from sea_jax.oracles import protocol
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
+from sea_jax.oracles.labels import Labeller
 from sea_jax.runtime.metrics import MetricWriter
 
 
@@ -165,6 +167,58 @@ def test_one_seed_gives_one_run_to_the_bit_and_another_seed_another(tmp_path):
     )
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert not np.array_equal(first["head"]["kernel"], other["head"]["kernel"])
+
+
+class Hesitant:
+    """A judge that never answers about prompts in `silent`, and always prefers the second response."""
+
+    def __init__(self, silent):
+        self.silent, self.asked = silent, []
+
+    def answers(self, prompts, first, second):
+        self.asked += prompts
+        answered = np.array([x not in self.silent for x in prompts], bool)
+        return protocol.Answers(np.where(answered, 0.0, np.nan), answered)
+
+    def metrics(self):
+        return {"oracle/calls": float(len(self.asked))}
+
+
+def hesitant_run(folder, method, silent, **fields):
+    run = small_run(folder, method, **fields)
+    run.oracle = Hesitant(silent(run.assets.task.prompts["train"]))
+    run.labeller = Labeller(run.oracle)
+    with MetricWriter(folder) as writer:
+        run.loop(writer)
+    return run, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["sea", "passive"])
+def test_a_duel_without_an_answer_is_dropped_and_counted(tmp_path, method):
+    """Two of eight prompts are never answered: no label, no weight, no place in D_t, no query; the budget is
+    spent on the others, and nothing is asked of a judge for the online win rate."""
+    run, metrics = hesitant_run(tmp_path, method, lambda xs: xs[:2], **{"sea.burn_in": 100})
+    assert run.labeller.num_queries == int(run.state.num_queries) == 16
+    assert int(run.state.experience.size) == (16 if method == "sea" else 0)
+    steps = [row for row in metrics if "duel/from_oracle" in row]
+    dropped = np.diff([0, *(row["oracle/dropped"] for row in steps)])
+    assert run.labeller.num_dropped == dropped.sum() > 0
+    for row, n in zip(steps, dropped, strict=True):
+        assert row["duel/from_oracle"] + row["duel/clash"] == 1.0 and row["duel/clash"] >= n / 4
+    assert steps[-1]["oracle/calls"] >= 16 + run.labeller.num_dropped
+    assert not any("duel/win_rate_reference" in row for row in metrics)
+    evaluated = [row for row in metrics if "eval/win_rate_sft" in row]
+    assert [row["eval/win_rate_sft"] for row in evaluated] == [0.0, 0.0]  # of the answered ones
+
+
+def test_a_judge_who_never_answers_ends_the_run_with_no_label(tmp_path, caplog):
+    with caplog.at_level("WARNING", logger="absl"):
+        run, metrics = hesitant_run(tmp_path, "sea", set, **{"train.max_idle_steps": 3})
+    assert run.labeller.num_queries == 0 and run.labeller.num_dropped == 12
+    assert "ended after 0 of 16 queries" in caplog.text and "without an answer (12 in all)" in caplog.text
+    assert [row["eval/win_rate_sft"] for row in metrics if "eval/win_rate_sft" in row] == [None, None]
+    before = run.assets.initial_params()
+    jax.tree.map(np.testing.assert_array_equal, before, run.state.policy.params)
 
 
 def test_a_policy_that_only_repeats_itself_ends_the_run(tmp_path, caplog):

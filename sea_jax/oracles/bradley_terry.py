@@ -7,6 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 
+def preference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """σ(r* − r*'), Eq. 3 of the paper, of rewards [B] each: [B] float64."""
+    margin = np.asarray(first, np.float64) - second
+    # σ through tanh: no overflow at large margins, and exactly 1/2 at a tie.
+    return 0.5 * (1.0 + np.tanh(0.5 * margin))
+
+
 class BradleyTerryOracle:
     """P(y ≻ y' | x) = σ(r*(x, y) − r*(x, y')), Eq. 3 of the paper.
 
@@ -32,6 +39,4 @@ class BradleyTerryOracle:
 
     def probability(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         """P(first ≻ second | x): [B] float64."""
-        margin = self.rewards(prompts, first).astype(np.float64) - self.rewards(prompts, second)
-        # σ through tanh: no overflow at large margins, and exactly 1/2 at a tie.
-        return 0.5 * (1.0 + np.tanh(0.5 * margin))
+        return preference(self.rewards(prompts, first), self.rewards(prompts, second))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,13 @@ from sea_jax.oracles import protocol
 
 MODES = ("threshold", "bernoulli")
 _STREAM = 5_180_417  # keeps these draws apart from any other use of the same seed
+
+
+class Labels(NamedTuple):
+    """What came of B comparisons."""
+
+    prefers_first: np.ndarray  # [B] bool; False where there was no answer
+    answered: np.ndarray  # [B] bool; False: the duel is dropped, and no label was bought
 
 
 class Labeller:
@@ -23,12 +31,13 @@ class Labeller:
       num_queries: comparisons asked before, when a run is resumed.
 
     Attributes:
-      num_queries: comparisons asked so far, in queries.
+      num_queries: labels bought so far, in queries.
+      num_dropped: comparisons that the oracle left without an answer. They are no queries.
     """
 
     def __init__(
         self,
-        oracle: protocol.Oracle,
+        oracle: protocol.Oracle | protocol.PartialOracle,
         mode: str = "threshold",
         flip_probability: float = 0.0,
         num_queries: int = 0,
@@ -40,24 +49,22 @@ class Labeller:
         if num_queries < 0:
             raise ValueError(f"num_queries: {num_queries}, must be at least 0")
         self.num_queries = num_queries
+        self.num_dropped = 0
         self._oracle = oracle
         self._mode = mode
         self._flip_probability = flip_probability
 
     def label(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], rng_seed: int
-    ) -> np.ndarray:
-        """Buys B labels.
+    ) -> Labels:
+        """Buys B labels, or fewer where the oracle leaves comparisons without an answer.
 
-        The B comparisons are counted once the oracle has answered, even if the answer turns out to
-        be unusable; a call that the oracle fails to answer costs nothing.
+        What was answered is counted once, even if the answer turns out to be unusable; a call that
+        fails costs nothing. Where there is no answer there is no label either, least of all a random one.
 
         Args:
           prompts, first, second: B texts each.
           rng_seed: non-negative; the same seed and answer give the same labels.
-
-        Returns:
-          [B] bool, true where `first` is preferred.
 
         Raises:
           ValueError: lengths differ, or the answer is not [B] numbers within [0, 1].
@@ -66,25 +73,31 @@ class Labeller:
             if len(texts) != len(prompts):
                 raise ValueError(f"{name}: {len(texts)} given, must be one per prompt, {len(prompts)}")
         if not len(prompts):
-            return np.zeros(0, bool)
-        answer = self._oracle.probability(prompts, first, second)
-        self.num_queries += len(prompts)
-        probability = _checked(answer, len(prompts))
+            return Labels(np.zeros(0, bool), np.zeros(0, bool))
+        probability, answered = protocol.ask(self._oracle, prompts, first, second)
+        self.num_queries += int(answered.sum())
+        self.num_dropped += int((~answered).sum())
+        probability = _checked(probability, answered)
         # All three are always drawn, so that a label depends on its seed and its own answer only.
         coin, chance, noise = np.random.default_rng([_STREAM, rng_seed]).random((3, len(prompts)))
         if self._mode == "threshold":
             labels = np.where(probability == 0.5, coin < 0.5, probability > 0.5)
         else:
             labels = chance < probability
-        return labels ^ (noise < self._flip_probability)
+        return Labels((labels ^ (noise < self._flip_probability)) & answered, answered)
+
+    def metrics(self) -> dict[str, float]:
+        """Counts of the run so far: what was dropped, and what the oracle says of itself."""
+        own = getattr(self._oracle, "metrics", dict)
+        return {"oracle/dropped": float(self.num_dropped)} | own()
 
 
-def _checked(answer: np.ndarray, size: int) -> np.ndarray:
+def _checked(answer: np.ndarray, answered: np.ndarray) -> np.ndarray:
     probability = np.asarray(answer, np.float64)
-    if probability.shape != (size,):
-        raise ValueError(f"oracle: answer of shape {probability.shape}, must be ({size},)")
+    if probability.shape != answered.shape:
+        raise ValueError(f"oracle: answer of shape {probability.shape}, must be {answered.shape}")
     # A NaN fails both comparisons, so it is caught here too.
-    bad = np.flatnonzero(~((probability >= 0.0) & (probability <= 1.0)))
+    bad = np.flatnonzero(~((probability >= 0.0) & (probability <= 1.0)) & answered)
     if bad.size:
         raise ValueError(f"oracle: probability[{bad[0]}] is {probability[bad[0]]}, must lie in [0, 1]")
     return probability

@@ -34,57 +34,87 @@ class RewardModelOracle(BradleyTerryOracle):
         trained to read them (chat template, end of text).
       batch_size: texts at once; also one text is computed as a batch.
       mesh: what shares parameters and batches; None is the default device.
+      longest: tokens of the longest text that is read; 0 is the model's context.
 
     Raises:
-      InputError: the model has several labels, or `batch_size` is less than 1. `rewards` and `probability`
-        raise it for a text that is empty, longer than the model's context or outside its vocabulary.
+      InputError: the model has several labels, `batch_size` is less than 1, or `longest` beyond the context.
+        `rewards` and `probability` raise it for a text that is empty, too long or outside the vocabulary.
       FloatingPointError: `rewards` and `probability`, where a reward is not finite.
     """
 
     def __init__(
-        self, model: RewardModel, params: Params, encode: Encode, batch_size: int, mesh: Mesh | None = None
-    ):
-        super().__init__(make_reward_fn(model, params, encode, batch_size, mesh))
+        self, model: RewardModel, params: Params, encode: Encode, batch_size: int, mesh: Mesh | None = None,
+        longest: int = 0,
+    ):  # fmt: skip
+        self._rows = RowRewards(model, params, batch_size, mesh, longest)
+        super().__init__(lambda prompts, responses: self._rows(_encoded(encode, prompts, responses)))
+
+    def compile(self) -> list[int]:
+        """Compiles all that will ever be needed, one program for each length; returns the lengths, tokens."""
+        return self._rows.compile()
 
 
-def make_reward_fn(
-    model: RewardModel, params: Params, encode: Encode, batch_size: int, mesh: Mesh | None = None
-) -> Callable[[Sequence[str], Sequence[str]], np.ndarray]:
-    """The reward of a model as a function of texts: B prompts and B responses to [B] float32.
+def _encoded(encode: Encode, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
+    rows = encode(prompts, responses)
+    if len(rows) != len(prompts):
+        raise ValueError(f"encode: {len(rows)} token lists, must be one per text, {len(prompts)}")
+    return rows
+
+
+class RowRewards:
+    """The reward of a model as a function of token lists: B of them to [B] float32.
 
     A text's length alone says how far it is padded (`bucket`), and every batch has `batch_size` rows: at most
     one program is compiled for each bucket, and a reward is the same in any company.
 
     Args and Raises: as `RewardModelOracle`.
     """
-    config = model.config
-    if config.num_labels != 1:
-        raise InputError(f"reward model: num_labels={config.num_labels}; valid: 1")
-    if type(batch_size) is not int or batch_size < 1:
-        raise InputError(f"batch_size={batch_size!r}; valid: a whole number of at least 1")
-    params = cast_matrices(params, config.trunk.dtype)
-    if mesh is None:
-        params = jax.device_put(params)
-    else:
-        params, model = shard_params(mesh, model, params), gathering(mesh, model)
-    score = jax.jit(lambda params, *batch: model.apply({"params": model.ends(params)}, *batch)[:, 0])
 
-    def reward_fn(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        rows = encode(prompts, responses)
-        if len(rows) != len(prompts):
-            raise ValueError(f"encode: {len(rows)} token lists, must be one per text, {len(prompts)}")
-        _check_tokens(rows, config.vocab_size, config.max_length)
+    def __init__(
+        self, model: RewardModel, params: Params, batch_size: int, mesh: Mesh | None = None, longest: int = 0
+    ):
+        config = model.config
+        if config.num_labels != 1:
+            raise InputError(f"reward model: num_labels={config.num_labels}; valid: 1")
+        if type(batch_size) is not int or batch_size < 1:
+            raise InputError(f"batch_size={batch_size!r}; valid: a whole number of at least 1")
+        if not 0 <= longest <= config.max_length:
+            raise InputError(
+                f"longest={longest}; valid: 1 to the model's context, {config.max_length}, or 0 for it"
+            )
+        params = cast_matrices(params, config.trunk.dtype)
+        if mesh is None:
+            params = jax.device_put(params)
+        else:
+            params, model = shard_params(mesh, model, params), gathering(mesh, model)
+        self._params, self._config, self._size, self._mesh = params, config, batch_size, mesh
+        self._longest = longest or config.max_length
+        self._score = jax.jit(
+            lambda params, *batch: model.apply({"params": model.ends(params)}, *batch)[:, 0]
+        )
+
+    def __call__(self, rows: list[list[int]]) -> np.ndarray:
+        """Rewards [B] float32."""
+        _check_tokens(rows, self._config.vocab_size, self._longest)
         computed = []  # fetched when all are under way
-        for length, indices in _batches(rows, batch_size, config.max_length):
-            batch = padded([rows[i] for i in indices], batch_size, length)
-            computed.append((indices, score(params, *(batch if mesh is None else split(mesh, batch)))))
+        for length, indices in _batches(rows, self._size, self._longest):
+            computed.append((indices, self._start([rows[i] for i in indices], length)))
         rewards = np.zeros(len(rows), np.float32)
         for indices, some in computed:
             rewards[indices] = fetch(some)[: len(indices)]
-        _check_finite(rewards, gated=isinstance(config, GatedRewardConfig))
+        _check_finite(rewards, gated=isinstance(self._config, GatedRewardConfig))
         return rewards
 
-    return reward_fn
+    def compile(self) -> list[int]:
+        """Compiles the program of each bucket; returns the buckets, in tokens."""
+        buckets = sorted({bucket(1 << i, self._longest) for i in range(31)})
+        for length in buckets:
+            jax.block_until_ready(self._start([[0] * length], length))
+        return buckets
+
+    def _start(self, rows: list[list[int]], length: int) -> jax.Array:
+        batch = padded(rows, self._size, length)
+        return self._score(self._params, *(batch if self._mesh is None else split(self._mesh, batch)))
 
 
 def load(config: Any, mesh: Mesh) -> RewardModelOracle:
@@ -92,7 +122,8 @@ def load(config: Any, mesh: Mesh) -> RewardModelOracle:
 
     Args:
         config: folder (in Hugging Face's layout, or a hub name), dtype, batch_size, and chat ('auto', 'yes',
-            'no': whether texts are as the tokenizer's chat template writes them, else prompt, response, EOS).
+            'no': whether texts are as the tokenizer's chat template writes them, else prompt, response, EOS);
+            and longest, if it has that.
         mesh: what shares parameters and batches.
 
     Raises:
@@ -100,7 +131,8 @@ def load(config: Any, mesh: Mesh) -> RewardModelOracle:
     """
     model, params = models.load(config.folder, dtype=jnp.dtype(config.dtype).type)
     tokenizer = load_tokenizer(config.folder, chat=config.chat, vocab_size=model.config.vocab_size)
-    return RewardModelOracle(model, params, make_encode(tokenizer), config.batch_size, mesh)
+    encode, longest = make_encode(tokenizer), getattr(config, "longest", 0)
+    return RewardModelOracle(model, params, encode, config.batch_size, mesh, longest)
 
 
 def make_encode(tokenizer: Tokenizer) -> Encode:

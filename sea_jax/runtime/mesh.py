@@ -6,6 +6,7 @@ Three axes: prompts are split along `data` and `fsdp`, parameters along `fsdp` a
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sea_jax.errors import InputError
+from sea_jax.errors import InputError, ServiceError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # what prompts are split along
@@ -97,6 +98,30 @@ def is_main() -> bool:
     Alone, it is; then JAX is not asked, which would fix the number of devices before `make_mesh` does.
     """
     return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def from_main(compute: Callable[[], np.ndarray], size: int) -> np.ndarray:
+    """What the main process computes, [size] float64, on all processes; the others wait, and do not compute.
+
+    For what must happen once, as asking an oracle.
+
+    Raises:
+        ServiceError: on the others, where it failed; the main process raises its own error.
+    """
+    if not jax.distributed.is_initialized():
+        return compute()
+    failure, words = None, np.zeros(2 * size + 1, np.uint32)  # bits, since JAX would round float64
+    if is_main():
+        try:
+            words[1:] = np.asarray(compute(), np.float64).view(np.uint32)
+        except Exception as error:  # raised below, once the others know
+            failure, words[0] = error, 1
+    words = np.asarray(multihost_utils.broadcast_one_to_all(words, is_source=is_main()))
+    if failure is not None:
+        raise failure
+    if words[0]:
+        raise ServiceError("the main process failed at what it does for all; it says why")
+    return words[1:].astype(np.uint32).view(np.float64)
 
 
 def wait_for_all(what: str) -> None:

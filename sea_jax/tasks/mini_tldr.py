@@ -317,4 +317,6 @@ def draw_reward(seed: int) -> np.ndarray:
 def reward_fn(seed: int) -> Callable[[Sequence[str], Sequence[str]], np.ndarray]:
     """r* of one seed as a function of (prompts, responses), each of B texts, to [B] float32."""
     weights = draw_reward(seed)
-    return lambda prompts, responses: reward_basis_batch(prompts, responses) @ weights
+    # Not a matrix product: its last bits depend on how many rows there are and on which of them one is, and
+    # a reward must be the same in any company, or a service that batches would give other labels.
+    return lambda prompts, responses: (reward_basis_batch(prompts, responses) * weights).sum(-1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sea_jax.oracles import bradley_terry, labels
+from sea_jax.oracles import bradley_terry, labels, protocol
 
 
 class Fixed:
@@ -20,7 +20,7 @@ class Fixed:
 
 def ask(labeller, size, seed=0):
     texts = [""] * size
-    return labeller.label(texts, texts, texts, seed)
+    return labeller.label(texts, texts, texts, seed).prefers_first
 
 
 def test_threshold():
@@ -93,6 +93,47 @@ def test_an_oracle_that_fails_costs_nothing_and_an_unusable_answer_costs_its_que
     with pytest.raises(ValueError):
         ask(labeller, 2)
     assert labeller.num_queries == 2
+
+
+class Hesitant:
+    """Has no answer to some comparisons."""
+
+    def __init__(self, probability, answered):
+        self.reply = protocol.Answers(np.asarray(probability), np.asarray(answered))
+
+    def answers(self, prompts, first, second):
+        return self.reply
+
+
+@pytest.mark.parametrize("mode", labels.MODES)
+def test_what_is_not_answered_gets_no_label(mode):
+    """Half is dropped: neither labelled, not even at random or by a flip, nor bought; the rest as ever."""
+    size = 10_000
+    answered = np.arange(size) % 2 == 0
+    whole = np.where(np.arange(size) % 3 == 0, 0.0, 1.0)
+    labeller = labels.Labeller(Hesitant(np.where(answered, whole, np.nan), answered), mode, 0.5)
+    texts = [""] * size
+    found = labeller.label(texts, texts, texts, 0)
+    np.testing.assert_array_equal(found.answered, answered)
+    assert not found.prefers_first[~answered].any() and found.prefers_first[answered].any()
+    np.testing.assert_array_equal(
+        found.prefers_first[answered], ask(labels.Labeller(Fixed(whole), mode, 0.5), size)[answered]
+    )
+    assert (labeller.num_queries, labeller.num_dropped) == (size // 2, size // 2)
+    assert labeller.metrics() == {"oracle/dropped": size // 2}
+
+
+def test_a_bad_answer_is_not_mistaken_for_none():
+    labeller = labels.Labeller(Hesitant([np.nan, np.nan], [False, True]))
+    with pytest.raises(ValueError, match=r"probability\[1\] is nan"):
+        ask(labeller, 2)
+    assert (labeller.num_queries, labeller.num_dropped) == (1, 1)
+
+
+def test_the_oracles_own_counts_are_passed_on():
+    oracle = Fixed([0.5])
+    oracle.metrics = lambda: {"oracle/calls": 3.0}
+    assert labels.Labeller(oracle).metrics() == {"oracle/dropped": 0.0, "oracle/calls": 3.0}
 
 
 def test_the_texts_reach_the_oracle_in_order():

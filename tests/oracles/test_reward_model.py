@@ -81,7 +81,7 @@ def test_probabilities(llama_reward):
     assert isinstance(oracle, BradleyTerryOracle) and found.dtype == np.float64
     np.testing.assert_allclose(found, sigmoid(a - b), atol=1e-5)
     assert found[3] == 0.5 and np.abs(found - 0.5).max() > 0.2
-    labels = Labeller(oracle).label(prompts, first, second, rng_seed=0)
+    labels = Labeller(oracle).label(prompts, first, second, rng_seed=0).prefers_first
     decided = np.arange(5) != 3
     np.testing.assert_array_equal(labels[decided], (a > b)[decided])
 
@@ -123,6 +123,26 @@ def test_one_program_a_bucket():
         lengths = np.random.default_rng(seed).integers(1, CONTEXT + 1, 11)
         oracle.rewards(*texts(lengths, seed))
     assert sorted(traced) == [(4, 16), (4, 32), (4, 64)]
+
+
+@pytest.mark.parametrize(("longest", "buckets"), [(0, [16, 32, 64]), (40, [16, 32, 40]), (9, [9])])
+def test_everything_can_be_compiled_beforehand(longest, buckets):
+    """Then no text of any length needs another program."""
+    traced = []
+
+    class Counted(RewardModel):
+        def __call__(self, tokens, mask=None):
+            traced.append(tokens.shape)
+            return super().__call__(tokens, mask)
+
+    model, params = rewarder("llama", max_length=CONTEXT)
+    oracle = RewardModelOracle(Counted(model.config), params, encode, 4, longest=longest)
+    assert oracle.compile() == buckets and traced == [(4, length) for length in buckets]
+    rewards = oracle.rewards(*texts(range(1, (longest or CONTEXT) + 1)))
+    assert len(traced) == len(buckets) and rewards.std() > 0.1
+    if longest:
+        with pytest.raises(InputError, match=f"text 0: {longest + 1} tokens; valid: 1 to {longest}"):
+            oracle.rewards(*texts([longest + 1]))
 
 
 def test_nothing_asked_is_nothing_answered(llama_reward):
@@ -171,6 +191,8 @@ def test_what_no_oracle_can_be_made_of(llama_reward):
     model, params = llama_reward
     with pytest.raises(InputError, match="batch_size=0; valid: a whole number of at least 1"):
         RewardModelOracle(model, params, encode, 0)
+    with pytest.raises(InputError, match="longest=65; valid: 1 to the model's context, 64"):
+        RewardModelOracle(model, params, encode, 2, longest=65)
     two = RewardConfig(model.config.trunk, num_labels=2).build()
     with pytest.raises(InputError, match="num_labels=2; valid: 1"):
         RewardModelOracle(two, params, encode, 2)

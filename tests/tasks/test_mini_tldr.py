@@ -342,6 +342,15 @@ def test_reward_is_the_weighted_basis():
     np.testing.assert_allclose(reward, [expected], rtol=1e-5)
 
 
+def test_a_reward_is_the_same_in_any_company(task):
+    """To the bit: a service batches as requests come, and its labels must not depend on that."""
+    reward, prompts, responses = mini_tldr.reward_fn(7), task.prompts["tuning"], task.references["tuning"]
+    together = reward(prompts, responses)
+    for size in (1, 3, 7):
+        parts = [reward(prompts[i : i + size], responses[i : i + size]) for i in range(0, len(prompts), size)]
+        np.testing.assert_array_equal(np.concatenate(parts), together)
+
+
 def test_the_basis_is_fast(task):
     prompts, responses = task.prompts["heldout"], task.references["heldout"]
     mini_tldr.reward_basis_batch(prompts, responses)  # reads the posts

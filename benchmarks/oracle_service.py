@@ -1,0 +1,145 @@
+"""The oracle service under load: throughput and latency, batched against unbatched, in turn on one machine.
+
+    python -m benchmarks.oracle_service
+    python -m benchmarks.oracle_service --model=mini_tldr     # a cheap reward: the service's own cost
+
+A GPT-NeoX reward model of 2 layers, width 128, random weights, fp32, on posts of 40-64 tokens and summaries of
+8-24: texts of 64 and 128 tokens when padded. A client asks about one comparison (two texts) after the other. Both
+services have one worker; unbatched it takes one request at a time and reads its two texts at once, batched up to
+32 requests and `--batch_size` texts at once. The clients are coroutines of this process.
+"""
+
+import argparse
+import asyncio
+import importlib.metadata
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from sea_jax.oracles import wire
+from sea_jax.tasks import mini_tldr
+from sea_jax.tasks import mini_tldr_grammar as grammar
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIENTS = (1, 8, 64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="", help="folder, or mini_tldr; by default the reward model above")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, after one untimed")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--port", type=int, default=18400, help="the first of two")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = args.model or save_model(Path(folder))
+        modes = {
+            "unbatched": ["--max_batch=1", "--batch_size=2"],
+            "batched": ["--max_batch=32", f"--batch_size={args.batch_size}"],
+        }
+        services = []
+        try:
+            for i, flags in enumerate(modes.values()):
+                services.append(start(model, args.port + i, flags))
+            print("| clients | mode | comparisons/s | p50, ms | p99, ms |\n|---|---|---|---|---|", flush=True)
+            for count in CLIENTS:
+                for _ in range(args.rounds):
+                    for i, mode in enumerate(modes):
+                        report(
+                            count, mode, asyncio.run(load(args.port + i, count, args.seconds)), args.seconds
+                        )
+        finally:
+            for service in services:
+                service.terminate()
+                service.wait(30)
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mosec", "jax", "msgpack"))
+    print(f"python {platform.python_version()}, {versions}, {os.cpu_count()} cores")
+
+
+def save_model(folder: Path) -> str:
+    """A reward model of the shape above, with the embedded task's tokenizer."""
+    import jax
+    import jax.numpy as jnp
+
+    from sea_jax import models
+
+    task = mini_tldr.load()
+    trunk = models.PythiaConfig(
+        vocab_size=task.tokenizer.get_vocab_size(), num_layers=2, width=128, num_heads=4, mlp_width=512,
+        max_length=128,
+    )  # fmt: skip
+    model = models.RewardConfig(trunk, padding_idx=0).build()
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    models.save(folder / "reward", model, params, task.tokenizer)
+    return str(folder / "reward")
+
+
+def start(model: str, port: int, flags: list[str]) -> subprocess.Popen:
+    """A service that is ready."""
+    call = [
+        sys.executable, "-m", "sea_jax.runtime.oracle_service", f"--model={model}", f"--port={port}",
+        "--workers=1", *flags,
+    ]  # fmt: skip
+    service = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in service.stdout or []:
+        if " ready at " in line:
+            return service
+    raise RuntimeError(f"the service ended with status {service.wait()}")
+
+
+def requests(number: int = 500) -> list[bytes]:
+    """HTTP requests, each for one comparison of two noisy summaries."""
+    rng, out = random.Random(0), []
+    for i in range(number):
+        post = grammar.make_post(rng)
+        texts = [[post.text], *([grammar.make_demonstration(rng, post)[0]] for _ in range(2))]
+        body = wire.pack_request(str(i), "", "probability", 0, texts)
+        out.append(
+            b"POST /probability HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+        )
+    return out
+
+
+async def load(port: int, count: int, seconds: float) -> list[float]:
+    """Latencies, in seconds, of what ended within the time; `count` clients, each with one request under way."""
+    prepared, latencies = requests(), []
+    begin = time.perf_counter() + 1.0  # untimed before
+    end = begin + seconds
+
+    async def client(first: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for i in range(first, sys.maxsize):
+            sent = time.perf_counter()
+            writer.write(prepared[i % len(prepared)])
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
+            assert head.startswith(b"HTTP/1.1 200"), head
+            size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            wire.read_answer(
+                await asyncio.wait_for(reader.readexactly(size), 60), str(i % len(prepared)), "probability", 1
+            )
+            now = time.perf_counter()
+            if now > end:
+                break
+            if now > begin:
+                latencies.append(now - sent)
+        writer.close()
+
+    await asyncio.gather(*(client(i * 7) for i in range(count)))
+    return latencies
+
+
+def report(count: int, mode: str, latencies: list[float], seconds: float) -> None:
+    p50, p99 = 1000 * np.percentile(latencies, [50, 99])
+    print(f"| {count} | {mode} | {len(latencies) / seconds:,.0f} | {p50:.1f} | {p99:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Of a run on several hosts one process asks the oracle for all: no label is bought twice."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_one_process_asks_for_both(tmp_path):
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
+    port = free_port()
+    group = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tmp_path), str(port), str(i)],
+            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for i, process in enumerate(group):
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0 and f"process {i} ended" in said, said[-3000:]
+    main, other = (np.load(tmp_path / f"{i}.npy") for i in range(2))
+    np.testing.assert_array_equal(main, other)
+    assert main.dtype == other.dtype == np.float64 and len(np.unique(main)) == len(main) == 40
+
+
+def main(folder, port, index):
+    import jax
+
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, initialization_timeout=60)
+    from services import oracle_http
+
+    from sea_jax.errors import ServiceError
+    from sea_jax.oracles.remote import Bounds, RemoteOracle
+    from sea_jax.runtime.mesh import from_main, wait_for_all
+
+    texts = [f"x{i}" for i in range(40)], ["a" * i for i in range(40)], [""] * 40
+    with oracle_http() as server:  # each has one of its own; only the main process's is asked
+        oracle = RemoteOracle(server.url, bounds=Bounds(1.0, 1.0), share=from_main)
+        oracle.check()
+        np.save(folder / f"{index}.npy", oracle.rewards(*texts[:2]) + oracle.probability(*texts) / 3)
+        assert (server.requests == 0) == (index == 1) and oracle.rewards([], []).shape == (0,)
+        wait_for_all("answers")
+    try:
+        oracle.probability(*texts)
+    except ServiceError as error:
+        assert ("the main process failed" in str(error)) == (index == 1), error
+    else:
+        raise AssertionError("nobody is there any more")
+    wait_for_all("the end")
+    print(f"process {index} ended")
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:]))

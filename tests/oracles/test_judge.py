@@ -1,0 +1,320 @@
+"""A language model as judge, against a small server that speaks OpenAI's chat completions."""
+
+import json
+import math
+import time
+
+import numpy as np
+import openai
+import pytest
+from helpers import sigmoid
+from scipy import stats
+from services import Http, Judging, completion
+
+from sea_jax.errors import InputError, ServiceError
+from sea_jax.oracles import connect, protocol
+from sea_jax.oracles.judge import TEMPLATE, Judge, Prices, is_swapped, read_margin
+from sea_jax.oracles.labels import Labeller
+from sea_jax.oracles.remote import Bounds
+
+QUICK = Bounds(timeout_s=1.0, patience_s=3.0, attempts=3, in_flight=4)
+
+# Fig. 10 with the quotation mark that it lacks; line breaks within its paragraphs are the page's.
+FIGURE_10 = """
+I require a leaderboard for various large language models. I’ll provide you with prompts
+given to these models and their corresponding outputs. Your task is to assess these responses,
+and select the model that produces the best output from a human perspective.
+## Instruction
+{instruction}
+## Model Outputs
+Here are the unordered outputs from the models. Each output is associated with a specific
+model, identified by a unique model identifier.
+{
+"model_identifier": "0",
+"output": {response0}
+}
+{
+"model_identifier": "1",
+"output": {response1}
+}
+## Task
+Evaluate the models on the basis of the quality and relevance of their results, and select
+the model that generated the best result. Reply with the identifier of the best model. Our
+evaluation will only take into account the first character of your answer, so make sure it
+contains only one of the identifiers and nothing else (no quotation marks, no spaces, no new
+lines, ...).
+"""
+
+
+def judge(server, seed=0, bounds=QUICK, **options):
+    return Judge(f"{server.url}/v1", "gpt", seed, bounds, **options)
+
+
+def texts(size, seed=0):
+    lengths = np.random.default_rng(seed).integers(1, 6, (2, size))
+    return [f"x{i}" for i in range(size)], *(["a" * n for n in row] for row in lengths), lengths
+
+
+def test_the_template_is_the_papers():
+    text = TEMPLATE.format(instruction="{instruction}", response0="{response0}", response1="{response1}")
+    assert text.split() == FIGURE_10.replace("’", "'").split()
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "## Instruction",
+        "## Model Outputs",
+        "## Task",
+    ]
+
+
+def test_what_is_asked(monkeypatch):
+    """Texts go in as they are, also those that look like the template's own fields."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    first, second = "{response1} {0}", 'b\n"quoted"'
+    with Http(judging := Judging()) as server:
+        judge(server).answers(["Who? {instruction}"], [first], [second])
+    ((path, authorization, asked),) = judging.seen
+    assert path == "/v1/chat/completions" and authorization == "Bearer sk-test"
+    text = asked.pop("messages")[0]["content"]
+    assert asked == dict(model="gpt", max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=20)
+    order = [second, first] if is_swapped(0, "Who? {instruction}", first, second) else [first, second]
+    assert "## Instruction\nWho? {instruction}\n## Model" in text
+    for i, output in enumerate(order):
+        assert f'"model_identifier": "{i}",\n"output": {output}\n}}' in text
+
+
+def test_probabilities_are_those_of_the_logprobs_in_either_order():
+    """σ(length − length'), by hand, whichever stood first; both orders occur."""
+    prompts, first, second, lengths = texts(60)
+    with Http(judging := Judging()) as server:
+        found = judge(server).answers(prompts, first, second)
+    assert found.answered.all() and found.answered.dtype == bool
+    np.testing.assert_allclose(found.probability, sigmoid(lengths[0] - lengths[1]), rtol=1e-6)
+    swapped = [is_swapped(0, *row) for row in zip(prompts, first, second, strict=True)]
+    assert 15 < sum(swapped) < 45 and len(judging.seen) == 60
+
+
+def test_a_liking_for_a_place_cancels():
+    """A judge that gives 2 nats to what stands first: half of the comparisons gain by it, half lose."""
+    prompts, first, second, lengths = texts(200)
+    with Http(Judging(bias=2.0)) as server:
+        found = judge(server).answers(prompts, first, second).probability
+    swapped = np.array([is_swapped(0, *row) for row in zip(prompts, first, second, strict=True)])
+    expected = sigmoid(lengths[0] - lengths[1] + np.where(swapped, -2.0, 2.0))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_the_order_is_a_fair_coin_that_comes_out_the_same_again():
+    rows = [(f"x{i}", "a", "b") for i in range(4000)]
+    swapped = [is_swapped(3, *row) for row in rows]
+    assert stats.binomtest(sum(swapped), 4000).pvalue > 1e-3
+    assert swapped == [is_swapped(3, *row) for row in rows]
+    assert 1500 < sum(a != is_swapped(4, *row) for a, row in zip(swapped, rows, strict=True)) < 2500
+
+
+def top(**logprobs):
+    """An answer of the openai package's own types, from its bytes."""
+    told = [dict(token=token, logprob=p, bytes=None) for token, p in logprobs.items()]
+    return openai.types.chat.ChatCompletion.model_validate_json(completion(told))
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "margin"),
+    [
+        ({"0": -0.5, "1": -2.0}, 1.5),
+        ({"1": -0.5, "0": -2.0, "a": -3.0}, -1.5),
+        ({"0": -1.0, " 0": -1.0, "1": -1.0}, math.log(2)),
+        ({"0": -0.1}, math.inf),
+        ({"0": -0.1, "1": -9999.0}, math.inf),
+        ({"1": -0.1, "The": -2.0}, -math.inf),
+        ({"The": -0.1, "10": -1.0, '"0"': -2.0}, None),
+        ({"0": -9999.0, "1": -9999.0}, None),
+        ({}, None),
+    ],
+)
+def test_reading(logprobs, margin):
+    found = read_margin(top(**logprobs))
+    assert found == (pytest.approx(margin) if margin is not None else None)
+
+
+@pytest.mark.parametrize(
+    "reply", [None, "text", object(), openai.types.chat.ChatCompletion.construct(choices=[])]
+)
+def test_what_cannot_be_read(reply):
+    assert read_margin(reply) is None
+
+
+def test_a_logprob_that_is_no_number_is_not_read():
+    reply = top(**{"0": -1.0, "1": -1.0})
+    reply.choices[0].logprobs.content[0].top_logprobs[0].logprob = math.nan
+    assert read_margin(reply) == -math.inf
+
+
+UNREADABLE = {
+    "other tokens": [dict(token="The", logprob=-0.1, bytes=None)],
+    "no alternatives": [],
+    "no JSON": (200, {"content-type": "application/json"}, b"{"),
+    "a page": (200, {"content-type": "text/html"}, b"<html>"),
+    "no log-probs": (200, {"content-type": "application/json"}, json.dumps(
+        dict(id="x", object="chat.completion", created=0, model="m",
+             choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content="0"), logprobs=None)])
+    ).encode()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_an_answer_that_cannot_be_read_is_asked_for_again_then_dropped(kind):
+    """Prompt x3 is never answered, all others the second time: 3 calls and 2 a comparison, and no label for x3."""
+    prompts, first, second, _ = texts(8)
+    calls = dict.fromkeys(prompts, 0)
+
+    def spoil(n, good):
+        text = judging.seen[n][2]["messages"][0]["content"]
+        prompt = text.split("## Instruction\n")[1].split("\n")[0]
+        calls[prompt] += 1
+        return UNREADABLE[kind] if prompt == "x3" or calls[prompt] == 1 else good
+
+    with Http(judging := Judging(spoil=spoil)) as server:
+        labeller = Labeller(judge(server, bounds=Bounds(1.0, 3.0, 3, in_flight=1)), mode="bernoulli")
+        found = labeller.label(prompts, first, second, 0)
+    np.testing.assert_array_equal(found.answered, np.arange(8) != 3)
+    assert not found.prefers_first[3]
+    assert (labeller.num_queries, labeller.num_dropped) == (7, 1)
+    assert calls == dict.fromkeys(prompts, 2) | {"x3": 3}
+    metrics = labeller.metrics()
+    assert (
+        metrics["oracle/calls"] == 17
+        and metrics["oracle/unreadable"] == 7 + 3
+        and metrics["oracle/dropped"] == 1
+    )
+    assert metrics["oracle/retries"] == 7 + 2
+
+
+def test_the_cost_is_counted():
+    prompts, first, second, _ = texts(10)
+    with Http(Judging()) as server:
+        oracle = judge(server, prices=Prices(read=0.15, written=0.6))
+        oracle.answers(prompts, first, second)
+    metrics = oracle.metrics()
+    assert (metrics["oracle/tokens_read"], metrics["oracle/tokens_written"]) == (2000, 10)
+    assert metrics["oracle/cost_usd"] == pytest.approx((2000 * 0.15 + 10 * 0.6) / 1e6)
+    assert metrics["oracle/calls"] == 10 and metrics["oracle/retries"] == 0
+
+
+BUSY = (
+    429,
+    {"retry-after": "0.3", "content-type": "application/json"},
+    b'{"error": {"message": "slow down"}}',
+)
+
+
+@pytest.mark.parametrize(
+    "fault", [BUSY, (503, {}, b"busy"), (500, {}, b"oops"), None], ids=["429", "503", "500", "hung up"]
+)
+def test_an_endpoint_that_is_busy_is_asked_again(fault):
+    """Every label comes once, and every call is counted."""
+    prompts, first, second, lengths = texts(12)
+    with Http(judging := Judging(spoil=lambda n, good: fault if n < 4 else good)) as server:
+        labeller = Labeller(oracle := judge(server))
+        start = time.monotonic()
+        found = labeller.label(prompts, first, second, 0)
+        assert fault is not BUSY or time.monotonic() - start >= 0.3
+    assert labeller.num_queries == 12 and labeller.num_dropped == 0
+    decided = lengths[0] != lengths[1]
+    np.testing.assert_array_equal(found.prefers_first[decided], (lengths[0] > lengths[1])[decided])
+    assert oracle.metrics()["oracle/calls"] == len(judging.seen) == 16
+    assert oracle.metrics()["oracle/retries"] == 4 and oracle.metrics()["oracle/tokens_read"] == 12 * 200
+
+
+QUOTA = b'{"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}'
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ((401, JSON, b'{"error": {"message": "bad key"}}'), "status 401: .*bad key.*; the key is the environment's OPENAI_API_KEY"),
+        ((404, JSON, b'{"error": {"message": "no such model"}}'), "status 404: .*no such model"),
+        ((400, JSON, b'{"error": {"message": "no logprobs here"}}'), "status 400: .*no logprobs here"),
+        ((429, JSON, QUOTA), "status 429: .*exceeded your quota"),
+    ],
+)  # fmt: skip
+def test_what_no_patience_helps_is_told_at_once(reply, said):
+    with Http(lambda *_: reply) as server:
+        labeller = Labeller(judge(server))
+        with pytest.raises(ServiceError, match=f"judge gpt at {server.url}/v1: {said}"):
+            labeller.label(["x"], ["a"], ["b"], 0)
+        assert server.requests == 1 and labeller.num_queries == labeller.num_dropped == 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"), [(None, "APIConnectionError"), ("late", "APITimeoutError"), ((503, {}, b"busy"), "status 503")]
+)  # fmt: skip
+def test_an_endpoint_that_stays_away_ends_the_run_and_drops_nothing(reply, said):
+    with Http(lambda *_: time.sleep(0.6) if reply == "late" else reply) as server:
+        labeller = Labeller(judge(server, bounds=Bounds(0.3, 1.0, 3, 4)))
+        start = time.monotonic()
+        with pytest.raises(ServiceError, match=rf"no answer within 1 s \(\d+ attempts; the last: {said}"):
+            labeller.label(["x"] * 5, ["a"] * 5, ["b"] * 5, 0)
+        assert time.monotonic() - start < 10
+    assert labeller.num_queries == labeller.num_dropped == 0
+
+
+def test_the_rate_is_kept():
+    prompts, first, second, _ = texts(11)
+    with Http(Judging()) as server:
+        oracle = judge(server, per_minute=1200)
+        start = time.monotonic()
+        oracle.answers(prompts, first, second)
+        assert time.monotonic() - start >= 0.5
+
+
+def config(**fields):
+    from configs import quickstart
+
+    config = quickstart.get_config()
+    config.oracle.update(
+        dict(kind="judge", base_url="http://127.0.0.1:1/v1", model="gpt", patience_s=1.0) | fields
+    )
+    return config
+
+
+def test_a_mistake_is_found_before_training():
+    share = lambda compute, size: compute()  # noqa: E731
+    with Http(judging := Judging()) as server:
+        make = connect.oracles(config(base_url=f"{server.url}/v1"), share)
+        assert len(judging.seen) == 1
+        oracle = make(5)
+        assert isinstance(oracle, protocol.PartialOracle) and not hasattr(oracle, "rewards")
+        assert oracle.metrics()["oracle/calls"] == 0
+    mute = Judging(spoil=lambda n, good: [])
+    with Http(mute) as server, pytest.raises(ServiceError, match='no log-probs of "0" or "1" in its answer'):
+        connect.oracles(config(base_url=f"{server.url}/v1"), share)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (dict(base_url=""), "config.oracle.base_url='': valid is a URL, as https://api.openai.com/v1"),
+        (dict(base_url="api.openai.com"), "config.oracle.base_url='api.openai.com'"),
+        (dict(model=""), "config.oracle.model='': valid is the name of a model at base_url"),
+        (dict(price_in=-1.0), "config.oracle.price_in=-1.0: valid is a number of at least 0"),
+        (dict(requests_per_minute=-1.0), "config.oracle.requests_per_minute=-1.0"),
+        (dict(attempts=0), "config.oracle.attempts=0: valid is at least 1"),
+        (dict(in_flight=0), "config.oracle.in_flight=0"),
+        (dict(request_size=0), "config.oracle.request_size=0"),
+        (dict(patience_s=0.0), "config.oracle.patience_s=0.0: valid is a number of seconds above 0"),
+        (dict(timeout_s=math.inf), "config.oracle.timeout_s=inf"),
+        (dict(kind="remote", url="127.0.0.1:8000"), "config.oracle.url='127.0.0.1:8000': valid is a URL"),
+    ],
+)  # fmt: skip
+def test_fields_that_cannot_work(fields, said):
+    with pytest.raises(InputError) as error:
+        connect.validate(config(**fields))
+    assert said in str(error.value)
+
+
+def test_a_judge_has_no_rewards_for_the_ceiling():
+    wanted = config()
+    connect.validate(wanted)
+    wanted.methods = ("passive", "ceiling")
+    with pytest.raises(InputError, match=r"config\.methods='ceiling': valid with an oracle that has rewards"):
+        connect.validate(wanted)
