@@ -10,6 +10,7 @@ from sea_jax import assets, models
 from sea_jax.ensemble import features
 from sea_jax.evaluate import EvalSet
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
+from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import make_mesh
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import mini_tldr, protocol
@@ -58,6 +59,6 @@ def small_run(folder, method, **overrides):
         task=task, model=model, ref_params=params, initial_params=lambda: params, backbone=backbone,
         eval_set=data, pairs=data, pair_features=jnp.zeros((4, 2, 4)), mesh=mesh,
         oracle=lambda seed: BradleyTerryOracle(mini_tldr.reward_fn(seed)),
-        sampler=assets.make_samplers(config, task, model, mesh),
+        sampler=samplers.make(config, task, model, mesh),
     )  # fmt: skip
     return Run(config, shared, method, 0, folder)
