@@ -37,7 +37,9 @@ def collect(config, shared: assets.Assets, split: str, count: int, seed: int):
     """Pairs of samples: features by kind [N, 2, ·], and the reward basis [N, 2, F]."""
     task = shared.task
     policy, temperature = samplers.versioned(shared.ref_params), config.train.temperature
-    sample = functools.partial(shared.sampler.generate, policy, num_responses=2, temperature=temperature)
+    sample = functools.partial(
+        samplers.generate, shared.sampler, policy, num_responses=2, temperature=temperature
+    )
     states = jax.jit(lambda p, *batch: features.mean_states(shared.model, p, *batch))
     parts = []
     for start in range(0, count, 250):

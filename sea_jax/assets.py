@@ -21,7 +21,7 @@ from sea_jax.oracles import reward_model
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.ranker import Ranker
 from sea_jax.runtime import samplers
-from sea_jax.runtime.mesh import fetch, make_mesh
+from sea_jax.runtime.mesh import fetch, make_mesh, mesh_apart
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.protocol import Task
@@ -58,15 +58,16 @@ def prepare(config, cache_folder: Path, task: Task) -> Assets:
     Returns:
         Assets on the config's mesh.
     """
-    mesh = make_mesh(**config.mesh)
+    mesh = make_mesh(**config.mesh, apart=config.sampler.devices)
+    apart = mesh_apart(mesh, config.sampler.devices) if config.sampler.devices else None
     folder = _starting_policy(config, cache_folder, task, mesh)
     model, params = _load_policy(config, folder, mesh)
     ref_params = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)
     backbone, family_heads = _backbone(config, cache_folder, task, model, params, mesh)
     del params
 
-    sampler = samplers.make(config, task, model, mesh)
-    sample = functools.partial(sampler.generate, samplers.versioned(ref_params))
+    sampler = samplers.make(config, task, model, mesh, apart)
+    sample = functools.partial(samplers.generate, sampler, samplers.versioned(ref_params))
     eval_set = _eval_set(config, task, functools.partial(sample, num_responses=1, temperature=0.0))
     sample = functools.partial(sample, num_responses=2, temperature=config.train.temperature)
     pairs, pair_features = _heldout_pairs(config, task, sample, backbone)
@@ -74,7 +75,7 @@ def prepare(config, cache_folder: Path, task: Task) -> Assets:
         task=task, model=model, ref_params=ref_params,
         initial_params=lambda: _load_policy(config, folder, mesh)[1],
         backbone=backbone, family_heads=family_heads, eval_set=eval_set, pairs=pairs,
-        pair_features=pair_features, mesh=mesh, oracle=_oracle(config, mesh), sampler=sampler,
+        pair_features=pair_features, mesh=mesh, oracle=_oracle(config, apart or mesh), sampler=sampler,
     )  # fmt: skip
 
 

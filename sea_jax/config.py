@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from sea_jax import models, tasks
@@ -173,7 +174,10 @@ def _validate(config, task: Task) -> None:
         "policy.num_layers", "policy.width", "policy.num_heads", "policy.mlp_width",
     ):  # fmt: skip
         _require(_get(config, name) >= 1, name, _get(config, name), "at least 1")
-    for name in ("seed", "sea.burn_in", "train.warmup_queries", "train.token_chunk", "eval.num_samples"):
+    for name in (
+        "seed", "sea.burn_in", "train.warmup_queries", "train.token_chunk", "train.staleness",
+        "eval.num_samples", "sampler.devices",
+    ):  # fmt: skip
         _require(_get(config, name) >= 0, name, _get(config, name), "at least 0")
     # Above are the rewards that the backbone was pretrained on; the oracle's own is never among them.
     first, most = config.task.oracle_seed, SEED_OFFSET - config.num_seeds
@@ -186,6 +190,12 @@ def _validate(config, task: Task) -> None:
     _require(micro >= 0 and B % (micro or B) == 0, "train.micro_batch", micro, valid)
     at_once = config.sampler.micro_batch
     _require(at_once >= 0 and B % (at_once or B) == 0, "sampler.micro_batch", at_once, valid)
+    apart = config.sampler.devices
+    _require(
+        apart == 0 or not jax.distributed.is_initialized(), "sampler.devices", apart,
+        "0 in a run on several hosts",
+    )  # fmt: skip
+    _require(B % (apart or 1) == 0, "sampler.devices", apart, f"0, or a divisor of train.batch_size={B}")
     shards = config.mesh.data * config.mesh.fsdp
     parts = {"train.batch_size": B, "train.micro_batch": micro, "sampler.micro_batch": at_once}
     valid = f"such that data · fsdp divides {', '.join(f'{k}={v}' for k, v in parts.items())}"

@@ -11,6 +11,7 @@
 import functools
 import inspect
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +48,14 @@ class Step(NamedTuple):
     seconds: dict[str, float]
 
 
+class Proposal(NamedTuple):
+    """A step's prompts, and its responses as far as they are written."""
+
+    prompts: PromptBatch
+    texts: list[str]
+    responses: samplers.Pending
+
+
 class Run:
     """One method on one seed: the compiled functions, and the loop around them."""
 
@@ -72,6 +81,7 @@ class Run:
         )  # fmt: skip
         self.state = mesh_lib.settle(assets.mesh, state)
         self.policy = samplers.versioned(self.state.policy.params)
+        self.ahead: deque[Proposal] = deque()  # of steps that did not learn yet, by the policy of then
         self.online_wins = self.online_responses = 0.0
 
     def loop(self, writer: MetricWriter) -> None:
@@ -100,15 +110,15 @@ class Run:
 
     def _step(self, step: int, done: int, writer: MetricWriter, last: Step | None) -> Step:
         """One pass through lines 3-10; reads the step before while the device works on this one."""
-        prompts, texts = self._receive(step)  # line 3
+        while len(self.ahead) <= self.config.train.staleness:
+            self.ahead.append(self._begin(step + len(self.ahead)))  # lines 3, 4
+        prompts, texts, pending = self.ahead.popleft()
         keys = step_keys(self.state.key, step)
-        responses = self.sample(prompts.tokens, prompts.mask, keys.sample)  # 4
-        waited = self.assets.sampler.seconds
         if last is not None:
             self._log(writer, step - 1, done, last)
         start = time.perf_counter()
-        jax.block_until_ready(responses)
-        generated = time.perf_counter()
+        responses = jax.block_until_ready(pending())
+        waited, generated = self.assets.sampler.seconds, time.perf_counter()
 
         candidates, rewards = self._score(prompts, responses, texts)
         remaining = self.config.train.query_budget - done
@@ -134,14 +144,21 @@ class Run:
         )  # fmt: skip
         return Step(metrics, batch, {k: seconds.get(k, 0) + waited.get(k, 0) for k in seconds | waited})
 
-    def sample(self, tokens: Any, mask: Any, key: Array) -> models.Responses:
-        """S_t of the latest policy: M responses to each prompt."""
-        return self._sampler(self.num_responses, self.config.train.temperature)(tokens, mask, key)
+    def _begin(self, step: int) -> Proposal:
+        """Receives a step's prompts and has the latest policy begin its M responses to each."""
+        prompts, texts = self._receive(step)
+        responses = self.assets.sampler.begin(
+            self.policy, prompts.tokens, prompts.mask, step_keys(self.state.key, step).sample,
+            num_responses=self.num_responses, temperature=self.config.train.temperature,
+        )  # fmt: skip
+        return Proposal(prompts, texts, responses)
 
-    def _sampler(self, num_responses: int, temperature: float) -> Callable:
+    def _sampler(self, num_responses: int, temperature: float) -> Callable[..., models.Responses]:
         """(tokens [B, L], mask, key) -> Responses [B, num_responses, T] of the latest policy."""
-        generate = self.assets.sampler.generate
-        return functools.partial(generate, self.policy, num_responses=num_responses, temperature=temperature)
+        return functools.partial(
+            samplers.generate, self.assets.sampler, self.policy,
+            num_responses=num_responses, temperature=temperature,
+        )  # fmt: skip
 
     def _receive(self, step: int) -> tuple[PromptBatch, list[str]]:
         rows = np.asarray(self.prompts[step], np.int32)
