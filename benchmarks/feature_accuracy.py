@@ -9,6 +9,7 @@ what perfect features would give. Each ensemble is trained until it no longer ch
 (STEPS steps of Eq. 8), so the figures speak of features, not of the online loop's few steps.
 """
 
+import functools
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from ml_collections import config_flags
 
 from sea_jax import assets, evaluate
 from sea_jax.ensemble import experience, features, heads
+from sea_jax.runtime import samplers
 from sea_jax.tasks import mini_tldr
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py")
@@ -34,13 +36,16 @@ STEPS = 400
 def collect(config, shared: assets.Assets, split: str, count: int, seed: int):
     """Pairs of samples: features by kind [N, 2, ·], and the reward basis [N, 2, F]."""
     task = shared.task
-    sample = shared.sampler(2, config.train.temperature)
+    policy, temperature = samplers.versioned(shared.ref_params), config.train.temperature
+    sample = functools.partial(
+        samplers.generate, shared.sampler, policy, num_responses=2, temperature=temperature
+    )
     states = jax.jit(lambda p, *batch: features.mean_states(shared.model, p, *batch))
     parts = []
     for start in range(0, count, 250):
         texts = task.prompts[split][start : start + 250]
         prompts, mask = task.encode_prompts(texts)
-        out = sample(shared.ref_params, prompts, mask, jax.random.fold_in(jax.random.key(seed), start))
+        out = sample(prompts, mask, jax.random.fold_in(jax.random.key(seed), start))
         batch = (prompts, mask, out.tokens, out.mask)
         flat = [y for row in task.decode(np.asarray(out.tokens), np.asarray(out.mask)) for y in row]
         basis = mini_tldr.reward_basis_batch([x for x in texts for _ in range(2)], flat)

@@ -70,13 +70,16 @@ def get_config() -> ConfigDict:
             dap="dpo", beta=0.1, learning_rate=2.5e-4, warmup_queries=40, schedule="constant",
             max_grad_norm=1.0,
             max_idle_steps=500,  # steps in a row without a label to buy, after which a run ends early
+            staleness=0,  # steps that the policy may learn between writing responses and learning from them
             micro_batch=0,  # prompts in a backward pass; 0: the whole batch
             token_chunk=0,  # tokens of a response whose logits are in memory at once; 0: all
             per_token=False,  # IPO: divide log-ratios by lengths
             margin_ratio=0.3,  # SimPO: target margin over β
         )
     )  # fmt: skip
-    config.sampler = ConfigDict(dict(micro_batch=0))  # prompts sampled at once; 0: the whole batch
+    # micro_batch: prompts sampled at once; 0: the whole batch. devices: so many next to those of config.mesh
+    # sample and judge; 0: these do it themselves.
+    config.sampler = ConfigDict(dict(micro_batch=0, devices=0))
     config.ensemble = ConfigDict(
         dict(
             num_members=20, hidden=(128, 128), prior="pretrained", prior_scale=1.0,

@@ -1,6 +1,7 @@
 """What every run of an experiment shares: task, starting policy, frozen backbone, evaluation sets."""
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,12 @@ from sea_jax.config import needs_family
 from sea_jax.ensemble import features, pair_encoder
 from sea_jax.evaluate import EvalSet, greedy_responses
 from sea_jax.models import Decoder, PythiaConfig
-from sea_jax.models.generate import make_sampler
 from sea_jax.models.params import cast_matrices
 from sea_jax.oracles import connect, reward_model
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.ranker import Ranker
-from sea_jax.runtime.mesh import fetch, from_main, make_mesh
+from sea_jax.runtime import samplers
+from sea_jax.runtime.mesh import fetch, from_main, make_mesh, mesh_apart
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.protocol import Task
@@ -42,7 +43,7 @@ class Assets:
     pair_features: jax.Array  # [N, 2, E] f32
     mesh: Mesh
     oracle: Callable[[int], Any]  # oracle seed -> the preference oracle
-    sampler: Callable[..., Callable]  # (M, temperature) -> as `make_sampler`
+    sampler: samplers.Sampler
     family_heads: Params | None = None  # leaves [P, ...]; None where no method draws its prior from them
 
 
@@ -57,36 +58,26 @@ def prepare(config, cache_folder: Path, task: Task) -> Assets:
     Returns:
         Assets on the config's mesh.
     """
-    mesh = make_mesh(**config.mesh)
-    oracle = make_oracles(config, mesh)  # first: one that cannot be reached is found out before training
+    mesh = make_mesh(**config.mesh, apart=config.sampler.devices)
+    apart = mesh_apart(mesh, config.sampler.devices) if config.sampler.devices else None
+    oracle = make_oracles(config, apart or mesh)  # first: one out of reach is found out before training
     folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
     model, params = load_policy(config, folder, mesh)
     ref_params = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)
     backbone, family_heads = _backbone(config, cache_folder, task, model, params, mesh)
     del params
 
-    sampler = make_samplers(config, task, model, mesh)
-    eval_set = _eval_set(config, task, sampler(1, 0.0), ref_params)
-    sample = sampler(2, config.train.temperature)
-    pairs, pair_features = _heldout_pairs(config, task, sample, ref_params, backbone)
+    sampler = samplers.make(config, task, model, mesh, apart)
+    sample = functools.partial(samplers.generate, sampler, samplers.versioned(ref_params))
+    eval_set = _eval_set(config, task, functools.partial(sample, num_responses=1, temperature=0.0))
+    sample = functools.partial(sample, num_responses=2, temperature=config.train.temperature)
+    pairs, pair_features = _heldout_pairs(config, task, sample, backbone)
     return Assets(
         task=task, model=model, ref_params=ref_params,
         initial_params=lambda: load_policy(config, folder, mesh)[1],
         backbone=backbone, family_heads=family_heads, eval_set=eval_set, pairs=pairs,
         pair_features=pair_features, mesh=mesh, oracle=oracle, sampler=sampler,
     )  # fmt: skip
-
-
-def make_samplers(config, task: Task, model: Decoder, mesh: Mesh) -> Callable[..., Callable]:
-    """The samplers of an experiment, by number of responses and temperature; see `make_sampler`."""
-
-    def sampler(num_responses: int, temperature: float) -> Callable:
-        return make_sampler(
-            model, num_responses, task.response_length, temperature, task.eos_id, task.pad_id, mesh,
-            config.sampler.micro_batch,
-        )  # fmt: skip
-
-    return sampler
 
 
 def make_oracles(config, mesh: Mesh) -> Callable[[int], Any]:
@@ -164,21 +155,21 @@ def policy_config(config, task: Task) -> PythiaConfig:
     )
 
 
-def _eval_set(config, task: Task, sample: Callable, params: Params) -> EvalSet:
+def _eval_set(config, task: Task, sample: Callable) -> EvalSet:
     n = config.eval.num_prompts
     prompts = task.prompts[config.eval.split][:n]
     tokens, mask = task.encode_prompts(prompts)
-    greedy, _ = greedy_responses(task, sample, params, tokens, mask, config.eval.batch_size)
+    greedy, _ = greedy_responses(task, sample, tokens, mask, config.eval.batch_size)
     return EvalSet(prompts, tokens, mask, task.references[config.eval.split][:n], greedy)
 
 
 def _heldout_pairs(
-    config, task: Task, sample: Callable, params: Params, backbone: features.Extractor
+    config, task: Task, sample: Callable, backbone: features.Extractor
 ) -> tuple[EvalSet, jax.Array]:
     """Two samples of π_sft on each tuning prompt, and their features."""
     prompts = task.prompts["tuning"][: config.eval.num_pairs]
     tokens, mask = task.encode_prompts(prompts)
-    out = sample(params, tokens, mask, jax.random.key(7))
+    out = sample(tokens, mask, jax.random.key(7))
     pair_features = backbone(prompts, tokens, mask, out)
     texts = task.decode(*fetch((out.tokens, out.mask)))
     first, second = (tuple(row[i] for row in texts) for i in (0, 1))

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from sea_jax import models, tasks
@@ -187,8 +188,9 @@ def _validate(config, task: Task) -> None:
         "eval.every_queries", "eval.batch_size", "eval.num_prompts", "eval.num_pairs", "eval.best_of",
     )  # fmt: skip
     at_least(
-        config, 0, "seed", "sea.burn_in", "train.warmup_queries", "train.token_chunk", "eval.num_samples"
-    )
+        config, 0, "seed", "sea.burn_in", "train.warmup_queries", "train.token_chunk", "train.staleness",
+        "eval.num_samples", "sampler.devices",
+    )  # fmt: skip
     # Above are the rewards that the backbone was pretrained on; the oracle's own is never among them.
     first, most = config.task.oracle_seed, SEED_OFFSET - config.num_seeds
     require(0 <= first <= most, "task.oracle_seed", first, f"in [0, {most}]")
@@ -200,6 +202,12 @@ def _validate(config, task: Task) -> None:
     require(micro >= 0 and B % (micro or B) == 0, "train.micro_batch", micro, valid)
     at_once = config.sampler.micro_batch
     require(at_once >= 0 and B % (at_once or B) == 0, "sampler.micro_batch", at_once, valid)
+    apart = config.sampler.devices
+    require(
+        apart == 0 or not jax.distributed.is_initialized(), "sampler.devices", apart,
+        "0 in a run on several hosts",
+    )  # fmt: skip
+    require(B % (apart or 1) == 0, "sampler.devices", apart, f"0, or a divisor of train.batch_size={B}")
     shards = config.mesh.data * config.mesh.fsdp
     parts = {"train.batch_size": B, "train.micro_batch": micro, "sampler.micro_batch": at_once}
     valid = f"such that data · fsdp divides {', '.join(f'{k}={v}' for k, v in parts.items())}"

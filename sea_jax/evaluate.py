@@ -39,16 +39,15 @@ def wins(probability: np.ndarray, mode: str) -> np.ndarray:
 
 
 def best_responses(
-    task: Task, sample: Callable, score: Callable, params: Params,
+    task: Task, sample: Callable, score: Callable,
     tokens: np.ndarray, mask: np.ndarray, batch: int, key: Array,
 ) -> tuple[tuple[str, ...], float]:  # fmt: skip
     """Of the responses sampled for every prompt, the one of highest score; their mean length in tokens.
 
     Args:
         task: decodes.
-        sample: jitted (params, tokens [batch, L], mask, key) -> Responses [batch, M, T].
+        sample: (tokens [batch, L], mask, key) -> Responses [batch, M, T].
         score: (rows [batch] of the prompts, Responses) -> [batch, M] f32; the lowest index wins a tie.
-        params: the policy's.
         tokens, mask: [N, L].
         batch: prompts at once; the last batch is filled up with its first prompts, for one shape.
         key: [] key.
@@ -59,7 +58,7 @@ def best_responses(
     texts, lengths = [], []
     for start in range(0, len(tokens), batch):
         rows = np.arange(start, start + batch) % len(tokens)
-        out = sample(params, tokens[rows], mask[rows], jax.random.fold_in(key, start))
+        out = sample(tokens[rows], mask[rows], jax.random.fold_in(key, start))
         best = np.arange(batch), fetch(score(rows, out)).argmax(-1)
         out_tokens, out_mask = (x[best] for x in fetch((out.tokens, out.mask)))
         kept = min(batch, len(tokens) - start)
@@ -69,11 +68,11 @@ def best_responses(
 
 
 def greedy_responses(
-    task: Task, sample: Callable, params: Params, tokens: np.ndarray, mask: np.ndarray, batch: int
+    task: Task, sample: Callable, tokens: np.ndarray, mask: np.ndarray, batch: int
 ) -> tuple[tuple[str, ...], float]:
     """`best_responses` where a greedy `sample` gives one response a prompt."""
     alone = lambda *_: np.zeros((batch, 1))  # noqa: E731
-    return best_responses(task, sample, alone, params, tokens, mask, batch, jax.random.key(0))
+    return best_responses(task, sample, alone, tokens, mask, batch, jax.random.key(0))
 
 
 def evaluate_policy(

@@ -1,5 +1,6 @@
 """All runs of a config: methods × seeds on shared assets, then the report."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -34,9 +35,10 @@ def run(config, workdir: str) -> str:
     config_lib.validate(config, task)
     config_lib.claim_workdir(config, folder)
     shared = assets.prepare(config, cache, task)
-    for replicate in range(config.num_seeds):
-        for method in config.methods:
-            train_one(config, shared, method, replicate, folder)
+    with contextlib.closing(shared.sampler):
+        for replicate in range(config.num_seeds):
+            for method in config.methods:
+                train_one(config, shared, method, replicate, folder)
     return report.write(folder, config) if is_main() else ""
 
 

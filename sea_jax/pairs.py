@@ -3,6 +3,7 @@
 Eq. 5 is over pairs of a behaviour policy, "typically the supervised fine-tuned policy π_sft".
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from sea_jax import assets, models
 from sea_jax.errors import InputError
 from sea_jax.models import RewardConfig
 from sea_jax.oracles.labels import Labeller
+from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import fetch
 from sea_jax.tasks.preferences import Length, Pair
 from sea_jax.tasks.protocol import Task
-from sea_jax.types import Array, Params
+from sea_jax.types import Array
 
 
 def load(
@@ -42,14 +44,17 @@ def load(
         InputError: where the policy has but one response to each prompt.
     """
     model, params = assets.load_policy(config, policy_folder(config, cache, task, mesh), mesh)
-    sample = assets.make_samplers(config, task, model, mesh)(2, config.train.temperature)
+    sample = functools.partial(
+        samplers.generate, samplers.make(config, task, model, mesh), samplers.versioned(params),
+        num_responses=2, temperature=config.train.temperature,
+    )  # fmt: skip
     oracle = assets.make_oracles(config, mesh)(config.task.oracle_seed)
     labeller = Labeller(oracle, config.oracle.labels, config.oracle.flip_probability)
     found = []
     sizes = {"train": config.rm.num_pairs, config.eval.split: config.eval.num_pairs}
     for i, (split, size) in enumerate(sizes.items()):
         prompts, own = task.prompts[split][:size], jax.random.fold_in(key, i)
-        drawn = two_responses(task, sample, params, prompts, config.eval.batch_size, own)
+        drawn = two_responses(task, sample, prompts, config.eval.batch_size, own)
         duels = distinct(drawn, length, longest)
         if not duels:
             raise InputError(
@@ -74,15 +79,12 @@ def policy_folder(config: ConfigDict, cache: Path, task: Task, mesh: Mesh) -> st
     return assets.trained_policy(alone, cache, task, mesh)
 
 
-def two_responses(
-    task: Task, sample: Callable, params: Params, prompts: Sequence[str], batch: int, key: Array
-) -> list[Pair]:
+def two_responses(task: Task, sample: Callable, prompts: Sequence[str], batch: int, key: Array) -> list[Pair]:
     """Two samples for each prompt, not yet labelled.
 
     Args:
         task: encodes and decodes.
-        sample: jitted (params, tokens [batch, L], mask, key) -> Responses [batch, 2, T].
-        params: the policy's.
+        sample: (tokens [batch, L], mask, key) -> Responses [batch, 2, T].
         prompts: N texts.
         batch: prompts at once; the last batch is filled up, for one shape.
         key: [] key.
@@ -91,7 +93,7 @@ def two_responses(
     texts: list[list[str]] = []
     for start in range(0, len(tokens), batch):
         rows = np.arange(start, start + batch) % len(tokens)
-        out = sample(params, tokens[rows], mask[rows], jax.random.fold_in(key, start))
+        out = sample(tokens[rows], mask[rows], jax.random.fold_in(key, start))
         texts += task.decode(*fetch((out.tokens, out.mask)))
     return [Pair(x, *two) for x, two in zip(prompts, texts, strict=False)]
 

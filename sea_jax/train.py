@@ -1,7 +1,7 @@
 """The host loop of Algorithm 2. READ FIRST: this file and `algorithm.py` are the system.
 
 3   receive prompts x_t                                   tasks/, grain
-4   sample M responses from the latest policy             models/generate.py
+4   sample M responses from the latest policy             runtime/samplers.py
 5-7 score them under the ensemble, choose the duels       algorithm.propose
 8   ask the oracle, or let a sampled head decide          oracles/, algorithm.drop, assign_labels
 9   update the ensemble on D_t                            algorithm.update
@@ -11,6 +11,8 @@
 import functools
 import inspect
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +32,7 @@ from sea_jax.methods import METHODS, Method
 from sea_jax.oracles import protocol
 from sea_jax.oracles.labels import Labeller, Labels
 from sea_jax.runtime import mesh as mesh_lib
+from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import fetch
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.sharding import gathering
@@ -44,6 +47,14 @@ class Step(NamedTuple):
     metrics: dict[str, Array]
     batch: PreferenceBatch
     seconds: dict[str, float]
+
+
+class Proposal(NamedTuple):
+    """A step's prompts, and its responses as far as they are written."""
+
+    prompts: PromptBatch
+    texts: list[str]
+    responses: samplers.Pending
 
 
 class Run:
@@ -61,7 +72,6 @@ class Run:
         )  # fmt: skip
         self.seed = config.seed + replicate
         self.num_responses = config.sea.num_responses if self.method.active else 2
-        self.sample = assets.sampler(self.num_responses, config.train.temperature)
         self.prompts = prompt_rows(len(assets.task.prompts["train"]), config.train.batch_size, self.seed)
         state = init_state(
             jax.random.key(self.seed), assets.initial_params(),
@@ -71,6 +81,8 @@ class Run:
             family=assets.family_heads if config.ensemble.prior == "pretrained" else None,
         )  # fmt: skip
         self.state = mesh_lib.settle(assets.mesh, state)
+        self.policy = samplers.versioned(self.state.policy.params)
+        self.ahead: deque[Proposal] = deque()  # of steps that did not learn yet, by the policy of then
         self.online_wins = self.online_responses = 0.0
 
     def loop(self, writer: MetricWriter) -> None:
@@ -101,14 +113,15 @@ class Run:
 
     def _step(self, step: int, done: int, writer: MetricWriter, last: Step | None) -> Step:
         """One pass through lines 3-10; reads the step before while the device works on this one."""
-        prompts, texts = self._receive(step)  # line 3
+        while len(self.ahead) <= self.config.train.staleness:
+            self.ahead.append(self._begin(step + len(self.ahead)))  # lines 3, 4
+        prompts, texts, pending = self.ahead.popleft()
         keys = step_keys(self.state.key, step)
-        responses = self.sample(self.state.policy.params, prompts.tokens, prompts.mask, keys.sample)  # 4
         if last is not None:
             self._log(writer, step - 1, done, last)
         start = time.perf_counter()
-        jax.block_until_ready(responses)
-        generated = time.perf_counter()
+        responses = jax.block_until_ready(pending())
+        waited, generated = self.assets.sampler.seconds, time.perf_counter()
 
         candidates, rewards = self._score(prompts, responses, texts)
         remaining = self.config.train.query_budget - done
@@ -126,13 +139,30 @@ class Run:
         batch = assign_labels(keys.label, rewards, prompts, candidates, duel, labels.prefers_first)
         batch = mesh_lib.split(self.assets.mesh, batch)
         self.state, metrics = update(self.learner, self.state, self.assets.ref_params, batch)  # 9, 10
+        self.policy = samplers.versioned(self.state.policy.params)
         metrics |= self._online(prompts, texts, shown) | self.labeller.metrics()
         if self.method.active:
             metrics["duel/distinct_responses"] = count_distinct(candidates)
         seconds = dict(
             generate=generated - start, select=selected - generated, oracle=labelled - selected
         )  # fmt: skip
-        return Step(metrics, batch, {f"time/{k}_s": v for k, v in seconds.items()})
+        return Step(metrics, batch, {k: seconds.get(k, 0) + waited.get(k, 0) for k in seconds | waited})
+
+    def _begin(self, step: int) -> Proposal:
+        """Receives a step's prompts and has the latest policy begin its M responses to each."""
+        prompts, texts = self._receive(step)
+        responses = self.assets.sampler.begin(
+            self.policy, prompts.tokens, prompts.mask, step_keys(self.state.key, step).sample,
+            num_responses=self.num_responses, temperature=self.config.train.temperature,
+        )  # fmt: skip
+        return Proposal(prompts, texts, responses)
+
+    def _sampler(self, num_responses: int, temperature: float) -> Callable[..., models.Responses]:
+        """(tokens [B, L], mask, key) -> Responses [B, num_responses, T] of the latest policy."""
+        return functools.partial(
+            samplers.generate, self.assets.sampler, self.policy,
+            num_responses=num_responses, temperature=temperature,
+        )  # fmt: skip
 
     def _receive(self, step: int) -> tuple[PromptBatch, list[str]]:
         rows = np.asarray(self.prompts[step], np.int32)
@@ -217,10 +247,10 @@ class Run:
     def _log(self, writer: MetricWriter, step: int, queries: int, last: Step) -> None:
         start = time.perf_counter()
         metrics = {k: float(v) for k, v in fetch(last.metrics).items()}
-        metrics["time/learn_s"] = time.perf_counter() - start
+        seconds = {"learn": time.perf_counter() - start + last.seconds.get("learn", 0)}
         if not metrics["step/finite"]:
             self._stop_on_nan(step, last.batch, metrics)
-        writer.write(step, queries, metrics | last.seconds)
+        writer.write(step, queries, metrics | {f"time/{k}_s": v for k, v in (last.seconds | seconds).items()})
 
     def _stop_on_nan(self, step: int, batch: PreferenceBatch, metrics: dict[str, float]) -> None:
         """The state is still the one before the step: with the batch it is all of its inputs."""
@@ -242,8 +272,7 @@ class Run:
         cfg, assets = self.config, self.assets
         data = assets.eval_set
         responses, length = evaluate.greedy_responses(
-            assets.task, assets.sampler(1, 0.0), self.state.policy.params, data.tokens, data.mask,
-            cfg.eval.batch_size,
+            assets.task, self._sampler(1, 0.0), data.tokens, data.mask, cfg.eval.batch_size
         )  # fmt: skip
         metrics = evaluate.evaluate_policy(self.oracle, cfg.oracle.labels, data, responses, length)
         shown = {"win": f"{metrics['eval/win_rate_sft']:.3f}"}
@@ -278,8 +307,8 @@ class Run:
 
         key = step_keys(self.state.key, step).evaluate
         responses, length = evaluate.best_responses(
-            assets.task, assets.sampler(cfg.eval.best_of, cfg.train.temperature), score,
-            self.state.policy.params, data.tokens, data.mask, cfg.eval.batch_size, key,
+            assets.task, self._sampler(cfg.eval.best_of, cfg.train.temperature), score,
+            data.tokens, data.mask, cfg.eval.batch_size, key,
         )  # fmt: skip
         metrics = evaluate.evaluate_policy(self.oracle, cfg.oracle.labels, data, responses, length)
         return {name.replace("eval/", "eval/best_of_"): value for name, value in metrics.items()}

@@ -9,7 +9,8 @@ from configs import quickstart
 from sea_jax import assets, models
 from sea_jax.ensemble import features
 from sea_jax.evaluate import EvalSet
-from sea_jax.runtime.mesh import make_mesh
+from sea_jax.runtime import samplers
+from sea_jax.runtime.mesh import make_mesh, mesh_apart
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import mini_tldr, protocol
 from sea_jax.tasks import mini_tldr_grammar as grammar
@@ -51,12 +52,14 @@ def small_run(folder, method, **overrides):
         },
     )  # fmt: skip
     data = EvalSet(posts[:4], *task.encode_prompts(posts[:4]), posts[:4], posts[:4])
-    mesh = make_mesh(**config.mesh)
+    devices = config.sampler.devices
+    mesh = make_mesh(**config.mesh, apart=devices)
+    apart = mesh_apart(mesh, devices) if devices else None
     params = shard_params(mesh, model, params)
     shared = assets.Assets(
         task=task, model=model, ref_params=params, initial_params=lambda: params, backbone=backbone,
         eval_set=data, pairs=data, pair_features=jnp.zeros((4, 2, 4)), mesh=mesh,
         oracle=assets.make_oracles(config, mesh),
-        sampler=assets.make_samplers(config, task, model, mesh),
+        sampler=samplers.make(config, task, model, mesh, apart),
     )  # fmt: skip
     return Run(config, shared, method, 0, folder)

@@ -38,16 +38,14 @@ def test_best_responses():
     wanted = [2, 0, 1, 1, 2]  # the response that each prompt's scores are highest for
     keys = []
 
-    def sample(params, tokens, mask, key):
+    def sample(tokens, mask, key):
         keys.append(tuple(jax.random.key_data(key).tolist()))
         response, draw = np.arange(3), len(keys)
-        out = np.stack(np.broadcast_arrays(tokens, response, params, draw), -1)
+        out = np.stack(np.broadcast_arrays(tokens, response, 9, draw), -1)
         return Responses(out, np.arange(4) <= response[:, None] + 0 * tokens[..., None], None)
 
     score = lambda rows, out: np.eye(3)[[wanted[i] for i in rows]]  # noqa: E731
-    texts, length = evaluate.best_responses(
-        task, sample, score, 9, prompts, prompts >= 0, 2, jax.random.key(0)
-    )
+    texts, length = evaluate.best_responses(task, sample, score, prompts, prompts >= 0, 2, jax.random.key(0))
     assert texts == ("0 2 9", "1", "2 1", "3 1", "4 2 9")
     assert length == (3 + 1 + 2 + 2 + 3) / 5
     assert len(keys) == len(set(keys)) == 3

@@ -128,7 +128,7 @@ def test_best_of_n_is_chosen_by_the_ensembles_mean(tmp_path, monkeypatch):
     best, seen = evaluate.best_responses, []
 
     def checked(task, sample, score, *rest):
-        out = sample(run.state.policy.params, data.tokens, data.mask, jax.random.key(3))
+        out = sample(data.tokens, data.mask, jax.random.key(3))
         assert out.tokens.shape[:2] == (4, 3)
         members = [jax.tree.map(lambda p, k=k: p[k : k + 1], run.state.ensemble.params) for k in range(3)]
         features = backbone(data.prompts, data.tokens, data.mask, out)

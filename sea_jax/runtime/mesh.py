@@ -6,7 +6,7 @@ Three axes: prompts are split along `data` and `fsdp`, parameters along `fsdp` a
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,27 +21,41 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # what prompts are split along
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, apart: int = 0) -> Mesh:
     """The first data · fsdp · tensor devices.
 
     A CPU is one device unless JAX is told otherwise before its first computation, as this does. Two of two
     cores each work on their half of a batch, where one device's threads would meet at every operation.
+
+    Args:
+        data, fsdp, tensor: sizes of the axes.
+        apart: further devices that must be there, for `mesh_apart`.
 
     Raises:
         InputError: if there are fewer.
     """
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     count = math.prod(sizes.values())
-    if count > 1:
+    if count + apart > 1:
         with contextlib.suppress(RuntimeError):  # JAX has begun: then with the devices it has
-            jax.config.update("jax_num_cpu_devices", count)
+            jax.config.update("jax_num_cpu_devices", count + apart)
     devices = jax.devices()
-    if count > len(devices):
+    if count + apart > len(devices):
         given = ", ".join(f"config.mesh.{axis}={size}" for axis, size in sizes.items())
+        given += f", config.sampler.devices={apart}" if apart else ""
+        valid = "a product of 1" if not apart else f"a product, and {apart} more, of at least {apart + 1}"
         kind = devices[0].platform
-        raise InputError(f"{given}: valid is a product of 1 to {len(devices)}, the {kind} devices here")
-    auto = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=auto, devices=devices[:count])
+        raise InputError(f"{given}: valid is {valid} to {len(devices)}, the {kind} devices here")
+    return _mesh(devices[:count], *sizes.values())
+
+
+def mesh_apart(mesh: Mesh, count: int) -> Mesh:
+    """The `count` devices that come after those of a mesh, which share batches and hold parameters whole."""
+    return _mesh(jax.devices()[mesh.size : mesh.size + count], count, 1, 1)
+
+
+def _mesh(devices: Sequence[Any], *sizes: int) -> Mesh:
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -1,0 +1,138 @@
+"""Who writes the responses (Alg. 2, line 4): the process that learns, or a vLLM beside it."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from sea_jax.models.decoder import Decoder
+from sea_jax.models.generate import Responses, make_sampler
+from sea_jax.models.params import cast_matrices
+from sea_jax.runtime import mesh as mesh_lib
+from sea_jax.types import Array, Params
+
+_versions = itertools.count(1)
+
+Pending = Callable[[], Responses]
+
+
+class Versioned(NamedTuple):
+    """A policy's parameters under a number that no others of this process have: see `versioned`."""
+
+    params: Params
+    version: int
+
+
+def versioned(params: Params) -> Versioned:
+    """Numbers parameters, for every sampler to know whether it has these."""
+    return Versioned(params, next(_versions))
+
+
+class Sampler(Protocol):
+    """The policy as something that writes; nothing else tells one implementation from another.
+
+    Attributes:
+        seconds: of the responses that were read last, what was waited for, by the stages of a step ('learn',
+            'sync', 'generate'); empty where responses are handed out before they are there.
+    """
+
+    seconds: dict[str, float]
+
+    def begin(
+        self, policy: Versioned, prompts: Array, prompt_mask: Array, key: Array,
+        *, num_responses: int, temperature: float,
+    ) -> Pending:  # fmt: skip
+        """Begins to sample M responses to each of B left-padded prompts.
+
+        The parameters are read, or about to be, when this returns: they may be donated.
+
+        Args:
+            policy: what samples; whoever keeps a copy compares the version.
+            prompts: [B, L] int32, left-padded.
+            prompt_mask: [B, L] bool.
+            key: [] key; the same key gives the same responses.
+            num_responses: M.
+            temperature: 0 is greedy, and its log-probs are those at temperature 1.
+
+        Returns:
+            What hands out Responses [B, M, T], perhaps not computed yet; call it once.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends what was started for it."""
+        ...
+
+
+def generate(sampler: Sampler, policy: Versioned, *prompts_and_key: Any, **options: Any) -> Responses:
+    """What `Sampler.begin` begins, with its arguments: Responses [B, M, T], perhaps not computed yet."""
+    return sampler.begin(policy, *prompts_and_key, **options)()
+
+
+class JaxSampler:
+    """`models.generate` on the devices of the run, or on others beside them.
+
+    Args:
+        model: the policy's module.
+        max_tokens: T, EOS included.
+        eos_id, pad_id: token ids.
+        home: the mesh that learns; responses are brought there.
+        micro_batch: prompts sampled at once, as `models.generate` takes it.
+        apart: the mesh that samples, if it is another one. It gets every version of the policy once.
+    """
+
+    def __init__(
+        self, model: Decoder, max_tokens: int, eos_id: int, pad_id: int, home: Mesh, micro_batch: int,
+        apart: Mesh | None = None,
+    ):  # fmt: skip
+        self.seconds = {}
+        self._home, self._apart = home, apart
+        self._fixed = model, max_tokens, eos_id, pad_id, apart or home, micro_batch
+        self._copy: Versioned | None = None
+
+    def begin(
+        self, policy: Versioned, prompts: Array, prompt_mask: Array, key: Array,
+        *, num_responses: int, temperature: float,
+    ) -> Pending:  # fmt: skip
+        """See `Sampler.begin`."""
+        model, max_tokens, *rest = self._fixed
+        sample = make_sampler(model, num_responses, max_tokens, temperature, *rest)
+        if self._apart is None:
+            responses = sample(policy.params, prompts, prompt_mask, key)
+        else:
+            tokens, mask = mesh_lib.split(self._apart, (prompts, prompt_mask))
+            key = mesh_lib.replicate(self._apart, key)
+            responses = mesh_lib.split(self._home, sample(self._copied(policy), tokens, mask, key))
+        return lambda: responses
+
+    def _copied(self, policy: Versioned) -> Params:
+        """The parameters on the mesh that samples, in the precision that it computes in."""
+        assert self._apart is not None
+        if self._copy is None or self._copy.version != policy.version:
+            self._copy = None  # its memory is free before the next needs some
+            cast = _cast(policy.params, self._fixed[0].config.dtype)
+            self._copy = Versioned(mesh_lib.replicate(self._apart, cast), policy.version)
+        return self._copy.params
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+_cast = jax.jit(cast_matrices, static_argnums=1)
+
+
+def make(config, task, model: Decoder, mesh: Mesh, apart: Mesh | None = None) -> Sampler:
+    """The sampler of an experiment.
+
+    Args:
+        config: the experiment's.
+        task: its response_length, eos_id and pad_id.
+        model: the policy's module.
+        mesh: the devices of the run.
+        apart: those that sample, where they are others.
+    """
+    return JaxSampler(
+        model, task.response_length, task.eos_id, task.pad_id, mesh, config.sampler.micro_batch, apart
+    )

@@ -1,0 +1,125 @@
+"""Who computes where and when: responses written ahead of the learning, and on devices of their own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+
+import jax
+import numpy as np
+import pytest
+from small_run import small_run
+
+from sea_jax.runtime import samplers
+from sea_jax.runtime.metrics import MetricWriter
+from sea_jax.state import step_keys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def watched(run):
+    """What the run's sampler is asked for: (policy as it was, responses) of each step, in order."""
+    seen, begin = [], run.assets.sampler.begin
+
+    def watch(policy, *rest, **options):
+        kept = samplers.Versioned(jax.tree.map(np.array, policy.params), policy.version)
+        pending = begin(policy, *rest, **options)
+        if options["num_responses"] > 1:
+            seen.append((kept, pending()))
+        return pending
+
+    object.__setattr__(
+        run.assets, "sampler", type("Watched", (), dict(begin=staticmethod(watch), seconds={}))
+    )
+    return seen
+
+
+def loop(run):
+    with MetricWriter(run.folder) as writer:
+        run.loop(writer)
+    return run.state
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+def test_a_step_learns_from_the_policy_of_so_many_steps_before(tmp_path, staleness):
+    """Step t's responses are what θ_{max(t - s, 0)} writes under step t's own key, for step t's own prompts."""
+    run = small_run(tmp_path, "passive", **{"train.staleness": staleness, "train.learning_rate": 0.05})
+    learned = [jax.tree.map(np.array, run.state.policy.params)]  # θ_0, θ_1, …
+    step = run._step
+    run._step = lambda *args: (step(*args), learned.append(jax.tree.map(np.array, run.state.policy.params)))[
+        0
+    ]
+    seen = watched(run)
+    loop(run)
+    assert len(learned) == 5 and len(seen) == 4 + staleness  # four steps of four queries; the rest unread
+    kernels = [params["head"]["kernel"] for params in learned]
+    assert not any(np.array_equal(a, b) for a, b in pairwise(kernels))
+    for t in range(4):
+        of = learned[max(t - staleness, 0)]
+        jax.tree.map(np.testing.assert_array_equal, seen[t][0].params, of)
+        prompts, _ = run._receive(t)
+        again = samplers.generate(
+            samplers.make(run.config, run.assets.task, run.assets.model, run.assets.mesh),
+            samplers.versioned(of), prompts.tokens, prompts.mask, step_keys(run.state.key, t).sample,
+            num_responses=2, temperature=run.config.train.temperature,
+        )  # fmt: skip
+        np.testing.assert_array_equal(again.tokens, seen[t][1].tokens)
+
+
+def test_a_stale_run_still_buys_every_label_of_its_budget(tmp_path):
+    state = loop(
+        small_run(tmp_path, "sea", **{"train.staleness": 2, "train.query_budget": 13, "sea.burn_in": 8})
+    )
+    assert int(state.num_queries) == int(state.experience.size) == 13
+
+
+def test_devices_of_their_own_change_nothing_but_the_place(tmp_path):
+    """In a process of its own, since the number of devices is fixed when JAX starts."""
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    done = subprocess.run(
+        [sys.executable, __file__], env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == "agree"
+
+
+def main():
+    """Collocated against split, in step and one step behind, each to the bit."""
+    from sea_jax.errors import InputError
+    from sea_jax.runtime.mesh import make_mesh
+
+    make_mesh(data=2, apart=2)
+    assert jax.device_count() == 4
+    with pytest.raises(InputError, match=r"config.sampler.devices=3: valid is a product, and 3 more, of at "):
+        make_mesh(data=2, apart=3)
+    for staleness in (0, 1):
+        states = []
+        for devices in (0, 2):
+            with tempfile.TemporaryDirectory() as folder:
+                run = small_run(
+                    pathlib.Path(folder), "sea",
+                    **{"mesh.data": 2, "sampler.devices": devices, "train.staleness": staleness, "sea.burn_in": 4},
+                )  # fmt: skip
+                prompts, _ = run._receive(0)
+                begun = run._begin(0)
+                if devices:
+                    held = {d for x in jax.tree.leaves(run.assets.sampler._copy.params) for d in x.devices()}
+                    assert held == set(jax.devices()[2:4])
+                home = set(jax.devices()[:2])
+                assert all(x.devices() == home for x in (prompts.tokens, *begun.responses()))
+                states.append(loop(run))
+        parts = [(s.policy, s.ensemble, s.experience) for s in states]
+        jax.tree.map(np.testing.assert_array_equal, *parts)
+    print(json.dumps("agree"))
+
+
+if __name__ == "__main__":
+    main()
