@@ -47,15 +47,19 @@ def loop(run):
 def test_a_step_learns_from_the_policy_of_so_many_steps_before(tmp_path, staleness):
     """Step t's responses are what θ_{max(t - s, 0)} writes under step t's own key, for step t's own prompts."""
     run = small_run(tmp_path, "passive", **{"train.staleness": staleness, "train.learning_rate": 0.05})
-    learned = [jax.tree.map(np.array, run.state.policy.params)]  # θ_0, θ_1, …
-    step = run._step
-    run._step = lambda *args: (step(*args), learned.append(jax.tree.map(np.array, run.state.policy.params)))[
-        0
-    ]
+    params = lambda: jax.tree.map(np.array, run.state.policy.params)  # noqa: E731
+    learned, step = [params()], run._step  # θ_0, θ_1, …
+
+    def watched_step(*args):
+        last = step(*args)
+        learned.append(params())
+        return last
+
+    run._step = watched_step
     seen = watched(run)
     loop(run)
     assert len(learned) == 5 and len(seen) == 4 + staleness  # four steps of four queries; the rest unread
-    kernels = [params["head"]["kernel"] for params in learned]
+    kernels = [each["head"]["kernel"] for each in learned]
     assert not any(np.array_equal(a, b) for a, b in pairwise(kernels))
     for t in range(4):
         of = learned[max(t - staleness, 0)]
