@@ -76,6 +76,14 @@ def prepare(config, cache_folder: Path, task: Task) -> Assets:
     )  # fmt: skip
 
 
+def train_parts(config, cache_folder: Path, task: Task) -> None:
+    """Trains those parts that `prepare` would not find; the arguments are its own."""
+    mesh = make_mesh(**config.mesh)
+    folder = _starting_policy(config, cache_folder, task, mesh)
+    if config.backbone.kind == "ranker":
+        _backbone(config, cache_folder, task, *_load_policy(config, folder, mesh), mesh)
+
+
 def make_samplers(config, task: Task, model: Decoder, mesh: Mesh) -> Callable[..., Callable]:
     """The samplers of an experiment, by number of responses and temperature; see `make_sampler`."""
 

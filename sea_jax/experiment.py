@@ -7,6 +7,7 @@ from sea_jax import assets, report, supervised, tasks
 from sea_jax import config as config_lib
 from sea_jax.runtime.mesh import fetch, is_main
 from sea_jax.runtime.metrics import MetricWriter
+from sea_jax.tasks.protocol import Task
 from sea_jax.train import Run
 
 
@@ -24,21 +25,44 @@ def run(config, workdir: str) -> str:
         InputError: on a config or work directory that cannot work, before anything is trained.
     """
     folder = Path(workdir)
-    cache = Path(config.cache_dir or folder / "cache")
-    config_lib.require_writable("config.cache_dir" if config.cache_dir else "--workdir", cache)
-    supervised_only = tuple(config.methods) == ("sft",)
-    config_lib.validate_parts(config, supervised_only)
-    task = tasks.load(config, cache / "task")
-    if supervised_only:
-        config_lib.claim_workdir(config, folder)
-        return supervised.finetune(config, task, folder)
-    config_lib.validate(config, task)
+    task, cache = _begin(config, folder)
     config_lib.claim_workdir(config, folder)
+    if _supervised_only(config):
+        return supervised.finetune(config, task, folder)
     shared = assets.prepare(config, cache, task)
     for replicate in range(config.num_seeds):
         for method in config.methods:
             train_one(config, shared, method, replicate, folder)
     return report.write(folder, config) if is_main() else ""
+
+
+def prepare(config, workdir: str) -> str:
+    """Trains what the runs of a config share and leaves it in the cache, so that none of them has to.
+
+    Args, Raises: as `run`.
+
+    Returns:
+        Where the parts are, in words.
+    """
+    task, cache = _begin(config, Path(workdir))
+    if not _supervised_only(config):
+        assets.train_parts(config, cache, task)
+    return f"trained parts: {cache}"
+
+
+def _supervised_only(config) -> bool:
+    return tuple(config.methods) == ("sft",)
+
+
+def _begin(config, folder: Path) -> tuple[Task, Path]:
+    """Checks the config; its task, and the folder of trained parts."""
+    cache = Path(config.cache_dir or folder / "cache")
+    config_lib.require_writable("config.cache_dir" if config.cache_dir else "--workdir", cache)
+    config_lib.validate_parts(config, _supervised_only(config))
+    task = tasks.load(config, cache / "task")
+    if not _supervised_only(config):
+        config_lib.validate(config, task)
+    return task, cache
 
 
 def train_one(config, shared: assets.Assets, method: str, replicate: int, folder: Path) -> None:
