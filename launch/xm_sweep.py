@@ -18,7 +18,7 @@ import asyncio
 import importlib.util
 import os
 import shlex
-import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
@@ -65,10 +65,14 @@ def main(argv: list[str]) -> int:
             return 0
         root = sweeps.claim(sweep).root
         launch = _Launch(sweep, _PARALLEL.value)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's kill ends the units too
         asyncio.run(launch.run())
         print("\n" + report.write_sweep(root), flush=True)
     except InputError as error:
         fail(error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with what has not finished", file=sys.stderr)
+        return 130
     for line in launch.failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if launch.failed else 0
@@ -137,8 +141,10 @@ class _Launch:
             print(f"[{self._begun}/{self._total}] {unit.name}: {unit.log}", flush=True)
             started = time.monotonic()
             unit.folder.mkdir(parents=True, exist_ok=True)
-            # xm_local starts jobs through a shell, and would show their output without keeping it.
-            to_log = xm.ShellSafeArg(f"> {shlex.quote(str(unit.log))} 2>&1")
+            # xm_local's jobs are shell commands. It would show their output and not keep it, and of a sweep
+            # that is interrupted it ends the shell alone, which has to end the run.
+            log = shlex.quote(str(unit.log))
+            to_log = xm.ShellSafeArg(f"> {log} 2>&1 & trap 'kill $!' TERM; wait $!")
             job = xm.Job(self._executable, xm_local.Local(experimental_stream_output=False))
             arguments = [*sweeps.arguments(self._sweep, unit), to_log]
             work_unit = await self._experiment.add(job, args={"args": arguments})
@@ -156,19 +162,19 @@ def _python_path() -> str:
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
 
-def _through_xmanager() -> int:
-    """`xmanager launch` of this file, by an environment that has XManager: ours, or one made for it."""
+def _through_xmanager() -> None:
+    """Becomes `xmanager launch` of this file, in our environment or, without XManager there, in its own."""
     python = Path(sys.executable)
     if importlib.util.find_spec("xmanager") is None:
         try:
             python = environments.ensure("xmanager", environments.own_requirements("launch"))
         except RuntimeError as error:
             fail(error)
-    command = [python, python.parent / "xmanager", "launch", __file__, "--", *sys.argv[1:]]
-    return subprocess.run(command, check=False).returncode
+    xmanager = [str(python), str(python.parent / "xmanager")]
+    os.execv(xmanager[0], [*xmanager, "launch", __file__, "--", *sys.argv[1:]])
 
 
 if __name__ == "__main__":
-    sys.exit(_through_xmanager())
+    _through_xmanager()
 if __name__ == "xm_sweep" and (wrong := config_mistake(sys.argv)):
     fail(wrong)  # `xmanager launch` is about to parse the flags, and would tell it by a traceback

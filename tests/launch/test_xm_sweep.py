@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -117,6 +118,32 @@ def launch(home, *arguments):
     environment = os.environ | {"HOME": str(home)}
     call = [sys.executable, "-m", "launch.xm_sweep", *arguments]
     return subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_ends_its_units(tmp_path):
+    root = tmp_path / "sweep"
+    call = [sys.executable, "-m", "launch.xm_sweep", f"--config={TINY}", "--seeds=1", f"--root={root}"]
+    environment = os.environ | {"HOME": str(tmp_path)}
+
+    def running():
+        return str(root) in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+
+    def wait_until(condition):
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    with subprocess.Popen(
+        call, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        wait_until((root / "tiny_sweep/prepare/log.txt").exists)
+        run.terminate()
+        out, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and err.startswith("interrupted; the same command goes on"), err
+    assert out.startswith("[1/3] tiny_sweep/prepare: ")
+    wait_until(lambda: not running())
 
 
 @pytest.mark.slow
