@@ -15,7 +15,6 @@ requirements.txt; the third command gives it an environment of its own (launch/e
 """
 
 import asyncio
-import importlib.util
 import os
 import shlex
 import signal
@@ -36,6 +35,14 @@ from sea_jax import report  # noqa: E402
 from sea_jax.command import config_mistake, fail, read_config  # noqa: E402
 from sea_jax.errors import InputError  # noqa: E402
 from sea_jax.sweep import Sweep, Unit  # noqa: E402
+
+if __name__ == "__main__":
+    environments.xmanager_launch(__file__, sys.argv[1:])
+if __name__ == "xm_sweep" and (wrong := config_mistake(sys.argv)):
+    fail(wrong)  # `xmanager launch` is about to parse the flags, and would tell it by a traceback
+
+# Here, since it defines flags that `xmanager launch` gives.
+from xmanager import xm, xm_local  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/tldr.py:size=1b.")
 _METHODS = flags.DEFINE_list("methods", None, "Rows of sea_jax.methods.METHODS; else the config's.")
@@ -111,8 +118,6 @@ class _Launch:
         """Launches all and waits for them."""
         if not self._total:
             return
-        from xmanager import xm, xm_local  # pyright: ignore[reportMissingImports]
-
         try:
             async with xm_local.create_experiment(f"sea_jax {self._sweep.root.name}") as self._experiment:
                 python = xm.binary(
@@ -134,8 +139,6 @@ class _Launch:
 
     async def _unit(self, unit: Unit) -> bool:
         """Whether it succeeded."""
-        from xmanager import xm, xm_local  # pyright: ignore[reportMissingImports]
-
         async with self._gate:
             self._begun += 1
             print(f"[{self._begun}/{self._total}] {unit.name}: {unit.log}", flush=True)
@@ -160,21 +163,3 @@ class _Launch:
 
 def _python_path() -> str:
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-
-
-def _through_xmanager() -> None:
-    """Becomes `xmanager launch` of this file, in our environment or, without XManager there, in its own."""
-    python = Path(sys.executable)
-    if importlib.util.find_spec("xmanager") is None:
-        try:
-            python = environments.ensure("xmanager", environments.own_requirements("launch"))
-        except RuntimeError as error:
-            fail(error)
-    xmanager = [str(python), str(python.parent / "xmanager")]
-    os.execv(xmanager[0], [*xmanager, "launch", __file__, "--", *sys.argv[1:]])
-
-
-if __name__ == "__main__":
-    _through_xmanager()
-if __name__ == "xm_sweep" and (wrong := config_mistake(sys.argv)):
-    fail(wrong)  # `xmanager launch` is about to parse the flags, and would tell it by a traceback
