@@ -73,7 +73,7 @@ def own_requirements(extra: str) -> list[str]:
 
 
 def xmanager_launch(script: str, arguments: list[str]) -> NoReturn:
-    """Becomes `xmanager launch <script> -- <arguments>`, in our environment or, if it lacks XManager, in one."""
+    """Becomes `xmanager launch <script> -- <arguments>`, in an environment of its own if ours lacks it."""
     python = Path(sys.executable)
     if importlib.util.find_spec("xmanager") is None:
         try:
