@@ -10,12 +10,17 @@ as long as its requirement list stays the same.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import NoReturn
+
+from sea_jax.command import fail
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".peers"
@@ -65,6 +70,17 @@ def own_requirements(extra: str) -> list[str]:
     """Our own pins with those of an extra of pyproject.toml, such as 'cuda' or 'tpu'."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return project["dependencies"] + project["optional-dependencies"][extra]
+
+
+def xmanager_launch(script: str, arguments: list[str]) -> NoReturn:
+    """Becomes `xmanager launch <script> -- <arguments>`, in an environment of its own if ours lacks it."""
+    python = Path(sys.executable)
+    if importlib.util.find_spec("xmanager") is None:
+        try:
+            python = ensure("xmanager", own_requirements("launch"))
+        except RuntimeError as error:
+            fail(error)
+    os.execv(python, [str(python), str(python.parent / "xmanager"), "launch", script, "--", *arguments])
 
 
 def _run(name: str, command: list[str]) -> None:

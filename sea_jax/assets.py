@@ -80,6 +80,14 @@ def prepare(config, cache_folder: Path, task: Task) -> Assets:
     )  # fmt: skip
 
 
+def train_parts(config, cache_folder: Path, task: Task) -> None:
+    """Trains those parts that `prepare` would not find; the arguments are its own."""
+    mesh = make_mesh(**config.mesh)
+    folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
+    if config.backbone.kind == "ranker":
+        _backbone(config, cache_folder, task, *load_policy(config, folder, mesh), mesh)
+
+
 def make_oracles(config, mesh: Mesh) -> Callable[[int], Any]:
     """An oracle for every oracle seed; a reward model is one and the same for all."""
     if config.oracle.kind in connect.KINDS:

@@ -1,5 +1,6 @@
 """What the commands share: a config from the command line, and mistakes told in one line."""
 
+import inspect
 import re
 import runpy
 import sys
@@ -14,7 +15,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (AttributeError, LookupError, TypeError, ValueError, OSError, flags.Error) as error:
-        fail(_mistake(argv) or error)
+        fail(config_mistake(argv) or error)
 
 
 def read_config(flag: Any) -> Any:
@@ -33,7 +34,7 @@ def fail(error: object) -> NoReturn:
     sys.exit(2)
 
 
-def _mistake(argv: list[str]) -> str | None:
+def config_mistake(argv: list[str]) -> str | None:
     """What is wrong with the config file's options, or the first unknown --config.<field>, or None."""
     given = {}
     for arg, following in zip(argv, [*argv[1:], ""], strict=True):
@@ -43,9 +44,11 @@ def _mistake(argv: list[str]) -> str | None:
     if not Path(file).is_file():
         return None
     get_config = runpy.run_path(file)["get_config"]
+    if argument and not inspect.signature(get_config).parameters:
+        return f"--config={file}:{argument}: this config has no options; valid: --config={file}"
     try:
         config = get_config(argument) if argument else get_config()
-    except ValueError as error:
+    except (LookupError, ValueError) as error:
         return f"--config={file}:{argument}: {error}"
     for name, value in given.items():
         at, node = "config", config

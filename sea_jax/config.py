@@ -318,23 +318,28 @@ def claim_workdir(config, folder: Path) -> None:
     """
     mine = json.loads(config.to_json())
     file = folder / "config.json"
-    if file.exists():
-        theirs = _read_config(file)
-        for name in sorted(flat(mine).keys() | flat(theirs).keys()):
-            if name in FREE_FIELDS:
-                continue
-            here, there = flat(mine).get(name, "(absent)"), flat(theirs).get(name, "(absent)")
-            if here != there:
-                raise InputError(
-                    f"workdir {folder}: holds runs with {name}={there!r}, not {here!r}; "
-                    "valid: that config, or another --workdir"
-                )
+    if file.exists() and (found := difference(mine, _read_config(file))):
+        name, here, there = found
+        raise InputError(
+            f"workdir {folder}: holds runs with {name}={there!r}, not {here!r}; "
+            "valid: that config, or another --workdir"
+        )
     require_writable("--workdir", folder)
     if is_main():
         # Whole or not at all: the processes of other hosts may be reading it.
         part = folder / "config.json.part"
         part.write_text(json.dumps(mine, indent=2) + "\n")
         part.replace(file)
+
+
+def difference(mine: dict, theirs: dict) -> tuple[str, Any, Any] | None:
+    """Name, mine and theirs of the first field that differs and is not free to; None if there is none."""
+    here, there = flat(mine), flat(theirs)
+    for name in sorted((here.keys() | there.keys()) - {*FREE_FIELDS}):
+        values = here.get(name, "(absent)"), there.get(name, "(absent)")
+        if values[0] != values[1]:
+            return name, *values
+    return None
 
 
 def _read_config(file: Path) -> dict:

@@ -8,6 +8,7 @@ from sea_jax import assets, report, supervised, tasks
 from sea_jax import config as config_lib
 from sea_jax.runtime.mesh import fetch, is_main
 from sea_jax.runtime.metrics import MetricWriter
+from sea_jax.tasks.protocol import Task
 from sea_jax.train import Run
 
 
@@ -25,14 +26,10 @@ def run(config, workdir: str) -> str:
     Raises:
         InputError: on a config or work directory that cannot work, before anything is trained.
     """
-    folder = Path(workdir)
-    cache = Path(config.cache_dir or folder / "cache")
-    config_lib.require_writable("config.cache_dir" if config.cache_dir else "--workdir", cache)
+    folder, cache = Path(workdir), _cache(config, workdir)
     if (command := supervised.command(config)) is not None:
         return command(config, cache, folder)
-    config_lib.validate_parts(config)
-    task = tasks.load(config, cache / "task")
-    config_lib.validate(config, task)
+    task = _begin(config, cache)
     config_lib.claim_workdir(config, folder)
     shared = assets.prepare(config, cache, task)
     with contextlib.closing(shared.sampler):
@@ -40,6 +37,35 @@ def run(config, workdir: str) -> str:
             for method in config.methods:
                 train_one(config, shared, method, replicate, folder)
     return report.write(folder, config) if is_main() else ""
+
+
+def prepare(config, workdir: str) -> str:
+    """Trains what the runs of a config share and leaves it in the cache, so that none of them has to.
+
+    Args, Raises: as `run`.
+
+    Returns:
+        Where the parts are, in words.
+    """
+    cache = _cache(config, workdir)
+    if supervised.command(config) is None:
+        assets.train_parts(config, cache, _begin(config, cache))
+    return f"trained parts: {cache}"
+
+
+def _cache(config, workdir: str) -> Path:
+    """The folder of trained parts, made if absent."""
+    cache = Path(config.cache_dir or Path(workdir) / "cache")
+    config_lib.require_writable("config.cache_dir" if config.cache_dir else "--workdir", cache)
+    return cache
+
+
+def _begin(config, cache: Path) -> Task:
+    """Checks the config, and reads its task."""
+    config_lib.validate_parts(config)
+    task = tasks.load(config, cache / "task")
+    config_lib.validate(config, task)
+    return task
 
 
 def train_one(config, shared: assets.Assets, method: str, replicate: int, folder: Path) -> None:

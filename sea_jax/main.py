@@ -10,6 +10,7 @@ from sea_jax.errors import InputError, ServiceError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.", required=True)
+_PREPARE = flags.DEFINE_bool("prepare", False, "Only train the parts that runs share, into the cache.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "",
     "Of a run on several hosts: host:port of process 0, or 'auto' where the cluster tells (TPU pods, Slurm, "
@@ -35,10 +36,10 @@ def main(argv: list[str]) -> None:
 
     from sea_jax import experiment
 
-    jax.config.update("jax_compilation_cache_dir", f"{_WORKDIR.value}/cache/xla")
+    jax.config.update("jax_compilation_cache_dir", f"{config.cache_dir or f'{_WORKDIR.value}/cache'}/xla")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
-        print(experiment.run(config, _WORKDIR.value))
+        print((experiment.prepare if _PREPARE.value else experiment.run)(config, _WORKDIR.value))
     except (InputError, FloatingPointError, ServiceError) as error:
         fail(error)
 

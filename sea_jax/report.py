@@ -2,6 +2,7 @@
 
 python -m sea_jax.report runs/quickstart
 python -m sea_jax.report runs/sample_efficiency runs/control    # the second's runs beside the first's
+python -m sea_jax.report runs/sweep-tldr                        # all of a sweep, sizes below each other
 
 In these tables a run is named by its method, and by method@folder if it is another folder's.
 """
@@ -11,10 +12,13 @@ import sys
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from sea_jax import sweep as sweeps
+from sea_jax.errors import InputError
 from sea_jax.methods import METHODS
 
 # What the table says of a run's end, where some run has it.
@@ -43,9 +47,13 @@ def read_runs(folder: Path, last_seeds: tuple[int, ...] | None = None) -> dict[s
     for done in sorted(folder.glob("**/runs/*/done.json")):
         method, seed = done.parent.name.rsplit("-seed", 1)
         if last_seeds is None or int(seed) in last_seeds:
-            lines = (done.parent / "metrics.jsonl").read_text().splitlines()
-            runs[method].append([json.loads(line) for line in lines])
+            runs[method].append(read_rows(done.parent))
     return {method: runs[method] for method in METHODS if method in runs}
+
+
+def read_rows(run_folder: Path) -> list[dict]:
+    """The metrics of one run, as logged."""
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def label(name: str) -> str:
@@ -199,12 +207,14 @@ def _levels(runs: list[list[dict]], metric: str, level: float) -> str:
     return f"{ok.mean():.0f} ± {ok.std(ddof=1) / np.sqrt(len(ok)):.0f}"
 
 
-def figure(runs: dict[str, list[list[dict]]], levels: tuple[float, ...], file: Path) -> None:
+def figure(
+    sizes: dict[str, dict[str, list[list[dict]]]], levels: dict[str, tuple[float, ...]], file: Path
+) -> None:
     """Win rate against SFT and r* by oracle queries (Fig. 3); the queries that each method needs (Fig. 1).
 
     Args:
-        runs: method -> runs -> rows.
-        levels: win rates against the references, for the bars.
+        sizes: size -> method -> runs -> rows; a row of panels for each size, a colour for each method.
+        levels: size -> win rates against the references, for the bars.
         file: a PNG.
     """
     import matplotlib
@@ -212,32 +222,46 @@ def figure(runs: dict[str, list[list[dict]]], levels: tuple[float, ...], file: P
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.4), layout="constrained")
-    for axes, metric, name in (
-        (left, "eval/win_rate_sft", "win rate against SFT"),
-        (middle, "eval/reward", "mean r*"),
-    ):
-        for method, rows in runs.items():
-            x, mean, error = mean_curve(rows, metric)
-            (line,) = axes.plot(x, mean, label=f"{label(method)} ({len(rows)} seeds)")
-            axes.fill_between(x, mean - error, mean + error, alpha=0.2, color=line.get_color())
-        axes.set(xlabel="oracle queries", ylabel=name, title="mean ± s.e. over seeds")
-        axes.grid(alpha=0.3)
-    left.legend(loc="lower right")
-    _efficiency(right, runs, levels)
+    names = list(dict.fromkeys(name for runs in sizes.values() for name in runs))
+    colors = {name: f"C{i}" for i, name in enumerate(names)}
+    fig, rows = plt.subplots(
+        len(sizes), 3, figsize=(16, 4.4 * len(sizes)), layout="constrained", squeeze=False
+    )
+    for panels, (size, runs) in zip(rows, sizes.items(), strict=True):
+        title = f"{size}, mean ± s.e. over seeds" if size else "mean ± s.e. over seeds"
+        for axes, metric, name in zip(
+            panels, ("eval/win_rate_sft", "eval/reward"), ("win rate against SFT", "mean r*"), strict=False
+        ):
+            _curves(axes, runs, metric, colors)
+            axes.set(xlabel="oracle queries", ylabel=name, title=title)
+        if runs:
+            panels[0].legend(loc="lower right")
+        _efficiency(panels[2], runs, levels[size], colors)
     fig.savefig(file, dpi=130)
     plt.close(fig)
 
 
-def _efficiency(axes, runs: dict[str, list[list[dict]]], levels: tuple[float, ...]) -> None:
+def _curves(axes, runs: dict[str, list[list[dict]]], metric: str, colors: dict[str, str]) -> None:
+    """Mean and standard error of each method."""
+    for method, rows in runs.items():
+        x, mean, error = mean_curve(rows, metric)
+        axes.plot(x, mean, label=f"{label(method)} ({len(rows)} seeds)", color=colors[method])
+        axes.fill_between(x, mean - error, mean + error, alpha=0.2, color=colors[method])
+    axes.grid(alpha=0.3)
+
+
+def _efficiency(
+    axes, runs: dict[str, list[list[dict]]], levels: tuple[float, ...], colors: dict[str, str]
+) -> None:
     """Queries of each method to levels of the mean curve, as bars."""
     width = 0.8 / max(len(runs), 1)
-    for i, rows in enumerate(runs.values()):
+    for i, (method, rows) in enumerate(runs.items()):
         x, mean, _ = mean_curve(rows, "eval/win_rate_reference")
         mean_rows = [{"queries": q, "w": w} for q, w in zip(x, mean, strict=True)]
         needed = [queries_to(mean_rows, "w", level) for level in levels]
         at = np.arange(len(levels)) + (i - (len(runs) - 1) / 2) * width
-        bars = axes.bar(at, [n if np.isfinite(n) else 0 for n in needed], width * 0.9)
+        heights = [n if np.isfinite(n) else 0 for n in needed]
+        bars = axes.bar(at, heights, width * 0.9, color=colors[method])
         axes.bar_label(bars, [f"{n:.0f}" if np.isfinite(n) else "not\nreached" for n in needed], fontsize=8)
     axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
     axes.set(xlabel="win rate against references, of the mean curve", ylabel="oracle queries needed")
@@ -256,30 +280,78 @@ def write(folder: Path, config, others: tuple[Path, ...] = ()) -> str:
     runs = {m: r for m, r in read_runs(folder, seeds).items() if m in config.methods}
     for other in others:
         runs |= {f"{m}@{other.name}": r for m, r in read_runs(other, seeds).items()}
+    text = _tables(runs, runs, config.eval)
+    return _keep(folder, text, {"": runs}, {"": tuple(config.eval.reference_levels)})
+
+
+def write_sweep(root: Path) -> str:
+    """Writes report.txt and report.png of a sweep, and returns what to print.
+
+    Runs that have not finished are named. Tables that compare methods take the seeds that all have finished.
+
+    Raises:
+        InputError: on a folder whose sweep cannot be read.
+    """
+    sweep = sweeps.read(root)
+    parts, sizes, levels = [], {}, {}
+    for size, config in sweep.configs.items():
+        done = {unit: read_rows(unit.run_folder) for unit in sweep.units(size) if unit.finished}
+        seeds = {m: found for m in METHODS if (found := {unit.seed for unit in done if unit.method == m})}
+        common = set.intersection(*seeds.values()) if seeds else set()
+        runs = {m: [done[u] for u in done if u.method == m] for m in seeds}
+        matched = {m: [done[u] for u in done if u.method == m and u.seed in common] for m in seeds if common}
+        sizes[size], levels[size] = runs, tuple(config["eval"]["reference_levels"])
+        text = _tables(runs, matched, ConfigDict(config["eval"])) if runs else "no run has finished"
+        parts.append(f"== {size}\n\n{text}")
+    if missing := sweeps.unfinished(sweep):
+        parts.append("\n".join([f"NOT FINISHED, and not in this report: {len(missing)} runs", *missing]))
+    return _keep(root, "\n\n".join(parts), sizes, levels)
+
+
+def _tables(runs: dict[str, list[list[dict]]], matched: dict[str, list[list[dict]]], evaluation: Any) -> str:
+    """All tables: of `runs`, and of the `matched` ones, all of the same seeds, what compares methods."""
     bases = [name for name in runs if name.partition("@")[0] == "passive"]
-    levels = tuple(config.eval.levels)
     tables = [
-        table(runs, levels),
-        levels_table(runs, "eval/win_rate_reference", tuple(config.eval.reference_levels)),
-        levels_table(runs, "eval/reward", tuple(config.eval.reward_levels)),
+        table(runs, tuple(evaluation.levels)),
         *(
-            match_table(runs, m, MATCHED, b)
+            levels_table(matched, f"eval/{metric}", tuple(levels))
+            for metric, levels in (
+                ("win_rate_reference", evaluation.reference_levels),
+                ("reward", evaluation.reward_levels),
+            )
+            if matched
+        ),
+        *(
+            match_table(matched, m, MATCHED, b)
             for b in bases
             for m in ("eval/win_rate_reference", "eval/reward")
         ),
         accuracy_table(runs),
     ]
-    text = "\n\n".join(t for t in tables if t)
-    figure(runs, tuple(config.eval.reference_levels), folder / "report.png")
+    return "\n\n".join(t for t in tables if t)
+
+
+def _keep(folder: Path, text: str, sizes: dict, levels: dict[str, tuple[float, ...]]) -> str:
+    """Writes the two files; `sizes` and `levels` as in `figure`."""
+    figure(sizes, levels, folder / "report.png")
     (folder / "report.txt").write_text(text + "\n")
     return f"{text}\n\nfigure: {folder / 'report.png'}"
 
 
 def main(argv: list[str]) -> None:
-    """Reports all runs of a work directory, seeds and levels by its config, with those of others beside."""
+    """Reports a sweep; or all runs of a work directory, as its config says, with those of others beside."""
     folders = [Path(name) for name in argv[1:]]
+    if len(folders) == 1 and (folders[0] / sweeps.FILE).exists():
+        try:
+            print(write_sweep(folders[0]))
+        except InputError as error:
+            raise SystemExit(f"error: {error}") from None
+        return
     if not folders or not all((folder / "config.json").exists() for folder in folders):
-        raise SystemExit("usage: python -m sea_jax.report <work directory with a config.json> [others …]")
+        raise SystemExit(
+            "usage: python -m sea_jax.report <work directory with a config.json> [others …]\n"
+            f"       python -m sea_jax.report <root of one sweep, with a {sweeps.FILE}>"
+        )
     config = ConfigDict(json.loads((folders[0] / "config.json").read_text()))
     config.methods = tuple(METHODS)  # the folder's last call may have named some of its methods only
     print(write(folders[0], config, tuple(folders[1:])))

@@ -3,9 +3,10 @@
 import json
 
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
-from sea_jax import report
+from sea_jax import report, sweep
 
 
 def rows(*points, metric="eval/win_rate_sft"):
@@ -132,3 +133,61 @@ def test_runs_of_another_folder_stand_beside_and_are_a_base_of_their_own(tmp_pat
     assert [line.split()[-2:] for line in lines if line.startswith("SEA")] == [
         ["4.0", "(4.0-4.0)"], ["2.0", "(2.0-2.0)"],
     ]  # fmt: skip
+
+
+def sweep_of_two_sizes(root, finished):
+    """Win rates that SEA reaches with half of passive's queries, and seed 1 with half of seed 0's."""
+    evaluation = dict(levels=(0.7,), reference_levels=(0.5,), reward_levels=(1.0,))
+    config = {"seed": 3, "eval": evaluation}
+    made = sweep.Sweep(root, {}, (), {"1b": config, "2.8b": config}, ("passive", "sea"), (0, 1))
+    made.write()
+    for unit in (unit for size in made.configs for unit in made.units(size)):
+        if unit.name not in finished:
+            continue
+        unit.run_folder.mkdir(parents=True)
+        last = 0.5 + 0.1 * (1 + (unit.method == "sea")) * (1 + unit.seed - 3)
+        metrics = ("eval/win_rate_sft", "eval/win_rate_reference", "eval/reward", "ensemble/accuracy_heldout")
+        rows = [{"queries": q} | dict.fromkeys(metrics, v) for q, v in ((0, 0.4), (256, last))]
+        (unit.run_folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (unit.run_folder / "done.json").write_text("{}")
+    return made
+
+
+def test_a_sweeps_report_has_a_part_for_each_size_and_names_what_has_not_finished(tmp_path, capsys):
+    names = {"1b/passive-seed3", "1b/passive-seed4", "1b/sea-seed4", "2.8b/passive-seed3"}
+    made = sweep_of_two_sizes(tmp_path, names)
+    failed, *_ = (unit for unit in made.units("1b") if unit.name == "1b/sea-seed3")
+    failed.folder.mkdir()
+    failed.log.write_text("Traceback …\n\nerror: it broke\n\n")
+    report.main(["report", str(tmp_path)])
+    printed = capsys.readouterr().out
+    first, second = printed.split("== 2.8b")
+    assert "\nSEA " in first and "\nSEA " not in second
+    assert printed.split("NOT FINISHED, and not in this report: 4 runs\n")[1].splitlines()[:4] == [
+        f"1b/sea-seed3: {tmp_path}/1b/sea-seed3/log.txt ends: error: it broke",
+        "2.8b/sea-seed3: not begun", "2.8b/passive-seed4: not begun", "2.8b/sea-seed4: not begun",
+    ]  # fmt: skip
+    assert (tmp_path / "report.png").stat().st_size > 10_000
+    assert (tmp_path / "report.txt").read_text() in printed
+
+
+def test_methods_of_a_sweep_are_compared_on_the_seeds_that_all_have(tmp_path):
+    """Passive goes from 0.4 to 0.7 on seed 4, SEA to 0.9: 0.5 at 85 and at 51 queries."""
+    names = {"1b/passive-seed3", "1b/passive-seed4", "1b/sea-seed4"}
+    sweep_of_two_sizes(tmp_path, names)
+    printed = report.write_sweep(tmp_path)
+    lines = printed.split("queries to eval/win_rate_reference")[1].splitlines()
+    assert [line.split()[-1] for line in lines[2:4]] == ["85", "(1.7x)"] and " 51 " in lines[3]
+    assert printed.count("times fewer for what passive has") == 2 and "no run has finished" in printed
+
+
+def test_a_sweep_without_a_seed_that_all_have_compares_nothing(tmp_path):
+    sweep_of_two_sizes(tmp_path, {"1b/passive-seed3", "1b/sea-seed4"})
+    printed = report.write_sweep(tmp_path)
+    assert "SEA " in printed and "queries to eval/" not in printed and "times fewer" not in printed
+
+
+def test_a_spoilt_sweep_is_one_line(tmp_path):
+    (tmp_path / "sweep.json").write_text('{"configs": {}}')
+    with pytest.raises(SystemExit, match=r"^error: .*sweep\.json: not a sweep's; valid: another folder$"):
+        report.main(["report", str(tmp_path)])

@@ -1,0 +1,172 @@
+"""What a sweep runs: from a command to units and their commands, checked before anything starts.
+
+Knows nothing of who starts them; launch/xm_sweep.py does.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from sea_jax import config as config_lib
+from sea_jax import sweep as sweeps
+from sea_jax.command import config_mistake
+from sea_jax.errors import InputError
+from sea_jax.methods import METHODS
+from sea_jax.sweep import Sweep, Unit
+
+# Fields that a sweep sets for each unit, and what says them instead. It also counts seed and oracle seed on.
+TAKEN = {"methods": "--methods", "num_seeds": "--seeds", "progress": "to leave it out, as units have logs"}
+
+
+def overrides(argv: list[str]) -> tuple[str, ...]:
+    """The --config.<field>=<value> of a command line, as they were given.
+
+    Raises:
+        InputError: on a field that a sweep sets by itself.
+    """
+    found = []
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        if match := re.match(r"--?(no)?config\.([\w.]+)", arg):
+            if match[2] in TAKEN:
+                raise InputError(f"--config.{match[2]}: a sweep sets it; valid: {TAKEN[match[2]]}")
+            found.append(arg if "=" in arg or match[1] else f"{arg}={following}")
+    return tuple(found)
+
+
+def plan(
+    file: str,
+    given: tuple[str, ...],
+    methods: list[str] | None,
+    seeds: int | None,
+    sizes: list[str] | None,
+    root: str | None,
+) -> Sweep:
+    """The sweep that a command asks for.
+
+    Args:
+        file: config file with its options, as 'configs/tldr.py:size=1b,dap=ipo'.
+        given: as `overrides`.
+        methods, seeds, sizes, root: flags of launch/xm_sweep.py; None where they were left out.
+
+    Raises:
+        InputError: at the first that cannot work.
+    """
+    files = _files(file, sizes)
+    configs = {size: read(name, given) for size, name in files.items()}
+    first = next(iter(configs.values()))
+    methods = first["methods"] if methods is None else methods
+    wrong = [method for method in methods if method not in METHODS]
+    if wrong or not methods:
+        raise InputError(f"--methods={','.join(wrong)}: valid are {', '.join(METHODS)}")
+    seeds = first["num_seeds"] if seeds is None else seeds
+    if seeds < 1:
+        raise InputError(f"--seeds={seeds}: valid is at least 1")
+    folder = Path(root or f"runs/sweep-{_stem(file)}")
+    return Sweep(folder, files, given, configs, tuple(dict.fromkeys(methods)), tuple(range(seeds)))
+
+
+def _files(file: str, sizes: list[str] | None) -> dict[str, str]:
+    """Size -> config file with options. A config without sizes is one, named as its file is."""
+    name, _, options = file.partition(":")
+    parts = [part for part in options.split(",") if part]
+    if sizes is None:
+        own = [part.removeprefix("size=") for part in parts if part.startswith("size=")]
+        return {own[-1] if own else _stem(file): file}
+    if not sizes or not all(re.fullmatch(r"\w[\w.-]*", size) for size in sizes):
+        raise InputError(f"--sizes={','.join(sizes)}: valid are values of the option size of {name}")
+    rest = [part for part in parts if not part.startswith("size=")]
+    return {size: f"{name}:{','.join([f'size={size}', *rest])}" for size in sizes}
+
+
+def _stem(file: str) -> str:
+    return Path(file.partition(":")[0]).stem
+
+
+def read(file: str, given: tuple[str, ...]) -> dict[str, Any]:
+    """A config as a unit will have it, by the same parser from the same arguments; as JSON holds it.
+
+    Raises:
+        InputError: on options or fields that the config does not have, and on names that are none.
+    """
+    arguments = [f"--config={file}", *given]
+    if wrong := config_mistake(arguments):
+        raise InputError(wrong)
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    values(["", *arguments])
+    config: Any = holder.value
+    config_lib.validate_compute(config)
+    return json.loads(config.to_json())
+
+
+def claim(sweep: Sweep) -> Sweep:
+    """Writes a sweep into its root, with what is there already; refuses a root that holds another one.
+
+    Returns:
+        The sweep with the sizes, methods and replicates of earlier calls.
+
+    Raises:
+        InputError: naming the first field that differs.
+    """
+    root = sweep.root
+    config_lib.require_writable("--root", root)
+    if (root / "config.json").exists():
+        raise InputError(f"--root={root}: holds the runs of one command, no sweep; valid: another --root")
+    old = sweeps.read(root) if (root / sweeps.FILE).exists() else sweep
+    for size, theirs in old.configs.items():
+        if found := config_lib.difference(_config_of(sweep, size), theirs):
+            name, here, there = found
+            raise InputError(
+                f"--root={root}: holds a sweep of {size} with {name}={there!r}, not {here!r}; "
+                "valid: that config, or another --root"
+            )
+    merged = Sweep(
+        root, old.files | sweep.files, sweep.overrides, old.configs | sweep.configs,
+        tuple(dict.fromkeys((*old.methods, *sweep.methods))),
+        tuple(sorted({*old.replicates, *sweep.replicates})),
+    )  # fmt: skip
+    merged.write()
+    return merged
+
+
+def _config_of(sweep: Sweep, size: str) -> dict[str, Any]:
+    """Of a size that may not be asked for now: what this command would make of it; {} if nothing."""
+    if size in sweep.configs:
+        return sweep.configs[size]
+    try:
+        return read(_files(next(iter(sweep.files.values())), [size])[size], sweep.overrides)
+    except InputError:
+        return {}
+
+
+def arguments(sweep: Sweep, unit: Unit) -> list[str]:
+    """Of `python -m sea_jax.main`, for one unit."""
+    config = sweep.configs[unit.size]
+    replicate = unit.seed - config["seed"] if unit.method else 0
+    fields = {
+        "methods": (unit.method,) if unit.method else sweep.methods, "num_seeds": 1, "progress": False,
+        "seed": config["seed"] + replicate, "task.oracle_seed": config["task"]["oracle_seed"] + replicate,
+        "cache_dir": config["cache_dir"] or sweep.root / "cache",
+    }  # fmt: skip
+    return [
+        f"--config={sweep.files[unit.size]}", *sweep.overrides,
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+        f"--workdir={unit.folder}", *([] if unit.method else ["--prepare"]),
+    ]  # fmt: skip
+
+
+def to_run(sweep: Sweep) -> dict[str, tuple[Unit | None, list[Unit]]]:
+    """Size -> the unit that trains what the others share, if any, and those that have not finished.
+
+    A given policy under a pretrained encoder leaves nothing to train.
+    """
+    found = {}
+    for size, config in sweep.configs.items():
+        units = [unit for unit in sweep.units(size) if not unit.finished]
+        trains = not config["policy"]["folder"] or config["backbone"]["kind"] == "ranker"
+        found[size] = (Unit(sweep.root, size) if units and trains else None), units
+    return found
