@@ -34,7 +34,7 @@ def get_config(options: str = "") -> ConfigDict:
     chosen = parse(options, size=SIZES, dap=tuple(BETA), method=None)
     config = quickstart.get_config()
     config.methods = (chosen.get("method", "sea"),)
-    config.num_seeds = 3
+    config.num_seeds, config.mesh.fsdp = 3, 8
     config.task = ConfigDict(
         dict(
             name="tldr", oracle_seed=0, dataset="trl-lib/tldr", subset="", path="", split_seed=0,
@@ -50,7 +50,7 @@ def get_config(options: str = "") -> ConfigDict:
         )
     )  # fmt: skip
     config.backbone.kind = "encoder"
-    config.encoder.folder = "llm-blender/PairRM-hf"
+    config.encoder.folder, config.encoder.dtype = "llm-blender/PairRM-hf", "bfloat16"
     dap = chosen.get("dap", "dpo")
     config.train.update(
         dict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from sea_jax.errors import InputError
 from sea_jax.models.params import cast_matrices
 from sea_jax.models.reward import GatedRewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.runtime.mesh import fetch, split
+from sea_jax.runtime.mesh import batch_shards, fetch, split
 from sea_jax.runtime.sharding import gathering, shard_params
 from sea_jax.tasks.tokenizer import load_tokenizer
 from sea_jax.types import Params
@@ -67,7 +68,7 @@ def make_reward_fn(
         params = jax.device_put(params)
     else:
         params, model = shard_params(mesh, model, params), gathering(mesh, model)
-    score = jax.jit(lambda params, *batch: model.apply({"params": model.ends(params)}, *batch)[:, 0])
+    score = score_fn(model)
 
     def reward_fn(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         rows = encode(prompts, responses)
@@ -85,6 +86,12 @@ def make_reward_fn(
         return rewards
 
     return reward_fn
+
+
+@functools.cache
+def score_fn(model: RewardModel) -> Callable[..., jax.Array]:
+    """(params, tokens [B, L], mask) -> the rewards [B] f32; jitted."""
+    return jax.jit(lambda params, *batch: model.apply({"params": model.ends(params)}, *batch)[:, 0])
 
 
 def load(config: Any, mesh: Mesh) -> RewardModelOracle:
@@ -106,7 +113,9 @@ def load(config: Any, mesh: Mesh) -> RewardModelOracle:
         texts = [tokenizer.chat_pair(*pair) for pair in zip(prompts, responses, strict=True)]
         return [[*ids, *end] for ids in tokenizer.encode(texts)]
 
-    return RewardModelOracle(model, params, encode, config.batch_size, mesh)
+    # A batch that the devices cannot share is computed whole by each.
+    size = -(-config.batch_size // batch_shards(mesh)) * batch_shards(mesh)
+    return RewardModelOracle(model, params, encode, size, mesh)
 
 
 def bucket(length: int, longest: int) -> int:
