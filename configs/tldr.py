@@ -46,7 +46,7 @@ def get_config(options: str = "") -> ConfigDict:
     config.policy.dtype, config.policy.remat = "bfloat16", "full"
     config.oracle.update(
         dict(
-            kind="reward_model", folder="Skywork/Skywork-Reward-Llama-3.1-8B", dtype="bfloat16", batch_size=16
+            kind="reward_model", folder="Skywork/Skywork-Reward-Llama-3.1-8B", dtype="bfloat16", batch_size=64
         )
     )  # fmt: skip
     config.backbone.kind = "encoder"
@@ -55,7 +55,7 @@ def get_config(options: str = "") -> ConfigDict:
     config.train.update(
         dict(
             dap=dap, beta=BETA[dap], batch_size=128, query_budget=50_000, learning_rate=5e-7,
-            schedule="cosine", warmup_queries=0, temperature=0.7, micro_batch=16, token_chunk=16,
+            schedule="cosine", warmup_queries=0, temperature=0.7, micro_batch=128, token_chunk=16,
         )
     )  # fmt: skip
     config.ensemble.update(dict(prior="random", capacity=65_536))

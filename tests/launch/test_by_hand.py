@@ -56,8 +56,8 @@ def check_size(size):
     config = planner.with_mesh(tldr.get_config(f"size={size}"), DEVICES)
     made, number = Experiment(config, jax.devices()), PARAMS[size]
     held = {name: device_bytes(tree) for name, tree in made.resident.items()}
-    close(held["parameters"], 4 * number / DEVICES, 1e-3)
-    close(held["optimizer"], 8 * number / DEVICES, 1e-3)
+    close(held["parameters"], 4 * number / DEVICES, 5e-3)
+    close(held["optimizer"], 8 * number / DEVICES, 5e-3)
     close(held["reference"], 2 * number / DEVICES, 1e-2)  # norms and biases stay in f32
     close(held["oracle"], 2 * 7_504_928_768 / DEVICES, 1e-2)  # Skywork's safetensors
     close(held["backbone"], 2 * 434_012_160, 1e-2)  # DeBERTa-v3 large, whole on each
