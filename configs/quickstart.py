@@ -58,8 +58,8 @@ def get_config() -> ConfigDict:
     # A DeBERTa preference encoder in Hugging Face's layout; leave_out: beginnings of its head's tensor names.
     config.encoder = ConfigDict(
         dict(
-            folder="", leave_out=("head_layer.",), markers=("<|source|>", "<|candidate1|>"),
-            source_length=1224, candidate_length=412, batch_size=64,
+            folder="", dtype="float32", leave_out=("head_layer.",),
+            markers=("<|source|>", "<|candidate1|>"), source_length=1224, candidate_length=412, batch_size=64,
         )
     )  # fmt: skip
     # Heads that learn one reward of the family each, for ensemble.prior="pretrained" to draw from.

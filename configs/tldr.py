@@ -34,7 +34,7 @@ def get_config(options: str = "") -> ConfigDict:
     chosen = parse(options, size=SIZES, dap=tuple(BETA), method=None)
     config = quickstart.get_config()
     config.methods = (chosen.get("method", "sea"),)
-    config.num_seeds = 3
+    config.num_seeds, config.mesh.fsdp = 3, 8
     config.task = ConfigDict(
         dict(
             name="tldr", oracle_seed=0, dataset="trl-lib/tldr", subset="", path="", split_seed=0,
@@ -49,16 +49,16 @@ def get_config(options: str = "") -> ConfigDict:
     config.policy.dtype, config.policy.remat = "bfloat16", "full"
     config.oracle.update(
         dict(
-            kind="reward_model", folder="Skywork/Skywork-Reward-Llama-3.1-8B", dtype="bfloat16", batch_size=16
+            kind="reward_model", folder="Skywork/Skywork-Reward-Llama-3.1-8B", dtype="bfloat16", batch_size=64
         )
     )  # fmt: skip
     config.backbone.kind = "encoder"
-    config.encoder.folder = "llm-blender/PairRM-hf"
+    config.encoder.folder, config.encoder.dtype = "llm-blender/PairRM-hf", "bfloat16"
     dap = chosen.get("dap", "dpo")
     config.train.update(
         dict(
             dap=dap, beta=BETA[dap], batch_size=128, query_budget=50_000, learning_rate=5e-7,
-            schedule="cosine", warmup_queries=0, temperature=0.7, micro_batch=16, token_chunk=16,
+            schedule="cosine", warmup_queries=0, temperature=0.7, micro_batch=128, token_chunk=16,
         )
     )  # fmt: skip
     config.ensemble.update(dict(prior="random", capacity=65_536))

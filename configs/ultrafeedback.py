@@ -39,7 +39,9 @@ def get_config(options: str = "") -> ConfigDict:
     )  # fmt: skip
     config.rm.update(dict(steps=950, length=2048, micro_batch=8))  # an epoch of 61k pairs; a guess
     config.policy.folder = MODELS[chosen.get("model", "llama3-8b")]
-    config.oracle.folder = "RLHFlow/ArmoRM-Llama3-8B-v0.1"
+    config.oracle.folder, config.oracle.batch_size = "RLHFlow/ArmoRM-Llama3-8B-v0.1", 16
+    # Two devices share a layer, or its weights leave too little room for the caches of long responses.
+    config.mesh.fsdp, config.mesh.tensor = 4, 2
     # App. F.2: γ/β = 0.3, and 0.9 is the temperature of AlpacaEval's answers only.
     config.train.update(
         dict(dap="simpo", beta=10.0, margin_ratio=0.3, learning_rate=8e-7, query_budget=60_000, micro_batch=8)

@@ -48,7 +48,7 @@ class Traffic:
 
     sent: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))  # bytes
     count: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-    bounded_loops: int = 0  # whose end depends on data, and that count with the most turns they can take
+    bounded: bool = False  # some are in a loop whose end depends on data: counted with its most turns
 
     @property
     def total(self) -> float:
@@ -67,7 +67,7 @@ def collectives(text: str, num_devices: int) -> Traffic:
     """
     program, entry = parse(text)
     turns, bounded = _executions(program, entry)
-    traffic = Traffic(bounded_loops=bounded)
+    traffic = Traffic()
     for computation, times in turns.items():
         scope = program[computation]
         for instruction in scope.values():
@@ -81,6 +81,7 @@ def collectives(text: str, num_devices: int) -> Traffic:
                 kind = "reduce-scatter"
             traffic.sent[kind] += times * _sent(scope, instruction, kind, num_devices)
             traffic.count[kind] += times
+            traffic.bounded |= computation in bounded
     return traffic
 
 
@@ -118,24 +119,25 @@ def _closing(line: str, start: int) -> int:
     raise ValueError(f"bracket without end: {line[:200]}")
 
 
-def _executions(program: dict, entry: str) -> tuple[dict[str, int], int]:
-    """How often each computation runs in one execution; how many of the loops have only a bound."""
+def _executions(program: dict, entry: str) -> tuple[dict[str, int], set[str]]:
+    """How often each computation runs in one execution; those of which only a bound is known."""
     turns: dict[str, int] = defaultdict(int)
-    bounded = 0
+    bounded = set()
 
-    def visit(name: str, times: int) -> None:
-        nonlocal bounded
+    def visit(name: str, times: int, exact: bool) -> None:
         turns[name] += times
+        if not exact:
+            bounded.add(name)
         for instruction in program[name].values():
-            inner = times
+            inner, known = times, exact
             if instruction.opcode == "while":
-                trips, exact = _trips(program, program[name], instruction)
-                inner, bounded = times * trips, bounded + (not exact)
+                trips, known = _trips(program, program[name], instruction)
+                inner, known = times * trips, known and exact
             for called in _called(instruction):
                 if called in program:
-                    visit(called, inner)
+                    visit(called, inner, known)
 
-    visit(entry, 1)
+    visit(entry, 1, True)
     return turns, bounded
 
 

@@ -9,7 +9,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from launch import flops, hlo, topology
-from launch.steps import NAMES, Experiment, Step, device_bytes
+from launch.steps import Experiment, Step, device_bytes
 from sea_jax.command import fail, parse, read_config
 from sea_jax.errors import InputError
 from sea_jax.models.remat import POLICIES
@@ -29,6 +29,7 @@ class Program:
         activations: bytes of all else that lives within the program.
         outputs: bytes of results that do not take an argument's place.
         flops: operations of the step on all devices together.
+        at_peak: seconds that they take where every device multiplies at its peak.
         traffic: of the collectives, all calls of a step.
         calls: of the program in a step.
         seconds: that the compiler took.
@@ -40,6 +41,7 @@ class Program:
     activations: int
     outputs: int
     flops: float
+    at_peak: float
     traffic: hlo.Traffic
     calls: int
     seconds: float
@@ -78,21 +80,23 @@ class Plan:
         return all(self.needed(name) <= self.usable for name in self.programs)
 
 
-def make_plan(config: ConfigDict, where: topology.Topology, names: tuple[str, ...] = NAMES) -> Plan:
+def make_plan(config: ConfigDict, where: topology.Topology, names: tuple[str, ...] = ()) -> Plan:
     """Compiles programs for a topology.
 
     Args:
         config: its mesh is the topology's.
         where: the topology.
-        names: which programs.
+        names: which programs; none given: all.
     """
     experiment = Experiment(config, topology.devices(where))
     resident = {name: device_bytes(tree) for name, tree in experiment.resident.items()}
-    programs = {name: compile_step(experiment, experiment.step(name), where.count) for name in names}
+    programs = {
+        name: compile_step(experiment, experiment.step(name), where) for name in names or experiment.names
+    }
     return Plan(where, config, resident, programs)
 
 
-def compile_step(experiment: Experiment, step: Step, num_devices: int) -> Program:
+def compile_step(experiment: Experiment, step: Step, where: topology.Topology) -> Program:
     """Compiles one program and reads what it needs."""
     start = time.perf_counter()
     compiled = step.traced.lower().compile()
@@ -100,15 +104,17 @@ def compile_step(experiment: Experiment, step: Step, num_devices: int) -> Progra
     stats = compiled.memory_analysis()
     resident = sum(device_bytes(experiment.resident[group]) for group in step.reads)
     gradients = device_bytes(experiment.params) if step.name == "train" else 0
-    traffic = hlo.collectives(compiled.as_text(), num_devices)
+    traffic = hlo.collectives(compiled.as_text(), where.count)
     traffic.sent = {kind: sent * step.calls for kind, sent in traffic.sent.items()}
+    jaxpr, device = (step.usual or step.traced).jaxpr, where.device
     return Program(
         step.name,
         inputs=max(stats.argument_size_in_bytes - resident, 0),
         gradients=gradients,
         activations=max(stats.temp_size_in_bytes - gradients, 0),
         outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
-        flops=step.calls * flops.count(step.traced.jaxpr, step.while_turns),
+        flops=step.calls * flops.count(jaxpr, step.while_turns),
+        at_peak=step.calls * flops.count(jaxpr, step.while_turns, device.seconds) / where.count,
         traffic=traffic,
         calls=step.calls,
         seconds=seconds,
@@ -171,18 +177,17 @@ def describe(plan: Plan) -> str:
 
 
 def _row(plan: Plan, p: Program, unit: int) -> str:
-    needed, device = plan.needed(p.name), plan.topology.device
-    at_peak = p.flops / (device.flops * plan.topology.count)
+    needed = plan.needed(p.name)
     parts = [p.inputs, p.gradients, p.activations + p.outputs, needed]
     return _HEAD.format(
         p.name, *(f"{size / unit:.2f}" for size in parts), "yes" if needed <= plan.usable else "NO",
-        f"{p.traffic.total / unit:.2f}", f"{p.flops / 1e12:.2f}", f"{at_peak:.3f} s",
+        f"{p.traffic.total / unit:.2f}", f"{p.flops / 1e12:.2f}", f"{p.at_peak:.3f} s",
     )  # fmt: skip
 
 
 def _sent(p: Program, unit: int) -> str:
     parts = [f"{kind} {sent / unit:.2f}" for kind, sent in p.traffic.sent.items() if sent]
-    bound = " (at most, as a loop ends by data)" if p.traffic.bounded_loops else ""
+    bound = " (at most, as a loop ends by data)" if p.traffic.bounded else ""
     return f"  {p.name:<10}{', '.join(parts) or 'none'}{bound if parts else ''}"
 
 

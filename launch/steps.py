@@ -25,13 +25,14 @@ from sea_jax.methods import METHODS
 from sea_jax.models import convert, sizes
 from sea_jax.models.generate import make_sampler
 from sea_jax.models.params import cast_matrices
+from sea_jax.oracles import reward_model
 from sea_jax.runtime.mesh import AXES, BATCH, batch_shards
 from sea_jax.runtime.sharding import checked_specs, gathering
 from sea_jax.state import init_state
 from sea_jax.tasks import mini_tldr
 from sea_jax.types import PreferenceBatch, SeaState
 
-NAMES = ("train", "generate", "features")
+NAMES = ("train", "generate", "features", "oracle")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,11 @@ class Step:
 
     Attributes:
         name: a row of NAMES.
-        traced: of jit, to lower and compile.
+        traced: of jit, to lower and compile: with the longest texts that there may be.
         reads: groups of `Experiment.resident` among its arguments.
         calls: how often it runs in a training step.
         while_turns: the most that a loop can take whose end depends on data.
+        usual: with texts as long as the policy's prompt and response, to count operations; None: as traced.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Step:
     reads: tuple[str, ...]
     calls: int = 1
     while_turns: int = 1
+    usual: Any = None
 
 
 class Experiment:
@@ -89,19 +92,25 @@ class Experiment:
         self.params = self._sharded_params(self.policy)
         self.ref_params = _cast(self.params, self.policy.config.dtype)
         self.backbone, self.backbone_params, self.feature_width = self._backbone()
-        self.state = self._state()
+        self.state, self.oracle = self._state(), self._reward_model()
         self.resident = {
             "parameters": self.state.policy.params,
             "optimizer": self.state.policy.opt_state,
             "reference": self.ref_params,
             "ensemble": (self.state.ensemble, self.state.experience),
             "backbone": self.backbone_params,
-            "oracle": self._oracle(),
+            "oracle": self.oracle[1],
         }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The programs of this experiment."""
+        return NAMES if self.oracle[0] is not None else NAMES[:-1]
 
     def step(self, name: str) -> Step:
         """Traces one of NAMES."""
-        return {"train": self._train, "generate": self._generate, "features": self._features}[name]()
+        made = dict(train=self._train, generate=self._generate, features=self._features, oracle=self._oracle)
+        return made[name]()
 
     def _train(self) -> Step:
         B, T = self.config.train.batch_size, self.response_length
@@ -137,19 +146,40 @@ class Experiment:
         """Of all responses of a step; of an encoder one pass, which runs `calls` times."""
         cfg, B, M = self.config, self.config.train.batch_size, self.num_responses
         if isinstance(self.backbone, models.Encoder):
-            size = _round_up(cfg.encoder.batch_size, batch_shards(self.mesh))
-            length = _round_up(
-                cfg.encoder.source_length + cfg.encoder.candidate_length, pair_encoder.MULTIPLE
+            size, states = self._rows(cfg.encoder), pair_encoder.states_fn(self.backbone, (0, 1))
+            most = (cfg.encoder.source_length, cfg.encoder.candidate_length)
+            usual = map(min, most, (self.prompt_length, self.response_length))
+            traced, usual = (
+                states.trace(self.backbone_params, *self._texts(size, _round_up(n, pair_encoder.MULTIPLE)))
+                for n in (sum(most), sum(usual))
             )
-            tokens = jax.ShapeDtypeStruct((size, length), jnp.int32)
-            inputs = self._split((tokens, tokens.update(dtype=jnp.dtype(bool))))
-            traced = pair_encoder.states_fn(self.backbone, (0, 1)).trace(self.backbone_params, *inputs)
-            return Step("features", traced, ("backbone",), calls=-(-B * M // size))
+            return Step("features", traced, ("backbone",), calls=-(-B * M // size), usual=usual)
         prompts = jax.ShapeDtypeStruct((B, self.prompt_length), jnp.int32)
         responses = jax.ShapeDtypeStruct((B, M, self.response_length), jnp.int32)
         inputs = [x for y in (prompts, responses) for x in (y, y.update(dtype=jnp.dtype(bool)))]
         extract = features.extract_fn(self.backbone, self.pooling)
         return Step("features", extract.trace(self.backbone_params, *self._split(inputs)), ("backbone",))
+
+    def _oracle(self) -> Step:
+        """One pass of the reward model over texts of the policy's length; it runs for each label of a step.
+
+        Counted are the labels after the burn-in. The online win rate, where prompts have references, reads
+        twice as many texts again.
+        """
+        model, params = self.oracle
+        gamma = self.config.sea.gamma if self.method.synthetic else 1.0
+        size, num_texts = self._rows(self.config.oracle), 2 * round(gamma * self.config.train.batch_size)
+        length = reward_model.bucket(self.prompt_length + self.response_length, model.config.max_length)
+        traced = reward_model.score_fn(model).trace(params, *self._texts(size, length))
+        return Step("oracle", traced, ("oracle",), calls=-(-num_texts // size))
+
+    def _rows(self, config: Any) -> int:
+        """Texts at once of the encoder or of the oracle, as their `load` makes them."""
+        return _round_up(config.batch_size, batch_shards(self.mesh))
+
+    def _texts(self, size: int, length: int) -> Any:
+        tokens = jax.ShapeDtypeStruct((size, length), jnp.int32)
+        return self._split((tokens, tokens.update(dtype=jnp.dtype(bool))))
 
     def _check_batches(self) -> None:
         """A part of a batch that the devices cannot share evenly would lie whole on each."""
@@ -174,14 +204,14 @@ class Experiment:
         }
         return unflatten_dict(params, sep="/")
 
-    def _oracle(self) -> Any:
-        """A reward model's parameters, as `reward_model.load` places them; other oracles have none here."""
+    def _reward_model(self) -> tuple[Any, Any]:
+        """The oracle and its parameters, as `reward_model.load` places them; other oracles have none here."""
         cfg = self.config.oracle
         if cfg.kind != "reward_model":
-            return ()
+            return None, ()
         dtype = jnp.dtype(cfg.dtype).type
         model = shape_of("oracle.folder", cfg.folder, dtype=dtype).build()
-        return _cast(self._sharded_params(model), dtype)
+        return gathering(self.mesh, model), _cast(self._sharded_params(model), dtype)
 
     def _state(self) -> SeaState:
         """As `train.Run` makes it: moments lie as their parameters do, all else whole on every device."""
@@ -205,9 +235,10 @@ class Experiment:
         """The frozen extractor's model, its parameters whole on every device, its features' width."""
         cfg, self.pooling = self.config, None
         if cfg.backbone.get("kind", "ranker") == "encoder":
-            encoder = shape_of("encoder.folder", cfg.encoder.folder).build()
-            params = unflatten_dict(convert.shapes(encoder), sep="/")
-            return encoder, self._replicated(params), 2 * encoder.config.width
+            dtype = jnp.dtype(cfg.encoder.dtype).type
+            encoder = shape_of("encoder.folder", cfg.encoder.folder, dtype=dtype).build()
+            params = self._replicated(unflatten_dict(convert.shapes(encoder), sep="/"))
+            return encoder, _cast(params, dtype), 2 * encoder.config.width
         width, vocab = cfg.backbone.pooled_width, self.policy.config.vocab_size
         self.pooling = pooling = features.GatedPooling(width, vocab, cfg.backbone.gate_hidden)
         states = jnp.zeros((2, self.policy.config.width))

@@ -1,7 +1,7 @@
 """Accelerators by name, and their devices without having them.
 
 References:
-    NVIDIA A100 (2021) and H100 (2023) data sheets: peak of dense bfloat16, memory and its bandwidth, SXM.
+    NVIDIA A100 (2021) and H100 (2023) data sheets, SXM: peak of dense bfloat16, TF32; memory, bandwidth.
     Google Cloud TPU documentation, system architecture: v5e, v5p, v6e.
 """
 
@@ -24,6 +24,7 @@ class Device:
         platform: 'cuda', 'tpu' or 'cpu'.
         memory: bytes that a program sees.
         flops: peak a second, dense products of bfloat16.
+        flops_f32: of float32 as JAX multiplies it by default: TF32 on a GPU, one pass of bfloat16 on a TPU.
         bandwidth: bytes a second of its memory.
         usable: share of the memory for arrays; the rest is the driver's and the collectives'. On a GPU a run
             needs XLA_PYTHON_CLIENT_MEM_FRACTION of this, since JAX's default is 0.75.
@@ -33,9 +34,14 @@ class Device:
     platform: str
     memory: int
     flops: float
+    flops_f32: float
     bandwidth: float
     usable: float = 1.0
     target: tuple[tuple[str, Any], ...] = ()
+
+    def seconds(self, dtype: Any) -> float:
+        """Of one operation on operands of this dtype, at the peak."""
+        return 1.0 / (self.flops_f32 if dtype.itemsize > 2 else self.flops)
 
 
 def _gpu(name: str, memory: int, flops: float, bandwidth: float, **chip: Any) -> Device:
@@ -46,7 +52,7 @@ def _gpu(name: str, memory: int, flops: float, bandwidth: float, **chip: Any) ->
         thread_dim_limit_x=1024, thread_dim_limit_y=1024, thread_dim_limit_z=64,
         device_memory_size=memory, memory_bandwidth=int(bandwidth), name=name,
     )  # fmt: skip
-    return Device("cuda", memory, flops, bandwidth, 0.92, tuple((shared | chip).items()))
+    return Device("cuda", memory, flops, flops / 2, bandwidth, 0.92, tuple((shared | chip).items()))
 
 
 _A100 = dict(
@@ -62,11 +68,11 @@ DEVICES: dict[str, Device] = {
     "a100-40gb": _gpu("NVIDIA A100-SXM4-40GB", 42_331_013_120, 312e12, 1.555e12, **_A100),
     "a100-80gb": _gpu("NVIDIA A100-SXM4-80GB", 85_100_068_864, 312e12, 2.039e12, **_A100),
     "h100": _gpu("NVIDIA H100 80GB HBM3", 84_942_979_072, 989e12, 3.352e12, **_H100),
-    "v5e": Device("tpu", 16 * GIB, 197e12, 0.819e12, 0.98),
-    "v5p": Device("tpu", 95 * GIB, 459e12, 2.765e12, 0.98),
-    "v6e": Device("tpu", 32 * GIB, 918e12, 1.638e12, 0.98),
+    "v5e": Device("tpu", 16 * GIB, 197e12, 197e12, 0.819e12, 0.98),
+    "v5p": Device("tpu", 95 * GIB, 459e12, 459e12, 2.765e12, 0.98),
+    "v6e": Device("tpu", 32 * GIB, 918e12, 918e12, 1.638e12, 0.98),
     # The host's own devices, to try a plan out: a core's memory and peak are not known, so a guess.
-    "cpu": Device("cpu", 4 * GIB, 1e11, 2e10),
+    "cpu": Device("cpu", 4 * GIB, 1e11, 1e11, 2e10),
 }
 _DIMENSIONS = {"v5p": 3, "v5e": 2, "v6e": 2}
 

@@ -97,6 +97,7 @@ def validate_parts(config) -> None:
         config.backbone.kind == "ranker" or not any(needs_family(config, m) for m in config.methods),
         "ensemble.prior", "pretrained", "'random' with backbone.kind='encoder'",
     )  # fmt: skip
+    one_of(config, "encoder.dtype", DTYPES)
     require(config.encoder.batch_size >= 1, "encoder.batch_size", config.encoder.batch_size, "at least 1")
     require(len(config.encoder.markers) == 2, "encoder.markers", config.encoder.markers, "two tokens")
     for name in ("encoder.source_length", "encoder.candidate_length"):

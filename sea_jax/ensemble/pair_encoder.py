@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from sea_jax import models
 from sea_jax.errors import InputError
 from sea_jax.models import Encoder, Responses, marker_states
+from sea_jax.models.params import cast_matrices
 from sea_jax.runtime.mesh import batch_shards, fetch, replicate, split
 from sea_jax.types import Array, Params
 
@@ -33,7 +34,7 @@ class PairEncoder:
     As PairRM does, what is longer than its share of the sequence is cut off at the end.
 
     Args:
-        model, params: the encoder.
+        model, params: the encoder; it computes in its config's dtype, and features are f32.
         tokenizer: its own, with the markers in its vocabulary.
         decode: the task's, of responses.
         mesh: its devices share each batch; parameters lie whole on each.
@@ -50,7 +51,7 @@ class PairEncoder:
         *, markers: tuple[str, str], source_length: int, candidate_length: int, batch_size: int,
     ):  # fmt: skip
         self.model, self.mesh, self.batch_size = model, mesh, batch_size
-        self.params = replicate(mesh, params)
+        self.params = replicate(mesh, cast_matrices(params, model.config.dtype))
         self._decode, self._markers = decode, markers
         ids = [tokenizer.token_to_id(marker) for marker in markers]
         self._marker_ids = tuple(i for i in ids if i is not None and i < model.config.vocab_size)
@@ -111,7 +112,7 @@ def load(config, decode: Decode, mesh: Mesh) -> PairEncoder:
     """The encoder of a Hugging Face folder or hub name; its head, as PairRM's, is left out.
 
     Args:
-        config: folder, leave_out, markers, source_length, candidate_length, batch_size.
+        config: folder, dtype, leave_out, markers, source_length, candidate_length, batch_size.
         decode: as `PairEncoder`.
         mesh: its devices share each batch.
 
@@ -122,7 +123,8 @@ def load(config, decode: Decode, mesh: Mesh) -> PairEncoder:
     shape = models.read_config(folder)
     if not isinstance(shape.build(), Encoder):
         raise InputError(f"config.encoder.folder={config.folder!r}: a decoder; valid: a DeBERTa encoder")
-    model, params = models.load(str(folder), leave_out=tuple(config.leave_out))
+    dtype = jnp.dtype(config.dtype).type
+    model, params = models.load(str(folder), leave_out=tuple(config.leave_out), dtype=dtype)
     batch_size = -(-config.batch_size // batch_shards(mesh)) * batch_shards(mesh)
     return PairEncoder(
         model, params, _tokenizer(folder), decode, mesh, markers=tuple(config.markers),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sea_jax.models.layers import Prefix
+from sea_jax.models.params import cast_matrices
 from sea_jax.models.remat import checkpointed
 from sea_jax.types import Array, Params
 
@@ -91,7 +92,8 @@ class Decoder(nn.Module):
                 caches.append(jax.tree.map(lambda c: c[None], cache))
             last = layers[-1]
         else:
-            stack = self.variables["params"]["layers"]
+            # Cast first, as the modules would: the slices are copies.
+            stack = cast_matrices(self.variables["params"]["layers"], cfg.dtype, "layers/")
             before, last = (jax.tree.map(lambda p, part=part: p[part], stack) for part in (slice(-1), -1))
             x, cache = jax.lax.scan(checkpointed(layer, cfg.remat), x, before, unroll=self.unroll)
             caches.append(cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from sea_jax.errors import InputError
 from sea_jax.models.params import cast_matrices
 from sea_jax.models.reward import GatedRewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.runtime.mesh import fetch, split
+from sea_jax.runtime.mesh import batch_shards, fetch, split
 from sea_jax.runtime.sharding import gathering, shard_params
 from sea_jax.tasks.tokenizer import Tokenizer, load_tokenizer
 from sea_jax.types import Params
@@ -89,9 +90,7 @@ class RowRewards:
             params, model = shard_params(mesh, model, params), gathering(mesh, model)
         self._params, self._config, self._size, self._mesh = params, config, batch_size, mesh
         self._longest = longest or config.max_length
-        self._score = jax.jit(
-            lambda params, *batch: model.apply({"params": model.ends(params)}, *batch)[:, 0]
-        )
+        self._score = score_fn(model)
 
     def __call__(self, rows: list[list[int]]) -> np.ndarray:
         """Rewards [B] float32."""
@@ -117,6 +116,12 @@ class RowRewards:
         return self._score(self._params, *(batch if self._mesh is None else split(self._mesh, batch)))
 
 
+@functools.cache
+def score_fn(model: RewardModel) -> Callable[..., jax.Array]:
+    """(params, tokens [B, L], mask) -> the rewards [B] f32; jitted."""
+    return jax.jit(lambda params, *batch: model.apply({"params": model.ends(params)}, *batch)[:, 0])
+
+
 def load(config: Any, mesh: Mesh) -> RewardModelOracle:
     """The oracle that config.oracle describes.
 
@@ -131,8 +136,10 @@ def load(config: Any, mesh: Mesh) -> RewardModelOracle:
     """
     model, params = models.load(config.folder, dtype=jnp.dtype(config.dtype).type)
     tokenizer = load_tokenizer(config.folder, chat=config.chat, vocab_size=model.config.vocab_size)
-    encode, longest = make_encode(tokenizer), getattr(config, "longest", 0)
-    return RewardModelOracle(model, params, encode, config.batch_size, mesh, longest)
+    # A batch that the devices cannot share is computed whole by each.
+    size = -(-config.batch_size // batch_shards(mesh)) * batch_shards(mesh)
+    longest = getattr(config, "longest", 0)
+    return RewardModelOracle(model, params, make_encode(tokenizer), size, mesh, longest)
 
 
 def make_encode(tokenizer: Tokenizer) -> Encode:

@@ -63,6 +63,7 @@ def main():
         return jax.lax.scan(lambda x, _: (turns(x), None), x, None, length=3)[0]
 
     only(traffic(nested), "all-gather", 15 * 3 * part, count=15)
+    assert not traffic(nested).bounded
 
     def until(x):
         """At most six turns; whether it takes them depends on x."""
@@ -70,7 +71,7 @@ def main():
         return jax.lax.while_loop(go, lambda s: (s[0] + 1, jnp.sin(gather(s[1])).sum(0)), (0, x))[1]
 
     found = traffic(until)
-    assert found.bounded_loops == 1 and found.sent["all-gather"] == 6 * 3 * part, found
+    assert found.bounded and found.sent["all-gather"] == 6 * 3 * part, found
     print("bytes agree")
 
 

@@ -1,0 +1,108 @@
+"""The plan's figures against pencil and paper: ZeRO's bytes, and operations by the shapes of the matrices."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DEVICES = 8
+PARAMS = {"1b": 1_011_781_632, "2.8b": 2_775_208_960, "6.9b": 6_857_302_016}  # Pythia's README
+
+
+@pytest.mark.parametrize("case", [*PARAMS, "traffic"])
+def test_by_hand(case):
+    """In a process of its own, since the number of devices is fixed when JAX starts."""
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        "PYTHONPATH": str(ROOT),
+    }
+    run = subprocess.run(
+        [sys.executable, __file__, case], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stdout + run.stderr[-3000:]
+
+
+def close(found, expected, share):
+    print(f"{found:.6g}, by hand {expected:.6g}")
+    assert abs(found - expected) <= share * expected, (found, expected)
+
+
+def products(config, L, T, M):
+    """Multiply-adds of reading a prompt of L tokens and M responses of T, by what is computed again.
+
+    Returns those of one forward pass, of what full remat repeats, and of the head. A layer has 12 W² weights:
+    3 in queries, keys and values, 1 behind attention, 4 and 4 in the MLP. Of the prompt's last layer only the
+    keys and values are wanted. Remat repeats all but the two products that end a layer; attention twice.
+    """
+    N, W = config.num_layers, config.width
+    tokens = (N - 1) * L + N * M * T
+    attention = 2 * W * ((N - 1) * L * L + L + N * M * T * (L + T))
+    forward = W * W * (12 * tokens + 3 * L + 9) + attention
+    repeated = W * W * 7 * tokens + attention
+    return forward, repeated, M * T * W * config.vocab_size
+
+
+def check_size(size):
+    import jax
+
+    from configs import tldr
+    from launch import flops, planner
+    from launch.steps import Experiment, device_bytes
+
+    config = planner.with_mesh(tldr.get_config(f"size={size}"), DEVICES)
+    made, number = Experiment(config, jax.devices()), PARAMS[size]
+    held = {name: device_bytes(tree) for name, tree in made.resident.items()}
+    close(held["parameters"], 4 * number / DEVICES, 5e-3)
+    close(held["optimizer"], 8 * number / DEVICES, 5e-3)
+    close(held["reference"], 2 * number / DEVICES, 1e-2)  # norms and biases stay in f32
+    close(held["oracle"], 2 * 7_504_928_768 / DEVICES, 1e-2)  # Skywork's safetensors
+    close(held["backbone"], 2 * 434_012_160, 1e-2)  # DeBERTa-v3 large, whole on each
+    close(held["ensemble"], 65_536 * 2 * 2048 * 4, 0.05)  # pairs in D_t
+
+    shape, B, M = made.policy.config, 128, 20
+    L, T = 512, 53
+    forward, repeated, head = products(shape, L, T, 2)
+    head *= 64 / T  # in chunks of 16 tokens
+    # The reference forward; the policy forward, again, and backward, which is twice forward.
+    by_hand = 2 * B * (4 * forward + repeated + 5 * head)
+    close(flops.count(made.step("train").traced.jaxpr), by_hand, 0.01)
+    close(by_hand, 10 * number * B * (L + 2 * T), 0.25)  # the rule of thumb: 6 N, 2 for remat, 2 for π_ref
+
+    step = made.step("generate")
+    forward, _, head = products(shape, L, T - 1, M)
+    close(flops.count(step.traced.jaxpr, step.while_turns), 2 * B * (forward + head), 0.01)
+
+
+def check_traffic():
+    """Of a policy in f32, six layers deep so that they are scanned: each pass gathers, by ZeRO, what it reads."""
+    import jax
+
+    from configs import quickstart
+    from launch import hlo, planner
+    from launch.steps import Experiment
+
+    config = quickstart.get_config()
+    config.policy.update(dict(num_layers=6, width=64, mlp_width=256, remat="full"))
+    config.train.update(dict(batch_size=64, micro_batch=16))
+    made = Experiment(planner.with_mesh(config, DEVICES), jax.devices())
+    passes, share = 4, (DEVICES - 1) / DEVICES
+    layers = 4 * 6 * (12 * 64 * 64 + 13 * 64)  # with biases and norms
+    ends = 4 * 2 * 512 * 64  # embedding and head
+    train, generate = (
+        hlo.collectives(made.step(name).traced.lower().compile().as_text(), DEVICES).sent
+        for name in ("train", "generate")
+    )
+    print(train, generate)
+    # Prompt and responses are two walks through the layers: of the reference, forward, and again for backward.
+    close(train["all-gather"], share * passes * (6 * layers + 2 * ends), 0.1)
+    reduced = train["reduce-scatter"] + train["all-reduce"] / 2
+    close(reduced, share * passes * (2 * layers + ends), 0.1)
+    close(generate["all-gather"], share * (layers + ends), 0.1)
+
+
+if __name__ == "__main__":
+    check_traffic() if sys.argv[1] == "traffic" else check_size(sys.argv[1])
