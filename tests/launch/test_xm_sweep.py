@@ -151,12 +151,15 @@ def test_an_interrupted_sweep_ends_its_units(tmp_path):
 def test_a_sweep_through_xmanager_with_a_unit_that_fails(tmp_path):
     """Two methods × two seeds; one unit's folder holds a spoilt config at first. Then it runs alone."""
     root = tmp_path / "sweep"
-    command = [f"--config={TINY}:size=16", "--methods=passive,sea", "--seeds=2", f"--root={root}"]
+    command = [f"--config={TINY}:size=16", "--methods=passive,sea", "--seeds=2", "--parallel=2"]
+    command.append(f"--root={root}")
     spoilt = root / "16/sea-seed1/config.json"
     spoilt.parent.mkdir(parents=True)
     spoilt.write_text("{")
     (root / "cache").mkdir()
-    (root / "cache/xla").symlink_to(ROOT / ".cache/jax")  # the other tests' compiled programs
+    compiled = ROOT / ".cache/jax"  # the other tests' programs too
+    compiled.mkdir(parents=True, exist_ok=True)
+    (root / "cache/xla").symlink_to(compiled)
     run = launch(tmp_path, *command)
     assert run.returncode == 1, run.stdout + run.stderr
     assert "failed: 16/sea-seed1: error: workdir" in run.stderr and "Traceback" not in run.stderr
