@@ -58,15 +58,15 @@ def plan(
     files = _files(file, sizes)
     configs = {size: read(name, given) for size, name in files.items()}
     first = next(iter(configs.values()))
-    methods = first["methods"] if methods is None else methods
-    wrong = [method for method in methods if method not in METHODS]
-    if wrong or not methods:
+    chosen = tuple(dict.fromkeys(first["methods"] if methods is None else methods))
+    wrong = [method for method in chosen if method not in METHODS]
+    if wrong or not chosen:
         raise InputError(f"--methods={','.join(wrong)}: valid are {', '.join(METHODS)}")
-    seeds = first["num_seeds"] if seeds is None else seeds
-    if seeds < 1:
-        raise InputError(f"--seeds={seeds}: valid is at least 1")
+    count: int = first["num_seeds"] if seeds is None else seeds
+    if count < 1:
+        raise InputError(f"--seeds={count}: valid is at least 1")
     folder = Path(root or f"runs/sweep-{_stem(file)}")
-    return Sweep(folder, files, given, configs, tuple(dict.fromkeys(methods)), tuple(range(seeds)))
+    return Sweep(folder, files, given, configs, chosen, tuple(range(count)))
 
 
 def _files(file: str, sizes: list[str] | None) -> dict[str, str]:
@@ -162,11 +162,11 @@ def arguments(sweep: Sweep, unit: Unit) -> list[str]:
 def to_run(sweep: Sweep) -> dict[str, tuple[Unit | None, list[Unit]]]:
     """Size -> the unit that trains what the others share, if any, and those that have not finished.
 
-    A given policy under a pretrained encoder leaves nothing to train.
+    A given policy under a pretrained encoder leaves nothing to train, and a single run nobody to share with.
     """
     found = {}
     for size, config in sweep.configs.items():
         units = [unit for unit in sweep.units(size) if not unit.finished]
         trains = not config["policy"]["folder"] or config["backbone"]["kind"] == "ranker"
-        found[size] = (Unit(sweep.root, size) if units and trains else None), units
+        found[size] = (Unit(sweep.root, size) if trains and len(units) > 1 else None), units
     return found

@@ -27,22 +27,24 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `xmanager launch` imports this file by itself, and takes sys.path[0] away
     sys.path.append(str(ROOT))
 
-from absl import flags, logging  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
-
-from launch import environments, sweeps  # noqa: E402
-from sea_jax import report  # noqa: E402
+from launch import environments  # noqa: E402
 from sea_jax.command import config_mistake, fail, read_config  # noqa: E402
-from sea_jax.errors import InputError  # noqa: E402
-from sea_jax.sweep import Sweep, Unit  # noqa: E402
 
 if __name__ == "__main__":
     environments.xmanager_launch(__file__, sys.argv[1:])
 if __name__ == "xm_sweep" and (wrong := config_mistake(sys.argv)):
     fail(wrong)  # `xmanager launch` is about to parse the flags, and would tell it by a traceback
 
-# Here, since it defines flags that `xmanager launch` gives.
+from absl import flags, logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+# xmanager is imported here, and not where it is used, since it defines flags that `xmanager launch` gives.
 from xmanager import xm, xm_local  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+from launch import sweeps  # noqa: E402
+from sea_jax import report  # noqa: E402
+from sea_jax.errors import InputError  # noqa: E402
+from sea_jax.sweep import Sweep, Unit  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/tldr.py:size=1b.")
 _METHODS = flags.DEFINE_list("methods", None, "Rows of sea_jax.methods.METHODS; else the config's.")
@@ -65,7 +67,8 @@ def main(argv: list[str]) -> int:
     if _PARALLEL.value < 1:
         fail(f"--parallel={_PARALLEL.value}: valid is at least 1")
     try:
-        file, given = flags.FLAGS["config"].config_filename, sweeps.overrides(sys.argv)
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        given = sweeps.overrides(sys.argv)
         sweep = sweeps.plan(file, given, _METHODS.value, _SEEDS.value, _SIZES.value, _WHERE.value)
         if _DRY_RUN.value:
             _print_commands(sweep)
@@ -121,7 +124,7 @@ class _Launch:
         try:
             async with xm_local.create_experiment(f"sea_jax {self._sweep.root.name}") as self._experiment:
                 python = xm.binary(
-                    xm_local.Local.Spec(), sys.executable, args=["-m", "sea_jax.main"],
+                    xm_local.LocalSpec(), sys.executable, args=["-m", "sea_jax.main"],
                     env_vars={"PYTHONPATH": _python_path()},
                 )  # fmt: skip
                 [self._executable] = self._experiment.package([python])

@@ -101,8 +101,9 @@ def read(root: Path) -> Sweep:
     file = root / FILE
     try:
         fields = json.loads(file.read_text())
-        lists = {k: tuple(fields.pop(k)) for k in ("overrides", "methods", "replicates")}
-        return Sweep(root, **fields, **lists)
+        lists = (tuple(fields[name]) for name in ("overrides", "methods", "replicates"))
+        overrides, methods, replicates = lists
+        return Sweep(root, fields["files"], overrides, fields["configs"], methods, replicates)
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{file}: not a sweep's; valid: another folder") from None
 
