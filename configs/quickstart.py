@@ -64,7 +64,15 @@ def get_config() -> ConfigDict:
             margin_ratio=0.3,  # SimPO: target margin over β
         )
     )  # fmt: skip
-    config.sampler = ConfigDict(dict(micro_batch=0))  # prompts sampled at once; 0: the whole batch
+    # kind: "jax" samples in this process, micro_batch prompts at once (0: the whole batch); "vllm" in one
+    # beside it that `python` runs (make sidecar): max_num_seqs responses at once, kv_cache_gb GiB for their
+    # keys and values, timeouts in seconds, replaced up to `restarts` times in a row when it is lost.
+    config.sampler = ConfigDict(
+        dict(
+            kind="jax", micro_batch=0, python=".venv-vllm/bin/python", max_num_seqs=256, kv_cache_gb=1.0,
+            start_timeout=300.0, timeout=600.0, restarts=2,
+        )
+    )  # fmt: skip
     config.ensemble = ConfigDict(
         dict(
             num_members=20, hidden=(128, 128), prior="pretrained", prior_scale=1.0,

@@ -15,6 +15,7 @@ from sea_jax.methods import METHODS
 from sea_jax.models.convert import CLASSES
 from sea_jax.models.remat import POLICIES
 from sea_jax.oracles.labels import MODES
+from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import is_main
 from sea_jax.tasks.protocol import SPLITS, Task
 from sea_jax.tasks.tokenizer import CHAT
@@ -89,6 +90,7 @@ def validate_parts(config, supervised_only: bool = False) -> None:
         )
     if supervised_only:
         return
+    samplers.validate(config)
     _validate_oracle(config, text)
     one_of(config, "backbone.kind", ("encoder",) if text else ("ranker", "encoder"))
     kind, folder = config.backbone.kind, config.encoder.folder

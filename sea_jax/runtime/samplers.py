@@ -1,14 +1,20 @@
 """Who writes the responses (Alg. 2, line 4): the process that learns, or a vLLM beside it."""
 
 import itertools
+import shutil
 from typing import NamedTuple, Protocol
 
+import jax
 from jax.sharding import Mesh
 
+from sea_jax.errors import InputError
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses, make_sampler
+from sea_jax.runtime.vllm_sampler import Options, VllmSampler
+from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Params
 
+KINDS = ("jax", "vllm")
 _versions = itertools.count(1)
 
 
@@ -88,13 +94,33 @@ class JaxSampler:
         """Nothing was started."""
 
 
-def make(config, task, model: Decoder, mesh: Mesh) -> Sampler:
-    """The sampler of an experiment.
-
-    Args:
-        config: the experiment's.
-        task: its response_length, eos_id and pad_id.
-        model: the policy's module.
-        mesh: the devices of the run.
-    """
+def make(config, task: Task, model: Decoder, mesh: Mesh) -> Sampler:
+    """The sampler of an experiment, by config.sampler.kind."""
+    if config.sampler.kind == "vllm":
+        fields = {name: config.sampler[name] for name in Options._fields if name in config.sampler}
+        options = Options(prompt_length=task.prompt_length, dtype=config.policy.dtype, **fields)
+        return VllmSampler(model, task.response_length, task.eos_id, task.pad_id, mesh, options)
     return JaxSampler(model, task.response_length, task.eos_id, task.pad_id, mesh, config.sampler.micro_batch)
+
+
+def validate(config) -> None:
+    """Raises InputError at the first field of config.sampler that cannot work, but for micro_batch."""
+    cfg = config.sampler
+    _require(cfg.kind in KINDS, "kind", cfg.kind, f"one of {KINDS}")
+    if cfg.kind == "jax":
+        return
+    # A path is looked for where the command runs, a bare name on the PATH.
+    found = shutil.which(cfg.python)
+    _require(found is not None, "python", cfg.python, "the Python of an environment with vLLM: make sidecar")
+    for name in ("max_num_seqs", "restarts"):
+        least = int(name == "max_num_seqs")
+        _require(cfg[name] >= least, name, cfg[name], f"at least {least}")
+    for name in ("kv_cache_gb", "start_timeout", "timeout"):
+        _require(0 < cfg[name] < float("inf"), name, cfg[name], "a number above 0")
+    hosts = jax.distributed.is_initialized() and jax.process_count() > 1
+    _require(not hosts, "kind", cfg.kind, "'jax' on several hosts")
+
+
+def _require(condition: bool, name: str, value: object, valid: str) -> None:
+    if not condition:
+        raise InputError(f"config.sampler.{name}={value!r}: valid is {valid}")

@@ -1,0 +1,197 @@
+"""The sampler that has vLLM write: starts the sidecar, keeps its weights up to date, checks that they are."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from sea_jax.models import convert
+from sea_jax.models.decoder import Decoder
+from sea_jax.models.generate import Responses
+from sea_jax.runtime import mesh as mesh_lib
+from sea_jax.runtime.sidecar import Sidecar, SidecarError, SidecarLostError
+from sea_jax.runtime.weight_sync import Manifest, SharedWeights
+from sea_jax.types import Array
+
+ROOT = Path(__file__).resolve().parents[2]  # where the package `sea_jax` lies
+
+# Appended, not prepended: beside our package there may lie others of our environment.
+_RUN = f"import sys; sys.path.append({str(ROOT)!r}); from sea_jax.runtime import vllm_sidecar as s; s.main()"
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in the sidecar's own process: it starts in a third
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound, it is left one core
+    "VLLM_HOST_IP": "127.0.0.1",  # torch.distributed's store, even of one worker, listens there
+    "GLOO_SOCKET_IFNAME": "lo",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",  # it needs no more than a shape, and gets that from us
+}
+
+
+class Options(NamedTuple):
+    """How the sidecar runs; see config.sampler in configs/quickstart.py."""
+
+    python: str
+    prompt_length: int  # L, tokens
+    dtype: str
+    max_num_seqs: int = 256
+    kv_cache_gb: float = 1.0
+    start_timeout: float = 300.0
+    timeout: float = 600.0
+    restarts: int = 2
+
+
+class VllmSampler:
+    """See `samplers.Sampler`.
+
+    Args:
+        model: the policy's module.
+        max_tokens: T, EOS included.
+        eos_id, pad_id: token ids.
+        mesh: its devices get the responses.
+        options: of the sidecar.
+
+    Attributes:
+        seconds: of the last `generate`: waiting for the weights ('learn'), handing them over ('sync'),
+            sampling ('generate').
+        restarts: how often a sidecar was replaced.
+    """
+
+    def __init__(
+        self, model: Decoder, max_tokens: int, eos_id: int, pad_id: int, mesh: Mesh, options: Options
+    ):
+        self.seconds: dict[str, float] = {}
+        self.restarts = 0
+        self._model, self._mesh, self._options = model, mesh, options
+        self._max_tokens, self._eos_id, self._pad_id = max_tokens, eos_id, pad_id
+        self._weights = SharedWeights()
+        self._manifest: Manifest | None = None
+        self._written = 0  # the version in the shared memory
+        self._loaded = 0  # the version that the sidecar has
+        self.sidecar: Sidecar | None = None
+
+    def generate(
+        self, policy, prompts: Array, prompt_mask: Array, key: Array,
+        *, num_responses: int, temperature: float,
+    ) -> Responses:  # fmt: skip
+        """See `samplers.Sampler.generate`.
+
+        A sidecar that is lost on the way is replaced and asked again: the same seeds, so the same responses.
+
+        Raises:
+            SidecarError: where that has failed `options.restarts` times in a row, or it sampled with other
+                weights.
+        """
+        start = time.perf_counter()
+        jax.block_until_ready(policy.params)
+        self.seconds = {"learn": time.perf_counter() - start, "sync": 0.0, "generate": 0.0}
+        tokens, mask = mesh_lib.fetch((prompts, prompt_mask))
+        # Greedy responses to a prompt are all the same, and vLLM refuses to write more than one.
+        M = num_responses if temperature else 1
+        request = dict(
+            kind="generate", num_responses=M, max_tokens=self._max_tokens, temperature=temperature,
+            eos_id=self._eos_id,
+        )  # fmt: skip
+        arrays = tokens[mask].astype(np.int32), mask.sum(-1).astype(np.int32), seeds(key, len(tokens), M)
+        answer = self._answer(policy, request, *arrays)
+        return self._responses(answer, len(tokens), M, num_responses)
+
+    def close(self) -> None:
+        """Ends the sidecar and gives the weights' memory back."""
+        if self.sidecar is not None:
+            self.sidecar.end()
+        self._weights.close()
+
+    def _answer(self, policy, request: dict[str, Any], *arrays: np.ndarray) -> list[np.ndarray]:
+        """What the sidecar sampled, from the first or from one that replaced it."""
+        for attempt in range(self._options.restarts + 1):
+            try:
+                began = time.perf_counter()
+                self.load(policy)
+                synced = time.perf_counter()
+                assert self.sidecar is not None
+                awaited = f"{request['num_responses']} responses to each of {len(arrays[1])} prompts"
+                header, out = self.sidecar.ask(awaited, request, *arrays, timeout=self._options.timeout)
+                self._check(header, awaited)
+                self.seconds["sync"] += synced - began
+                self.seconds["generate"] += time.perf_counter() - synced
+                return out
+            except SidecarLostError as error:
+                self.sidecar = None
+                if attempt == self._options.restarts:
+                    raise
+                self.restarts += 1
+                print(f"{error}; starting another", file=sys.stderr, flush=True)
+        raise AssertionError("the loop returns or raises")
+
+    def load(self, policy) -> None:
+        """Sees to it that there is a sidecar and that it has these weights; does nothing where it has.
+
+        Raises:
+            SidecarError: where it cannot be started, or does not take them.
+        """
+        if self.sidecar is None:
+            self.start()
+        if self._written != policy.version:
+            params = mesh_lib.fetch(policy.params)
+            self._manifest = self._weights.write(convert.hf_views(self._model, params))
+            self._written = policy.version
+        if self._loaded != policy.version:
+            assert self.sidecar is not None and self._manifest is not None
+            awaited = f"weights of version {policy.version} to be loaded"
+            request = dict(kind="load", version=str(policy.version), rows=self._manifest.rows)
+            header, _ = self.sidecar.ask(awaited, request, timeout=self._options.timeout)
+            self._check(header, awaited)
+            self._loaded = policy.version
+
+    def _check(self, header: dict[str, Any], awaited: str) -> None:
+        """Of every batch: it was made with the weights that lie in the shared memory."""
+        assert self._manifest is not None
+        ours, theirs = (str(self._written), self._manifest.digest), (header["version"], header["digest"])
+        if theirs != ours:
+            raise SidecarError(
+                f"vLLM sidecar: waited for {awaited}: its weights are version {theirs[0]} with digest "
+                f"{theirs[1]}, the policy's version {ours[0]} with digest {ours[1]}"
+            )
+
+    def start(self) -> None:
+        """Starts a process and waits for its engine; one that cannot start is not tried again."""
+        options, config = self._options, self._model.config
+        self._loaded = 0
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "JAX_", "XLA_"))}
+        sidecar = Sidecar(
+            "vLLM sidecar", [options.python, "-I", "-c", _RUN], kept | _ENVIRONMENT, (self._weights.fd,)
+        )
+        engine = dict(
+            dtype=options.dtype, seed=0, max_num_seqs=options.max_num_seqs,
+            max_model_len=options.prompt_length + self._max_tokens,
+            kv_cache_memory_bytes=int(options.kv_cache_gb * 2**30),
+        )  # fmt: skip
+        request = dict(kind="start", model=config.to_hf(), options=engine)
+        try:
+            sidecar.ask(f"its engine ({options.python})", request, timeout=options.start_timeout)
+        except SidecarLostError as error:
+            raise SidecarError(str(error)) from None
+        except SidecarError:
+            sidecar.end()
+            raise
+        self.sidecar = sidecar
+
+    def _responses(self, arrays: list[np.ndarray], B: int, drawn: int, M: int) -> Responses:
+        """Tokens one response after the other -> padded arrays on the mesh, each response M / drawn times."""
+        flat, lengths, flat_logprobs = arrays
+        mask = np.arange(self._max_tokens) < lengths[:, None]
+        tokens, logprobs = np.full(mask.shape, self._pad_id, np.int32), np.zeros(mask.shape, np.float32)
+        tokens[mask], logprobs[mask] = flat, flat_logprobs
+        rows = lambda x: np.repeat(x.reshape(B, drawn, -1), M // drawn, axis=1)  # noqa: E731
+        return Responses(*mesh_lib.split(self._mesh, (rows(tokens), rows(mask), rows(logprobs))))
+
+
+def seeds(key: Array, num_prompts: int, num_responses: int) -> np.ndarray:
+    """[B] int64 seeds from a key, at least M apart: sample i of a prompt has the prompt's seed + i."""
+    high, low = (int(x) for x in np.asarray(jax.random.bits(key, (2,), np.uint32)))
+    return ((high >> 2 << 32) + low) + num_responses * np.arange(num_prompts, dtype=np.int64)
