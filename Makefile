@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, passive and SEA, table and figure
 	$(BIN)/python -m sea_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
-sidecar: .venv-vllm/.stamp  ## .venv-vllm with vLLM for --config.sampler.kind=vllm; VLLM=vllm on a GPU
+sidecar: .venv-vllm/.stamp  ## makes .venv-vllm for --config.sampler.kind=vllm; VLLM=vllm on a GPU
 
 test: .venv/.dev.stamp  ## the test suite, without the tests of the vLLM sidecar
 	$(BIN)/python -m pytest $(ARGS)
@@ -39,7 +39,7 @@ bench: .venv/.run.stamp  ## benchmarks; online_dpo_step installs TRL into .peers
 	@for name in $(BENCHMARKS); do echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 clean:  ## removes caches; keeps .venv, .peers and runs
 	rm -rf .cache .pytest_cache .ruff_cache build *.egg-info

@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 
-from sea_jax.models import convert, sizes
+from sea_jax.models import LlamaConfig, PythiaConfig, convert, sizes
 from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import make_mesh
 from sea_jax.runtime.vllm_sampler import Options, VllmSampler
@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--model", default="pythia-160m", help=f"one of {sorted(sizes.SIZES)}")
     parser.add_argument("--pushes", type=int, default=7, help="timed, after 1 untimed")
     args = parser.parse_args()
-    model = sizes.shape(args.model, max_length=2048).build()
+    shape = sizes.shape(args.model, max_length=2048)
+    assert isinstance(shape, PythiaConfig | LlamaConfig), "a policy"
+    model = shape.build()
     params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     options = Options(args.python, PROMPT, "float32")
     for name in ("first", "second"):

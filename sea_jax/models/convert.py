@@ -228,7 +228,8 @@ def hf_views(model: Model, params: Params) -> Iterator[View]:
     for row in model.config.params_table:
         array = flat[row.path]
         for i, name in enumerate(row.hf_names(model.config.num_layers)):
-            yield View(name, *row.view(array[i] if row.stacked else array))
+            view, transposed = row.view(array[i] if row.stacked else array)
+            yield View(name, view, transposed)
 
 
 def from_hf(model: Model, tensors: dict[str, np.ndarray]) -> Params:

@@ -5,6 +5,7 @@ import shutil
 from typing import NamedTuple, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from sea_jax.errors import InputError
@@ -41,7 +42,7 @@ class Sampler(Protocol):
     seconds: dict[str, float]
 
     def generate(
-        self, policy: Versioned, prompts: Array, prompt_mask: Array, key: Array,
+        self, policy: Versioned, prompts: Array | np.ndarray, prompt_mask: Array | np.ndarray, key: Array,
         *, num_responses: int, temperature: float,
     ) -> Responses:  # fmt: skip
         """Samples M responses to each of B left-padded prompts.
@@ -82,7 +83,7 @@ class JaxSampler:
         self._fixed = model, max_tokens, eos_id, pad_id, mesh, micro_batch
 
     def generate(
-        self, policy: Versioned, prompts: Array, prompt_mask: Array, key: Array,
+        self, policy: Versioned, prompts: Array | np.ndarray, prompt_mask: Array | np.ndarray, key: Array,
         *, num_responses: int, temperature: float,
     ) -> Responses:  # fmt: skip
         """See `Sampler.generate`."""

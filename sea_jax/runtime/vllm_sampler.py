@@ -29,7 +29,11 @@ _ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",  # it needs no more than a shape, and gets that from us
-}
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for work leave the cores to us
+    # As runtime/allocator.py does here: memory that a layer's weights were read into serves the next.
+    "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+}  # fmt: skip
+_BATCHED_TOKENS = 8192  # of prompts, read at once
 
 
 class Options(NamedTuple):
@@ -75,7 +79,7 @@ class VllmSampler:
         self.sidecar: Sidecar | None = None
 
     def generate(
-        self, policy, prompts: Array, prompt_mask: Array, key: Array,
+        self, policy, prompts: Array | np.ndarray, prompt_mask: Array | np.ndarray, key: Array,
         *, num_responses: int, temperature: float,
     ) -> Responses:  # fmt: skip
         """See `samplers.Sampler.generate`.
@@ -161,6 +165,7 @@ class VllmSampler:
     def start(self) -> None:
         """Starts a process and waits for its engine; one that cannot start is not tried again."""
         options, config = self._options, self._model.config
+        length = options.prompt_length + self._max_tokens
         self._loaded = 0
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "JAX_", "XLA_"))}
         sidecar = Sidecar(
@@ -168,7 +173,9 @@ class VllmSampler:
         )
         engine = dict(
             dtype=options.dtype, seed=0, max_num_seqs=options.max_num_seqs,
-            max_model_len=options.prompt_length + self._max_tokens,
+            max_model_len=length, max_num_batched_tokens=max(length, _BATCHED_TOKENS),
+            # Of a prompt read in parts the CPU build cannot take a seeded draw back, and fails.
+            enable_chunked_prefill=False,
             kv_cache_memory_bytes=int(options.kv_cache_gb * 2**30),
         )  # fmt: skip
         request = dict(kind="start", model=config.to_hf(), options=engine)

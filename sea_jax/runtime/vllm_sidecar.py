@@ -68,6 +68,7 @@ class SharedMemoryEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     update_info_cls = UpdateInfo
     digest: str | None = None
     path = ""
+    _memory: np.memmap | None = None
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         self.path = init_info.path
@@ -79,7 +80,9 @@ class SharedMemoryEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Gives the model every tensor under Hugging Face's name; an error unless it took all of them."""
-        memory = np.memmap(self.path, np.uint8, mode="c")
+        if self._memory is None or self._memory.size != os.stat(self.path).st_size:
+            self._memory = np.memmap(self.path, np.uint8, mode="r+")  # only read; torch wants it writable
+        memory = self._memory
         names = {name for name, _ in self.model.named_parameters()}
         if self.model_config.hf_config.tie_word_embeddings:
             names -= {f"{name}.weight" for name, _ in self._heads()}

@@ -40,7 +40,7 @@ def send(sock: socket.socket, header: dict[str, Any], *arrays: np.ndarray, timeo
     try:
         sock.sendall(_PREFIX.pack(len(text), len(arrays)) + text)
         for array in arrays:
-            sock.sendall(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            sock.sendall(array.tobytes())
     except (BrokenPipeError, ConnectionResetError) as error:
         raise ClosedError(str(error)) from None
 

@@ -3,7 +3,7 @@
 import os
 
 import helpers
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,7 +15,7 @@ def read(weights, rows):
     """By name, from the file itself, as another process would."""
     content, found = os.pread(weights.fd, os.fstat(weights.fd).st_size, 0), {}
     for name, dtype, shape, transposed, offset in rows:
-        kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+        kind = jnp.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
         array = np.frombuffer(content, kind, int(np.prod(shape)), offset).reshape(shape)
         found[name] = array.T if transposed else array
     return content, found
@@ -34,10 +34,7 @@ def test_every_tensor_under_its_name(make):
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array)
         assert digest(np.frombuffer(content, np.uint8), manifest.rows) == manifest.digest
-    half = [
-        View(v.name, v.array.astype(ml_dtypes.bfloat16), v.transposed)
-        for v in convert.hf_views(model, params)
-    ]
+    half = [View(v.name, v.array.astype(jnp.bfloat16), v.transposed) for v in convert.hf_views(model, params)]
     manifest = weights.write(half)
     _, found = read(weights, manifest.rows)
     np.testing.assert_array_equal(
