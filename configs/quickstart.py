@@ -77,9 +77,16 @@ def get_config() -> ConfigDict:
             margin_ratio=0.3,  # SimPO: target margin over β
         )
     )  # fmt: skip
-    # micro_batch: prompts sampled at once; 0: the whole batch. devices: so many next to those of config.mesh
-    # sample and judge; 0: these do it themselves.
-    config.sampler = ConfigDict(dict(micro_batch=0, devices=0))
+    # kind: "jax" samples in this process, micro_batch prompts at once (0: the whole batch), on the devices of
+    # config.mesh or on so many `devices` next to them; "vllm" in one beside it that `python` runs (make
+    # sidecar): max_num_seqs responses at once, kv_cache_gb GiB for their keys and values, timeouts in
+    # seconds, replaced up to `restarts` times in a row when it is lost.
+    config.sampler = ConfigDict(
+        dict(
+            kind="jax", micro_batch=0, devices=0, python=".venv-vllm/bin/python", max_num_seqs=256,
+            kv_cache_gb=1.0, start_timeout=300.0, timeout=600.0, restarts=2,
+        )
+    )  # fmt: skip
     config.ensemble = ConfigDict(
         dict(
             num_members=20, hidden=(128, 128), prior="pretrained", prior_scale=1.0,

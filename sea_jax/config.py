@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from sea_jax import models, tasks
@@ -18,6 +17,7 @@ from sea_jax.models.convert import CLASSES
 from sea_jax.models.remat import POLICIES
 from sea_jax.oracles import connect
 from sea_jax.oracles.labels import MODES
+from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import is_main
 from sea_jax.tasks.protocol import SPLITS, Task
 from sea_jax.tasks.tokenizer import CHAT
@@ -84,6 +84,7 @@ def validate_parts(config) -> None:
     validate_task(config)
     validate_compute(config)
     text = is_text(config)
+    samplers.validate(config)
     validate_oracle(config)
     one_of(config, "backbone.kind", ("encoder",) if text else ("ranker", "encoder"))
     kind, folder = config.backbone.kind, config.encoder.folder
@@ -190,7 +191,7 @@ def _validate(config, task: Task) -> None:
     )  # fmt: skip
     at_least(
         config, 0, "seed", "sea.burn_in", "train.warmup_queries", "train.token_chunk", "train.staleness",
-        "eval.num_samples", "sampler.devices",
+        "eval.num_samples",
     )  # fmt: skip
     # Above are the rewards that the backbone was pretrained on; the oracle's own is never among them.
     first, most = config.task.oracle_seed, SEED_OFFSET - config.num_seeds
@@ -203,12 +204,6 @@ def _validate(config, task: Task) -> None:
     require(micro >= 0 and B % (micro or B) == 0, "train.micro_batch", micro, valid)
     at_once = config.sampler.micro_batch
     require(at_once >= 0 and B % (at_once or B) == 0, "sampler.micro_batch", at_once, valid)
-    apart = config.sampler.devices
-    require(
-        apart == 0 or not jax.distributed.is_initialized(), "sampler.devices", apart,
-        "0 in a run on several hosts",
-    )  # fmt: skip
-    require(B % (apart or 1) == 0, "sampler.devices", apart, f"0, or a divisor of train.batch_size={B}")
     shards = config.mesh.data * config.mesh.fsdp
     parts = {"train.batch_size": B, "train.micro_batch": micro, "sampler.micro_batch": at_once}
     valid = f"such that data · fsdp divides {', '.join(f'{k}={v}' for k, v in parts.items())}"

@@ -22,6 +22,7 @@ from sea_jax.state import init_state  # noqa: E402
 from sea_jax.types import PreferenceBatch  # noqa: E402
 
 CACHE = ROOT / ".cache" / "jax"
+LEFT_OUT = pytest.StashKey[int]()  # number of tests
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -52,3 +53,20 @@ def stepped(step):
     model, state, ref_params, batch = step
     learner = Learner(model=model, **helpers.LEARNING)
     return learner, helpers.update(learner=learner, state=state, ref_params=ref_params, batch=batch)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests that start vLLM need an environment of their own: left out unless asked for, and said so."""
+    if "sidecar" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("sidecar")]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[LEFT_OUT] = len(left_out)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if LEFT_OUT in config.stash:
+        said = f"{config.stash[LEFT_OUT]} tests of the vLLM sidecar left out: make test-sidecar runs them"
+        terminalreporter.write_line(said)

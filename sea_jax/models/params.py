@@ -46,13 +46,18 @@ class Param(NamedTuple):
             return shape[-1], int(np.prod(shape[:-1]))
         raise ValueError(f"layout={self.layout!r} of {self.path}: unknown")
 
+    def view(self, array: np.ndarray) -> tuple[np.ndarray, bool]:
+        """One (unstacked) array of ours with its axes merged, and whether Hugging Face's is its transpose."""
+        if self.layout == "dense_out":
+            return array.reshape(array.shape[0], -1), True
+        if self.layout == "dense_in":
+            return array.reshape(-1, array.shape[-1]), True
+        return array.reshape(self.hf_shape(array.shape)), False
+
     def to_hf(self, array: np.ndarray) -> np.ndarray:
         """One (unstacked) array of ours in Hugging Face's layout."""
-        if self.layout == "dense_out":
-            return np.ascontiguousarray(array.reshape(array.shape[0], -1).T)
-        if self.layout == "dense_in":
-            return np.ascontiguousarray(array.reshape(-1, array.shape[-1]).T)
-        return np.ascontiguousarray(array.reshape(self.hf_shape(array.shape)))
+        view, transposed = self.view(array)
+        return np.ascontiguousarray(view.T if transposed else view)
 
     def from_hf(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Inverse of `to_hf`; `shape` is ours, unstacked."""

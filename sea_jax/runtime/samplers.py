@@ -1,18 +1,24 @@
 """Who writes the responses (Alg. 2, line 4): the process that learns, or a vLLM beside it."""
 
 import itertools
+import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
+from sea_jax.checks import require
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses, make_sampler
 from sea_jax.models.params import cast_matrices
 from sea_jax.runtime import mesh as mesh_lib
+from sea_jax.runtime.vllm_sampler import Options, VllmSampler
+from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Params
 
+KINDS = ("jax", "vllm")
 _versions = itertools.count(1)
 
 Pending = Callable[[], Responses]
@@ -41,7 +47,7 @@ class Sampler(Protocol):
     seconds: dict[str, float]
 
     def begin(
-        self, policy: Versioned, prompts: Array, prompt_mask: Array, key: Array,
+        self, policy: Versioned, prompts: Array | np.ndarray, prompt_mask: Array | np.ndarray, key: Array,
         *, num_responses: int, temperature: float,
     ) -> Pending:  # fmt: skip
         """Begins to sample M responses to each of B left-padded prompts.
@@ -93,7 +99,7 @@ class JaxSampler:
         self._copy: Versioned | None = None
 
     def begin(
-        self, policy: Versioned, prompts: Array, prompt_mask: Array, key: Array,
+        self, policy: Versioned, prompts: Array | np.ndarray, prompt_mask: Array | np.ndarray, key: Array,
         *, num_responses: int, temperature: float,
     ) -> Pending:  # fmt: skip
         """See `Sampler.begin`."""
@@ -123,16 +129,45 @@ class JaxSampler:
 _cast = jax.jit(cast_matrices, static_argnums=1)
 
 
-def make(config, task, model: Decoder, mesh: Mesh, apart: Mesh | None = None) -> Sampler:
-    """The sampler of an experiment.
+def make(config, task: Task, model: Decoder, mesh: Mesh, apart: Mesh | None = None) -> Sampler:
+    """The sampler of an experiment, by config.sampler.kind.
 
     Args:
         config: the experiment's.
-        task: its response_length, eos_id and pad_id.
+        task: its lengths, eos_id and pad_id.
         model: the policy's module.
         mesh: the devices of the run.
         apart: those that sample, where they are others.
     """
-    return JaxSampler(
-        model, task.response_length, task.eos_id, task.pad_id, mesh, config.sampler.micro_batch, apart
-    )
+    fixed = model, task.response_length, task.eos_id, task.pad_id, mesh
+    if config.sampler.kind == "vllm":
+        fields = {name: config.sampler[name] for name in Options._fields if name in config.sampler}
+        options = Options(prompt_length=task.prompt_length, dtype=config.policy.dtype, **fields)
+        return VllmSampler(*fixed, options)
+    return JaxSampler(*fixed, config.sampler.micro_batch, apart)
+
+
+def validate(config) -> None:
+    """Raises InputError at the first field of config.sampler that cannot work, but for micro_batch."""
+    cfg, batch = config.sampler, config.train.batch_size
+    hosts = jax.distributed.is_initialized() and jax.process_count() > 1
+    _require(cfg.kind in KINDS, "kind", cfg.kind, f"one of {KINDS}")
+    _require(cfg.devices >= 0, "devices", cfg.devices, "at least 0")
+    if cfg.kind == "jax":
+        _require(not (cfg.devices and hosts), "devices", cfg.devices, "0 in a run on several hosts")
+        valid = f"0, or a divisor of train.batch_size={batch}"
+        _require(batch % (cfg.devices or 1) == 0, "devices", cfg.devices, valid)
+        return
+    _require(not hosts, "kind", cfg.kind, "'jax' on several hosts")
+    # A path is looked for where the command runs, a bare name on the PATH.
+    found = shutil.which(cfg.python)
+    _require(found is not None, "python", cfg.python, "the Python of an environment with vLLM: make sidecar")
+    for name in ("max_num_seqs", "restarts"):
+        least = int(name == "max_num_seqs")
+        _require(cfg[name] >= least, name, cfg[name], f"at least {least}")
+    for name in ("kv_cache_gb", "start_timeout", "timeout"):
+        _require(0 < cfg[name] < float("inf"), name, cfg[name], "a number above 0")
+
+
+def _require(condition: bool, name: str, value: object, valid: str) -> None:
+    require(condition, f"sampler.{name}", value, valid)

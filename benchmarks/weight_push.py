@@ -1,0 +1,70 @@
+"""The vLLM sidecar: seconds until it is ready, and until new weights are in it.
+
+    make sidecar
+    python -m benchmarks.weight_push
+
+A GPT-NeoX of Pythia 160M's shape, fp32, random weights. A push is what happens between two updates: the arrays
+are copied into shared memory and their digest is taken ('write'), then the sidecar takes its own digest, loads
+them and resets its prefix cache ('load'). Beside it a plain copy of as many bytes. The first sidecar may find
+no compiled files of Python; the second does.
+"""
+
+import argparse
+import time
+
+import jax
+import numpy as np
+
+from sea_jax.models import LlamaConfig, PythiaConfig, convert, sizes
+from sea_jax.runtime import samplers
+from sea_jax.runtime.mesh import make_mesh
+from sea_jax.runtime.vllm_sampler import Options, VllmSampler
+from sea_jax.runtime.weight_sync import SharedWeights
+
+PROMPT, RESPONSE = 512, 53  # tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python", default=".venv-vllm/bin/python", help="of the sidecar's environment")
+    parser.add_argument("--model", default="pythia-160m", help=f"one of {sorted(sizes.SIZES)}")
+    parser.add_argument("--pushes", type=int, default=7, help="timed, after 1 untimed")
+    args = parser.parse_args()
+    shape = sizes.shape(args.model, max_length=2048)
+    assert isinstance(shape, PythiaConfig | LlamaConfig), "a policy"
+    model = shape.build()
+    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    options = Options(args.python, PROMPT, "float32")
+    for name in ("first", "second"):
+        sampler = VllmSampler(model, RESPONSE, 0, 1, make_mesh(), options)
+        start = time.perf_counter()
+        sampler.start()
+        print(f"sidecar ready, {name}: {time.perf_counter() - start:.1f} s")
+        if name == "first":
+            sampler.close()
+
+    memory, seconds = SharedWeights(), {"write": [], "push": [], "copy": []}
+    source = np.concatenate([x.reshape(-1) for x in jax.tree.leaves(jax.tree.map(np.asarray, params))])
+    target = np.zeros_like(source)
+    for _ in range(args.pushes + 1):
+        params = jax.block_until_ready(jax.tree.map(lambda x: x + 1e-3, params))
+        policy, host = samplers.versioned(params), jax.tree.map(np.asarray, params)
+        for what, call in (
+            ("write", lambda host=host: memory.write(convert.hf_views(model, host))),
+            ("push", lambda policy=policy: sampler.load(policy)),
+            ("copy", lambda: np.copyto(target, source)),
+        ):
+            start = time.perf_counter()
+            call()
+            seconds[what].append(time.perf_counter() - start)
+    sampler.close()
+    print(
+        f"{args.model}, {source.nbytes / 1e6:.0f} MB, {args.pushes} times; seconds (lowest, median), GB/s of the median"
+    )
+    for what, all_ in seconds.items():
+        low, median = np.min(all_[1:]), np.median(all_[1:])
+        print(f"{what:>6}: {low:.3f} {median:.3f} {source.nbytes / 1e9 / median:6.2f}")
+
+
+if __name__ == "__main__":
+    main()
