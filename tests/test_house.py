@@ -129,7 +129,7 @@ def imported(*folders):
                     names |= {alias.name.partition(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and not node.level:
                     names.add(str(node.module).partition(".")[0])
-    return names - set(sys.stdlib_module_names) - {"sea_jax", "configs", "benchmarks"} - local
+    return names - set(sys.stdlib_module_names) - {"sea_jax", "configs", "benchmarks", "launch"} - local
 
 
 @pytest.mark.parametrize(
