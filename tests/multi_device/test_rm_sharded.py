@@ -51,23 +51,24 @@ def main(axes):
     for mesh in (make_mesh(), make_mesh(**axes)):
         tokens = rm.tokens(encode, pairs)
         after = rm.train(config, tokens, model, params, jax.random.key(0), mesh, progress=False)
-        measured.append(
-            RewardModelOracle(model, after, encode, 16, mesh).rewards(
-                *zip(*[p[:2] for p in pairs], strict=True)
-            )
-        )
+        oracle = RewardModelOracle(model, after, encode, 16, mesh)
+        measured.append(oracle.probability(*zip(*pairs, strict=True)))
         trained.append(after)
     kernel = trained[1]["layers"]["up"]["kernel"]  # [2, 16, 16]
     parts = (2, 16 // axes.get("fsdp", 1), 16 // axes.get("tensor", 1))
     assert {s.data.shape for s in kernel.addressable_shards} == {parts}
-    for after in trained:  # the gradient of a key's bias is 0 but for rounding, of which Adam makes steps
+    # A key's bias changes no attention and the last norm's no margin: the gradient is rounding, of which Adam
+    # makes steps.
+    for after in trained:
         bias = np.array(after["layers"]["qkv"]["bias"])  # [N, H, (query, key, value), D]
         bias[:, :, 1] = 0
         after["layers"]["qkv"]["bias"] = bias
+        after["final_norm"].pop("bias")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *trained)
-    np.testing.assert_allclose(*measured, atol=1e-5)
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, trained[0])
-    assert min(jax.tree.leaves(moved)) > 1e-4
+    np.testing.assert_allclose(*measured, rtol=1e-5, atol=1e-5)
+    for part in ("up", "down", "qkv"):
+        before, after = (tree["layers"][part]["kernel"] for tree in (params, trained[0]))
+        assert np.abs(before - after).max() > 1e-3, part
     print("8 devices agree")
 
 
