@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--model", default="", help="folder, or mini_tldr; by default the reward model above")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, after one untimed")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--port", type=int, default=18400, help="the first of two")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

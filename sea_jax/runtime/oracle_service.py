@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
     """Serves until it is told to end; a mistake is one line on stderr and exit status 2."""
     if len(argv) > 1:
         fail(f"unexpected argument {argv[1]!r}: valid are flags, as --model")
+    os.environ.setdefault("MOSEC_LOG_LEVEL", "warning")  # read when it is imported
     if importlib.util.find_spec("mosec") is None:
         fail("mosec is not installed; valid: pip install sea_jax[serve]")
     try:
@@ -122,7 +123,7 @@ def serve(host: str) -> int:
     # Mosec reads the command line, here and in its workers; its own flags are these.
     sys.argv[1:] = [
         f"--path={folder}", f"--address={host}", f"--port={_PORT.value}",
-        f"--timeout={int(1000 * _TIMEOUT.value)}", "--namespace=oracle", "--log-level=warning",
+        f"--timeout={int(1000 * _TIMEOUT.value)}", "--namespace=oracle",
     ]  # fmt: skip
     server = _server()
     devices = [dict(CUDA_VISIBLE_DEVICES=device) for device in _DEVICES.value]
