@@ -99,7 +99,7 @@ class Sidecar:
             yield
         except (TimeoutError, wire.ClosedError) as error:
             gone = isinstance(error, wire.ClosedError)
-            status = self._status() if gone else f"no answer within {timeout:g} s"
+            status = self._status() if gone else f"no answer within {timeout:.3g} s"
             self.end()
             raise SidecarLostError(f"{self.name}: waited for {awaited}: {status}{self._said()}") from None
 
