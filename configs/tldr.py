@@ -3,8 +3,8 @@
 `python -m sea_jax.main --config=configs/tldr.py:size=1b,dap=dpo,method=sea --workdir=runs/tldr-1b`
 
 The paper's hardware: 8 A100 for the learner and the actors, 16 more that serve the reward model. Here one
-mesh does all of it: `--config.mesh.fsdp=8` on a machine with eight devices. Three runs each; the paper's
-Fig. 1 has win rates against the references.
+mesh of eight devices does all of it; `python -m launch.plan` says what each must hold, for these and for
+others (docs/plans.md). Three runs each; the paper's Fig. 1 has win rates against the references.
 Not run at this size: no figure of ours stands in this file.
 
 Without a network, give folders: `--config.policy.folder`, `--config.encoder.folder` and

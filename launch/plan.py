@@ -59,6 +59,7 @@ def main(argv: list[str]) -> None:
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5p-8",
         "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock is for chips; two plans share none
     }
     environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
     done = subprocess.run([python, "-m", "launch.planner", *sys.argv[1:]], env=environment, check=False)

@@ -106,7 +106,8 @@ def compile_step(experiment: Experiment, step: Step, where: topology.Topology) -
     gradients = device_bytes(experiment.params) if step.name == "train" else 0
     traffic = hlo.collectives(compiled.as_text(), where.count)
     traffic.sent = {kind: sent * step.calls for kind, sent in traffic.sent.items()}
-    jaxpr, device = (step.usual or step.traced).jaxpr, where.device
+    jaxpr = (step.usual or step.traced).jaxpr
+    alone = flops.count(jaxpr, step.while_turns, where.device.seconds)
     return Program(
         step.name,
         inputs=max(stats.argument_size_in_bytes - resident, 0),
@@ -114,7 +115,7 @@ def compile_step(experiment: Experiment, step: Step, where: topology.Topology) -
         activations=max(stats.temp_size_in_bytes - gradients, 0),
         outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
         flops=step.calls * flops.count(jaxpr, step.while_turns),
-        at_peak=step.calls * flops.count(jaxpr, step.while_turns, device.seconds) / where.count,
+        at_peak=step.calls * alone / (step.shared_by or where.count),
         traffic=traffic,
         calls=step.calls,
         seconds=seconds,

@@ -46,6 +46,7 @@ class Step:
         calls: how often it runs in a training step.
         while_turns: the most that a loop can take whose end depends on data.
         usual: with texts as long as the policy's prompt and response, to count operations; None: as traced.
+        shared_by: devices that share the work; 0: all. Others repeat it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Step:
     calls: int = 1
     while_turns: int = 1
     usual: Any = None
+    shared_by: int = 0
 
 
 class Experiment:
@@ -145,6 +147,7 @@ class Experiment:
     def _features(self) -> Step:
         """Of all responses of a step; of an encoder one pass, which runs `calls` times."""
         cfg, B, M = self.config, self.config.train.batch_size, self.num_responses
+        shards = batch_shards(self.mesh)  # the backbone's parameters lie whole on every device
         if isinstance(self.backbone, models.Encoder):
             size, states = self._rows(cfg.encoder), pair_encoder.states_fn(self.backbone, (0, 1))
             most = (cfg.encoder.source_length, cfg.encoder.candidate_length)
@@ -153,12 +156,14 @@ class Experiment:
                 states.trace(self.backbone_params, *self._texts(size, _round_up(n, pair_encoder.MULTIPLE)))
                 for n in (sum(most), sum(usual))
             )
-            return Step("features", traced, ("backbone",), calls=-(-B * M // size), usual=usual)
+            calls = -(-B * M // size)
+            return Step("features", traced, ("backbone",), calls, usual=usual, shared_by=shards)
         prompts = jax.ShapeDtypeStruct((B, self.prompt_length), jnp.int32)
         responses = jax.ShapeDtypeStruct((B, M, self.response_length), jnp.int32)
         inputs = [x for y in (prompts, responses) for x in (y, y.update(dtype=jnp.dtype(bool)))]
         extract = features.extract_fn(self.backbone, self.pooling)
-        return Step("features", extract.trace(self.backbone_params, *self._split(inputs)), ("backbone",))
+        traced = extract.trace(self.backbone_params, *self._split(inputs))
+        return Step("features", traced, ("backbone",), shared_by=shards)
 
     def _oracle(self) -> Step:
         """One pass of the reward model over texts of the policy's length; it runs for each label of a step.

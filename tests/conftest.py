@@ -22,7 +22,11 @@ from sea_jax.state import init_state  # noqa: E402
 from sea_jax.types import PreferenceBatch  # noqa: E402
 
 CACHE = ROOT / ".cache" / "jax"
-LEFT_OUT = pytest.StashKey[int]()  # number of tests
+LEFT_OUT = pytest.StashKey[list[str]]()
+APART = {
+    "sidecar": "the vLLM sidecar left out: make test-sidecar runs them",
+    "xmanager": "XManager left out: make test ARGS='-m xmanager' runs them, after it has made .peers/xmanager",
+}
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -56,17 +60,15 @@ def stepped(step):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests that start vLLM need an environment of their own: left out unless asked for, and said so."""
-    if "sidecar" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("sidecar")]
-    if left_out:
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
-        config.stash[LEFT_OUT] = len(left_out)
+    """Tests that need an environment of their own are left out unless asked for, and that is said."""
+    for name in APART.keys() - {name for name in APART if name in config.option.markexpr}:
+        left_out = [item for item in items if item.get_closest_marker(name)]
+        if left_out:
+            items[:] = [item for item in items if item not in left_out]
+            config.hook.pytest_deselected(items=left_out)
+            config.stash.setdefault(LEFT_OUT, []).append(f"{len(left_out)} tests of {APART[name]}")
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if LEFT_OUT in config.stash:
-        said = f"{config.stash[LEFT_OUT]} tests of the vLLM sidecar left out: make test-sidecar runs them"
+    for said in sorted(config.stash.get(LEFT_OUT, [])):
         terminalreporter.write_line(said)

@@ -1,5 +1,6 @@
 """Features of a marked text against the encoder called by hand, one sequence at a time."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def folder(tmp_path_factory):
 
 def config(folder, **fields):
     default = dict(
-        folder=str(folder), leave_out=("head.",), markers=("<|source|>", "<|candidate1|>"),
+        folder=str(folder), dtype="float32", leave_out=("head.",), markers=("<|source|>", "<|candidate1|>"),
         source_length=6, candidate_length=5, batch_size=3,
     )  # fmt: skip
     return ConfigDict(default | fields)
@@ -91,6 +92,17 @@ def test_a_features_neighbours_change_nothing(folder):
     together = load(folder).features(prompts, answers)
     alone = [load(folder, batch_size=1).features([x], [y])[0] for x, y in zip(prompts, answers, strict=True)]
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-6)
+
+
+def test_an_encoder_in_bfloat16(folder):
+    """Half the memory, features in f32 and near those of f32."""
+    prompts, answers = ["a", "b c", "c d"], ["a b", "d", "c"]
+    exact, half = load(folder), load(folder, dtype="bfloat16")
+    held = lambda extractor: sum(x.nbytes for x in jax.tree.leaves(extractor.params["layers"]))  # noqa: E731
+    assert held(half) < 0.7 * held(exact)  # biases and norms, of width 8, stay in f32
+    found = half.features(prompts, answers)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, exact.features(prompts, answers), atol=0.1)
 
 
 def test_markers_within_a_text_are_no_markers(folder):

@@ -41,6 +41,13 @@ def test_batch_dimensions_count_once():
     )
 
 
+def test_operations_cost_by_their_precision():
+    half = X.astype(jnp.bfloat16)
+    f = lambda x, w: (x @ w).astype(jnp.bfloat16) @ half.T  # noqa: E731
+    cost = lambda dtype: 1.0 if dtype.itemsize > 2 else 0.5  # noqa: E731
+    assert count(f, X, W, cost=cost) == PRODUCT + 2 * 5 * 7 * 5 / 2
+
+
 def test_what_remat_computes_again_is_counted():
     """Of x ↦ sin(xW)W: forward 2 products, backward 4; under remat the first is computed once more."""
     f = lambda w: jnp.sin(jnp.sin(X @ w) @ w).sum()  # noqa: E731

@@ -121,7 +121,7 @@ def launch(home, *arguments):
     return subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
-@pytest.mark.slow
+@pytest.mark.xmanager
 def test_an_interrupted_sweep_ends_its_units(tmp_path):
     root = tmp_path / "sweep"
     call = [sys.executable, "-m", "launch.xm_sweep", f"--config={TINY}", "--seeds=1", f"--root={root}"]
@@ -147,7 +147,7 @@ def test_an_interrupted_sweep_ends_its_units(tmp_path):
     wait_until(lambda: not running())
 
 
-@pytest.mark.slow
+@pytest.mark.xmanager
 def test_a_sweep_through_xmanager_with_a_unit_that_fails(tmp_path):
     """Two methods × two seeds; one unit's folder holds a spoilt config at first. Then it runs alone."""
     root = tmp_path / "sweep"
