@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from sea_jax.errors import ServiceError
 from sea_jax.runtime import wire
 
 _LOG_LINES = 3
 _PATIENCE = 10.0  # seconds for a process to be gone after SIGKILL
 
 
-class SidecarError(RuntimeError):
+class SidecarError(ServiceError):
     """What a sidecar was asked for and did not give."""
 
 
