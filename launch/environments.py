@@ -72,12 +72,23 @@ def own_requirements(extra: str) -> list[str]:
     return project["dependencies"] + project["optional-dependencies"][extra]
 
 
+def launch_requirements() -> list[str]:
+    """The pins of requirements.txt and requirements-launch.txt; of a package in both, the latter's."""
+    found = {}
+    for name in ("requirements.txt", "requirements-launch.txt"):
+        for line in (ROOT / name).read_text().splitlines():
+            pin, _, marker = (part.strip() for part in line.partition("#")[0].partition(";"))
+            if pin and not (sys.platform == "win32" and "win32" in marker):
+                found[pin.partition("==")[0].lower()] = pin
+    return list(found.values())
+
+
 def xmanager_launch(script: str, arguments: list[str]) -> NoReturn:
     """Becomes `xmanager launch <script> -- <arguments>`, in an environment of its own if ours lacks it."""
     python = Path(sys.executable)
     if importlib.util.find_spec("xmanager") is None:
         try:
-            python = ensure("xmanager", own_requirements("launch"))
+            python = ensure("xmanager", launch_requirements())
         except RuntimeError as error:
             fail(error)
     os.execv(python, [str(python), str(python.parent / "xmanager"), "launch", script, "--", *arguments])
@@ -87,6 +98,7 @@ def _run(name: str, command: list[str]) -> None:
     """Runs one set-up command silently; RuntimeError with the line that says why if it fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
-        lines = [line for line in done.stdout.splitlines() if line.strip()] or ["no output"]
+        lines = [line for line in done.stdout.splitlines() if line.strip() and not line.startswith("WARNING")]
+        lines = lines or [f"exit status {done.returncode}"]
         errors = [line for line in lines if line.startswith("ERROR")] or lines
         raise RuntimeError(f"environment {name!r}: {' '.join(command[1:5])} … failed: {errors[-1]}")

@@ -2,7 +2,7 @@
 
     xmanager launch launch/xm_sweep.py -- --config=configs/tldr.py:size=1b --seeds=3 --methods=passive,sea
     xmanager launch launch/xm_sweep.py -- --config=configs/tldr.py --sizes=1b,2.8b,6.9b --methods=passive,sea
-    python -m launch.xm_sweep --config=configs/quickstart.py --seeds=2    # the same; fetches XManager
+    python -m launch.xm_sweep --config=configs/quickstart.py --seeds=2    # the same, in its environment
 
 On this machine and without containers: XManager's `xm_local` starts `python -m sea_jax.main` for every unit,
 one after the other unless --parallel says more. sea_jax/sweep.py has the layout of the folder, --root. The
@@ -10,8 +10,8 @@ first unit of a size trains the parts that its runs share. Called again, the com
 finished; seeds, methods and sizes may be added. It ends with what `python -m sea_jax.report <root>` shows at
 any time, and with status 1 if a run failed.
 
-The first two commands need `pip install -e '.[launch]'`. XManager holds some packages below the versions in
-requirements.txt; the third command gives it an environment of its own (launch/environments.py).
+The first two commands need `pip install -r requirements-launch.txt`, which takes two packages back to older
+versions. The third makes an environment for XManager (launch/environments.py), where the units run too.
 """
 
 import asyncio

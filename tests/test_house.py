@@ -116,6 +116,10 @@ def test_pins_agree():
     assert project_pins(extras["dev"]).items() <= dev.items()
     for extra, name in (("cuda", "jax[cuda13]"), ("tpu", "jax[tpu]")):
         assert project_pins(extras[extra]) == {name: run["jax"]}
+    launch = pins("requirements-launch.txt")
+    assert project_pins(extras["launch"]).items() <= launch.items()
+    differ = {name for name, version in launch.items() if (run | dev).get(name, version) != version}
+    assert differ == {"protobuf", "python-dateutil"}  # as the file says
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
 
 
