@@ -34,12 +34,13 @@ def main(argv: list[str]) -> None:
     import jax
 
     from sea_jax import experiment
+    from sea_jax.runtime.sidecar import SidecarError
 
     jax.config.update("jax_compilation_cache_dir", f"{_WORKDIR.value}/cache/xla")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
         print(experiment.run(config, _WORKDIR.value))
-    except (InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError, SidecarError) as error:
         fail(error)
 
 
