@@ -1,6 +1,7 @@
 """The sampler: tokens a second of `generate`.
 
     python -m benchmarks.sampler
+    python -m benchmarks.sampler --kind vllm    # the same through the sidecar (make sidecar)
 
 32 prompts of 64 tokens × 20 responses of exactly 53 tokens; GPT-NeoX of 2 layers, width 128, vocabulary
 512, fp32, temperature 0.7. Reading the prompts is part of the time.
@@ -14,8 +15,10 @@ import jax
 import numpy as np
 
 from benchmarks.online_dpo_step import VOCABULARY, small_policy
-from sea_jax.models.generate import make_sampler
+from sea_jax.runtime import samplers
 from sea_jax.runtime.allocator import keep_freed_memory
+from sea_jax.runtime.mesh import make_mesh
+from sea_jax.runtime.vllm_sampler import Options, VllmSampler
 
 PROMPTS, LENGTH, RESPONSES, NEW_TOKENS = 32, 64, 20, 53
 
@@ -23,20 +26,31 @@ PROMPTS, LENGTH, RESPONSES, NEW_TOKENS = 32, 64, 20, 53
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=20, help="timed calls, after 2 untimed")
+    parser.add_argument("--kind", choices=samplers.KINDS, default="jax")
     args = parser.parse_args()
     keep_freed_memory()  # as sea_jax.main does
     model, params = small_policy()
     prompts = np.random.default_rng(0).integers(1, VOCABULARY, (PROMPTS, LENGTH), dtype=np.int32)
     # The EOS is out of the vocabulary, so that every response has exactly NEW_TOKENS tokens.
-    sample = make_sampler(model, RESPONSES, NEW_TOKENS, 0.7, VOCABULARY, 0)
+    if args.kind == "vllm":
+        options = Options(".venv-vllm/bin/python", LENGTH, "float32", max_num_seqs=PROMPTS * RESPONSES)
+        sampler = VllmSampler(model, NEW_TOKENS, VOCABULARY, 0, make_mesh(), options)
+    else:
+        sampler = samplers.JaxSampler(model, NEW_TOKENS, VOCABULARY, 0, make_mesh(), 0)
+    policy, mask = samplers.versioned(params), np.ones(prompts.shape, bool)
     seconds = []
     for i in range(args.calls + 2):
         start = time.perf_counter()
-        responses = sample(params, prompts, np.ones(prompts.shape, bool), jax.random.key(i))
+        responses = samplers.generate(
+            sampler, policy, prompts, mask, jax.random.key(i), num_responses=RESPONSES, temperature=0.7
+        )
         assert np.asarray(responses.mask).all()
         seconds.append(time.perf_counter() - start)
+    sampler.close()
     rate = PROMPTS * RESPONSES * NEW_TOKENS / np.array(seconds[2:])
-    print(f"tokens a second: min {rate.min():,.0f}, median {np.median(rate):,.0f}, max {rate.max():,.0f}")
+    print(
+        f"{args.kind}, tokens a second: min {rate.min():,.0f}, median {np.median(rate):,.0f}, max {rate.max():,.0f}"
+    )
     print(f"python {sys.version.split()[0]}, jax {jax.__version__}, {jax.devices()[0].platform}")
 
 

@@ -129,7 +129,10 @@ class Sidecar:
 def _end(process: subprocess.Popen, sock: socket.socket) -> None:
     """Also at the exit of this process; of a process that was killed, the sidecar ends itself."""
     sock.close()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_PATIENCE)
+    # What it started is asked to end, not killed: Python's resource tracker does not listen, and removes the
+    # semaphores that the process has left in /dev/shm before it ends by itself.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)

@@ -113,9 +113,9 @@ class VllmSampler:
         tokens, mask = mesh_lib.fetch((prompts, prompt_mask))
         # Greedy responses to a prompt are all the same, and vLLM refuses to write more than one.
         M = num_responses if temperature else 1
+        ends = [self._eos_id] if self._eos_id < self._model.config.vocab_size else []
         header = dict(
-            kind="generate", num_responses=M, max_tokens=self._max_tokens, temperature=temperature,
-            eos_id=self._eos_id,
+            kind="generate", num_responses=M, max_tokens=self._max_tokens, temperature=temperature, ends=ends
         )  # fmt: skip
         arrays = tokens[mask].astype(np.int32), mask.sum(-1).astype(np.int32), seeds(key, len(tokens), M)
         batch = _Batch(f"{M} responses to each of {len(tokens)} prompts", header, arrays, seconds)

@@ -181,7 +181,7 @@ class Server:
 
     def on_generate(
         self, tokens: np.ndarray, lengths: np.ndarray, seeds: np.ndarray,
-        *, num_responses: int, max_tokens: int, temperature: float, eos_id: int,
+        *, num_responses: int, max_tokens: int, temperature: float, ends: list[int],
     ) -> tuple[dict, tuple]:  # fmt: skip
         """Samples num_responses to each prompt.
 
@@ -189,12 +189,13 @@ class Server:
             tokens: int32, of all prompts one after the other.
             lengths: [B] int32, how many are whose.
             seeds: [B] int64; sample i of a prompt has its seed + i.
-            num_responses, max_tokens, temperature, eos_id: as the learner samples; the EOS is kept.
+            num_responses, max_tokens, temperature: as the learner samples.
+            ends: tokens that end a response, and are kept.
         """
         prompts = np.split(tokens, np.cumsum(lengths)[:-1])
         # Only our EOS ends a response: that of vLLM is what the architecture's config has by default.
         shared = dict(
-            n=num_responses, temperature=temperature, max_tokens=max_tokens, stop_token_ids=[eos_id],
+            n=num_responses, temperature=temperature, max_tokens=max_tokens, stop_token_ids=ends,
             ignore_eos=True, logprobs=0, flat_logprobs=True, detokenize=False,
         )  # fmt: skip
         outputs = self.llm.generate(

@@ -14,7 +14,7 @@ import pytest
 
 from sea_jax.runtime import samplers, vllm_sampler
 from sea_jax.runtime.mesh import make_mesh
-from sea_jax.runtime.sidecar import SidecarError, SidecarLostError
+from sea_jax.runtime.sidecar import Sidecar, SidecarError, SidecarLostError
 
 STUB = pathlib.Path(__file__).with_name("stub_sidecar.py")
 L, T, EOS, PAD = 6, 5, 3, 1
@@ -176,6 +176,26 @@ def test_closing_ends_the_process_and_frees_the_memory(make):
     assert process.exists()
     sampler.close()
     assert not process.exists() and not pathlib.Path(f"/proc/self/fd/{fd}").exists()
+
+
+def test_what_a_killed_process_left_in_shared_memory_goes():
+    """Semaphores of multiprocessing have names, and vLLM makes some."""
+    code = (
+        "import multiprocessing, socket, sys; from sea_jax.runtime import wire; "
+        "lock = multiprocessing.get_context('spawn').Lock(); sock = socket.socket(fileno=int(sys.argv[1])); "
+        "wire.receive(sock, 30); wire.send(sock, {'name': lock._semlock.name}, timeout=30); "
+        "wire.receive(sock, 30)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(helpers.ROOT)}
+    sidecar = Sidecar("semaphores", [sys.executable, "-c", code], environment)
+    answer, _ = sidecar.ask("a name", {}, timeout=30)
+    file = pathlib.Path("/dev/shm/sem." + answer["name"].strip("/"))
+    assert file.exists()
+    sidecar.end()
+    deadline = time.monotonic() + 10
+    while file.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not file.exists()
 
 
 def test_no_process_survives_its_parent():
