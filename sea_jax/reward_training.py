@@ -13,6 +13,7 @@ from sea_jax.checks import at_least, get, one_of, read_model, require
 from sea_jax.config import is_text
 from sea_jax.models import Decoder, RewardConfig, RewardModel
 from sea_jax.oracles.reward_model import Encode, RewardModelOracle, make_encode
+from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import fetch, is_main, make_mesh
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import preferences
@@ -111,6 +112,7 @@ def is_classifier(model) -> bool:
 def check_embedded(config, task: Task) -> None:
     """Raises InputError at what the sampling and labelling of pairs cannot work with."""
     config_lib.validate_oracle(config)
+    samplers.validate(config)
     at_least(config, 1, "rm.num_pairs", "eval.num_pairs", "eval.batch_size")
     at_least(config, 0, "task.oracle_seed", "sampler.micro_batch")
     temperature = config.train.temperature
