@@ -3,6 +3,7 @@
 Eq. 5 is over pairs of a behaviour policy, "typically the supervised fine-tuned policy π_sft".
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,28 +45,30 @@ def load(
         InputError: where the policy has but one response to each prompt.
     """
     model, params = assets.load_policy(config, policy_folder(config, cache, task, mesh), mesh)
+    sampler = samplers.make(config, task, model, mesh)
     sample = functools.partial(
-        samplers.generate, samplers.make(config, task, model, mesh), samplers.versioned(params),
+        samplers.generate, sampler, samplers.versioned(params),
         num_responses=2, temperature=config.train.temperature,
     )  # fmt: skip
     oracle = assets.make_oracles(config, mesh)(config.task.oracle_seed)
     labeller = Labeller(oracle, config.oracle.labels, config.oracle.flip_probability)
     found = []
     sizes = {"train": config.rm.num_pairs, config.eval.split: config.eval.num_pairs}
-    for i, (split, size) in enumerate(sizes.items()):
-        prompts, own = task.prompts[split][:size], jax.random.fold_in(key, i)
-        drawn = two_responses(task, sample, prompts, config.eval.batch_size, own)
-        duels = distinct(drawn, length, longest)
-        if not duels:
-            raise InputError(
-                f"config.train.temperature={config.train.temperature}: valid is one at which a policy's two "
-                f"samples differ; in none of {size} pairs they do"
-            )
-        found.append(label(labeller, duels, 2 * config.rm.seed + i))
-        if not found[-1]:
-            raise InputError(
-                f"config.oracle.kind={config.oracle.kind!r}: none of {len(duels)} pairs got an answer"
-            )
+    with contextlib.closing(sampler):
+        for i, (split, size) in enumerate(sizes.items()):
+            prompts, own = task.prompts[split][:size], jax.random.fold_in(key, i)
+            drawn = two_responses(task, sample, prompts, config.eval.batch_size, own)
+            duels = distinct(drawn, length, longest)
+            if not duels:
+                raise InputError(
+                    f"config.train.temperature={config.train.temperature}: valid is one at which a policy's "
+                    f"two samples differ; in none of {size} pairs they do"
+                )
+            found.append(label(labeller, duels, 2 * config.rm.seed + i))
+            if not found[-1]:
+                raise InputError(
+                    f"config.oracle.kind={config.oracle.kind!r}: none of {len(duels)} pairs got an answer"
+                )
     return found[0], found[1], labeller.num_queries
 
 

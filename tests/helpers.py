@@ -1,7 +1,10 @@
 """What several test files need: tiny models, padded batches, goodness-of-fit tests."""
 
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +146,37 @@ def log_softmax(x):
 
 def chosen(logp, tokens):
     return np.take_along_axis(logp, tokens[..., None], -1)[..., 0]
+
+
+def in_own_process(file, *args, devices=0):
+    """A test's file run as a program: the number of devices is fixed when JAX starts. Returns what it printed.
+
+    With `devices` there are so many of the CPU; without, it asks for them itself.
+    """
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    if devices:
+        env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, str(file), *args]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def write_rows(folder, rows, name="train.jsonl"):
+    """A data set of one file, by its ending jsonl or parquet; returns the folder."""
+    folder.mkdir(exist_ok=True)
+    if name.endswith("parquet"):
+        from pyarrow import Table, parquet
+
+        parquet.write_table(Table.from_pylist(rows), folder / name)
+    else:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
 
 def edit_tensors(folder, edit):

@@ -1,13 +1,10 @@
 """Who computes where and when: responses written ahead of the learning, and on devices of their own."""
 
-import json
-import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 from itertools import pairwise
 
+import helpers
 import jax
 import numpy as np
 import pytest
@@ -80,19 +77,9 @@ def test_a_stale_run_still_buys_every_label_of_its_budget(tmp_path):
     assert int(state.num_queries) == int(state.experience.size) == 13
 
 
-def test_devices_of_their_own_change_nothing_but_the_place(tmp_path):
+def test_devices_of_their_own_change_nothing_but_the_place():
     """In a process of its own, since the number of devices is fixed when JAX starts."""
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-    done = subprocess.run(
-        [sys.executable, __file__], env=env, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == "agree"
+    assert "agree" in helpers.in_own_process(__file__)
 
 
 def main():
@@ -122,7 +109,7 @@ def main():
                 states.append(loop(run))
         parts = [(s.policy, s.ensemble, s.experience) for s in states]
         jax.tree.map(np.testing.assert_array_equal, *parts)
-    print(json.dumps("agree"))
+    print("agree")
 
 
 if __name__ == "__main__":

@@ -149,6 +149,7 @@ def test_commands():
     [
         ({"methods": ("rm", "sea")}, "config.methods='rm': valid is one of ['ceiling', 'ee_ts'"),
         ({"methods": ("sft", "rm")}, "config.methods='sft': valid is one of"),
+        ({"sampler.kind": "vlm"}, "config.sampler.kind='vlm': valid is one of ('jax', 'vllm')"),
         ({"rm.steps": 0}, "config.rm.steps=0: valid is at least 1"),
         ({"rm.batch_size": 0}, "config.rm.batch_size=0: valid is at least 1"),
         ({"rm.learning_rate": 0.0}, "config.rm.learning_rate=0.0: valid is above 0"),

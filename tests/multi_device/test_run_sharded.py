@@ -1,12 +1,11 @@
 """Whole runs on meshes: the devices share prompts and parameters, and nothing that is drawn depends on that."""
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 
+import helpers
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -16,18 +15,7 @@ MESHES = [dict(data=4), dict(fsdp=4), dict(tensor=2), dict(data=2, fsdp=2, tenso
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_a_run_on_a_mesh_equals_one_devices(mesh):
     """In a process of its own, since the number of devices is fixed when JAX starts."""
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-    run = subprocess.run(
-        [sys.executable, __file__, json.dumps(mesh)],
-        env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "agree" in run.stdout
+    assert "agree" in helpers.in_own_process(__file__, json.dumps(mesh))
 
 
 def one_run(mesh):

@@ -1,11 +1,10 @@
 """One learning step on eight devices equals one device's, under every way to split it."""
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
+import helpers
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -15,18 +14,7 @@ MESHES = [dict(data=8), dict(fsdp=8), dict(data=2, fsdp=2, tensor=2), dict(fsdp=
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_update_on_a_mesh_equals_one_device(mesh):
     """In a process of its own, since the number of devices is fixed when JAX starts."""
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-    }
-    run = subprocess.run(
-        [sys.executable, __file__, json.dumps(mesh)],
-        env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "8 devices agree" in run.stdout
+    assert "8 devices agree" in helpers.in_own_process(__file__, json.dumps(mesh), devices=8)
 
 
 def main(axes):

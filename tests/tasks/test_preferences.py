@@ -1,11 +1,9 @@
 """Preference sets from files: columns of text or of conversations, what is dropped, and the two splits."""
 
-import json
 import random
 
-import pyarrow
+import helpers
 import pytest
-from pyarrow import parquet
 
 from sea_jax.errors import InputError
 from sea_jax.tasks import preferences
@@ -14,15 +12,6 @@ from sea_jax.tasks.preferences import Pair
 ROWS = [dict(prompt=f"say {i}", chosen=f"{i} yes", rejected=f"{i} no", score=1.0) for i in range(12)]
 # Five pairs of one prompt stay together.
 ROWS += [dict(prompt="say it", chosen=f"it {i}", rejected="no") for i in range(5)]
-
-
-def write(folder, rows, name="train.jsonl"):
-    folder.mkdir(exist_ok=True)
-    if name.endswith("parquet"):
-        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name)
-    else:
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 def load(path, longest=40, **fields):
@@ -38,7 +27,7 @@ def plain(rows):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_splits_are_whole_and_share_no_prompt(tmp_path, seed):
-    train, heldout = load(write(tmp_path / "a", ROWS), split_seed=seed)
+    train, heldout = load(helpers.write_rows(tmp_path / "a", ROWS), split_seed=seed)
     assert len(heldout) == 4 and not {p.prompt for p in train} & {p.prompt for p in heldout}
     shared = sum(row["prompt"] in {p.prompt for p in heldout} for row in ROWS)
     assert len(train) == len(ROWS) - shared and {*train, *heldout} <= plain(ROWS)
@@ -49,8 +38,8 @@ def test_splits_are_whole_and_share_no_prompt(tmp_path, seed):
 def test_order_and_format_of_the_rows_do_not_matter(tmp_path):
     rows = list(ROWS)
     random.Random(1).shuffle(rows)
-    first = load(write(tmp_path / "a", ROWS))
-    assert first == load(write(tmp_path / "b", rows, "train-00000-of-00001.parquet"))
+    first = load(helpers.write_rows(tmp_path / "a", ROWS))
+    assert first == load(helpers.write_rows(tmp_path / "b", rows, "train-00000-of-00001.parquet"))
     assert first[1] != load(tmp_path / "a", split_seed=3)[1]
 
 
@@ -71,8 +60,8 @@ def test_conversations(tmp_path, form, name):
          for k in ("chosen", "rejected")} | ({} if form == "no prompt column" else dict(prompt=row["prompt"]))
         for row in ROWS
     ]  # fmt: skip
-    folder = write(tmp_path / "chat", rows, name)
-    assert load(folder, name="ultrafeedback") == load(write(tmp_path / "text", ROWS))
+    folder = helpers.write_rows(tmp_path / "chat", rows, name)
+    assert load(folder, name="ultrafeedback") == load(helpers.write_rows(tmp_path / "text", ROWS))
 
 
 def test_what_is_dropped(tmp_path):
@@ -82,7 +71,7 @@ def test_what_is_dropped(tmp_path):
         dict(prompt="a", chosen="x", rejected=None), dict(prompt="a", chosen="x ", rejected="x"),
         dict(prompt="a", chosen="x" * 40, rejected="y"), dict(prompt="a", chosen=talk, rejected="y"),
     ]  # fmt: skip
-    train, heldout = load(write(tmp_path / "a", ROWS + wrong), num_heldout=1, split_seed=1)
+    train, heldout = load(helpers.write_rows(tmp_path / "a", ROWS + wrong), num_heldout=1, split_seed=1)
     assert {*train, *heldout} == plain(ROWS)
     with pytest.raises(InputError) as error:
         load(tmp_path / "a", num_train=20)
@@ -94,8 +83,8 @@ def test_what_is_dropped(tmp_path):
 
 def test_a_test_split_is_held_out(tmp_path):
     """Its prompts are not trained on; those that are not taken are."""
-    write(tmp_path / "a", ROWS)
-    write(tmp_path / "a", [dict(ROWS[i], chosen="z") for i in range(3)], "test_prefs.jsonl")
+    helpers.write_rows(tmp_path / "a", ROWS)
+    helpers.write_rows(tmp_path / "a", [dict(ROWS[i], chosen="z") for i in range(3)], "test_prefs.jsonl")
     train, heldout = load(tmp_path / "a", num_heldout=2)
     assert {p.chosen for p in heldout} == {"z"}
     assert {p.prompt for p in train} == {row["prompt"] for row in ROWS} - {p.prompt for p in heldout}
@@ -104,7 +93,7 @@ def test_a_test_split_is_held_out(tmp_path):
 def test_summaries_are_cleaned(tmp_path):
     rows = [dict(subreddit="dogs", title=f"t{i}", post="He ran.", chosen="ran <|endoftext|>", rejected=" no ")
             for i in range(6)]  # fmt: skip
-    train, _ = load(write(tmp_path / "a", rows), longest=90, name="tldr", num_train=0)
+    train, _ = load(helpers.write_rows(tmp_path / "a", rows), longest=90, name="tldr", num_train=0)
     assert train[0][1:] == (" ran", " no") and train[0].prompt.endswith("\n\nPOST: He ran.\n\nTL;DR:")
 
 
@@ -132,7 +121,7 @@ ABSENT = (
     ],
 )  # fmt: skip
 def test_sets_that_cannot_be_used(tmp_path, rows, fields, said):
-    folder = write(tmp_path / "a", rows)
+    folder = helpers.write_rows(tmp_path / "a", rows)
     with pytest.raises(InputError) as error:
         load(folder, **fields)
     assert said.format(path=folder) in str(error.value) and "\n" not in str(error.value)

@@ -1,11 +1,9 @@
 """Real prompts from files: which are taken, in which order, and what is said of files that cannot be read."""
 
-import json
 import random
 
-import pyarrow
+import helpers
 import pytest
-from pyarrow import parquet
 from real_text import byte_tokenizer, posts
 
 from sea_jax.errors import InputError
@@ -21,22 +19,13 @@ def tokenizer(tmp_path_factory):
     return Tokenizer("ours", tmp_path_factory.getbasetemp(), byte_tokenizer(ROWS), 0, 0, 320, (), None, None)
 
 
-def write(folder, rows, name="train.jsonl"):
-    folder.mkdir(exist_ok=True)
-    if name.endswith("parquet"):
-        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name)
-    else:
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
 def load(path, tokenizer, **fields):
     default = dict(name="tldr", path=str(path), num_train=0, num_tuning=5, num_heldout=6, prompt_length=64)
     return text.load(default | fields, tokenizer)
 
 
 def test_splits_are_disjoint_whole_and_keep_their_references(tmp_path, tokenizer):
-    task = load(write(tmp_path / "a", ROWS), tokenizer)
+    task = load(helpers.write_rows(tmp_path / "a", ROWS), tokenizer)
     assert [len(task.prompts[split]) for split in ("train", "tuning", "heldout")] == [19, 5, 6]
     given = {row["prompt"]: row["completion"] for row in ROWS}
     pairs = [p for s in task.prompts for p in zip(task.prompts[s], task.references[s], strict=True)]
@@ -46,8 +35,8 @@ def test_splits_are_disjoint_whole_and_keep_their_references(tmp_path, tokenizer
 def test_order_and_format_of_the_rows_do_not_matter(tmp_path, tokenizer):
     rows = list(ROWS)
     random.Random(1).shuffle(rows)
-    first = load(write(tmp_path / "a", ROWS), tokenizer)
-    again = load(write(tmp_path / "b", rows, "train-00000-of-00001.parquet"), tokenizer)
+    first = load(helpers.write_rows(tmp_path / "a", ROWS), tokenizer)
+    again = load(helpers.write_rows(tmp_path / "b", rows, "train-00000-of-00001.parquet"), tokenizer)
     assert first.prompts == again.prompts and first.references == again.references
     other = load(tmp_path / "a", tokenizer, split_seed=1)
     assert other.prompts["heldout"] != first.prompts["heldout"]
@@ -57,7 +46,7 @@ def test_what_is_dropped(tmp_path, tokenizer):
     """A repeated prompt, an empty one, one without reference, one too long: 30 of 34 stay."""
     wrong = [ROWS[0], dict(prompt=" ", completion="x"), dict(prompt="alone", completion=""),
              dict(prompt="long " * 90, completion="x")]  # fmt: skip
-    task = load(write(tmp_path / "a", ROWS + wrong), tokenizer)
+    task = load(helpers.write_rows(tmp_path / "a", ROWS + wrong), tokenizer)
     kept = {p for split in task.prompts.values() for p in split}
     assert kept == {row["prompt"] for row in ROWS}
     with pytest.raises(InputError) as error:
@@ -69,8 +58,8 @@ def test_what_is_dropped(tmp_path, tokenizer):
 
 def test_a_test_split_is_held_out(tmp_path, tokenizer):
     """A prompt of both splits is not trained on."""
-    folder = write(tmp_path / "a", ROWS[:20])
-    write(folder, ROWS[19:], "test.jsonl")
+    folder = helpers.write_rows(tmp_path / "a", ROWS[:20])
+    helpers.write_rows(folder, ROWS[19:], "test.jsonl")
     task = load(folder, tokenizer)
     assert set(task.prompts["heldout"]) <= {row["prompt"] for row in ROWS[19:]}
     trained = {*task.prompts["train"], *task.prompts["tuning"]}
@@ -81,7 +70,7 @@ def test_columns_of_a_reddit_post_and_of_ultrafeedback(tmp_path, tokenizer):
     post = [
         dict(subreddit="dogs", title=f"t{i}", post="He ran.", summary=" ran <|endoftext|>") for i in range(13)
     ]
-    task = load(write(tmp_path / "a", post), tokenizer)
+    task = load(helpers.write_rows(tmp_path / "a", post), tokenizer)
     prompt = task.prompts["train"][0]
     assert prompt.startswith("SUBREDDIT: r/dogs\n\nTITLE: t") and prompt.endswith(
         "\n\nPOST: He ran.\n\nTL;DR:"
@@ -89,7 +78,9 @@ def test_columns_of_a_reddit_post_and_of_ultrafeedback(tmp_path, tokenizer):
     assert set(task.references["train"]) == {" ran"}
     turns = lambda p: [dict(role="user", content=p), dict(role="assistant", content="hi")]  # noqa: E731
     rows = [dict(prompt=f"say {i}", chosen=turns(f"say {i}"), score=1.0) for i in range(12)]
-    task = load(write(tmp_path / "b", rows, "train_prefs.parquet"), tokenizer, name="ultrafeedback")
+    task = load(
+        helpers.write_rows(tmp_path / "b", rows, "train_prefs.parquet"), tokenizer, name="ultrafeedback"
+    )
     assert task.references == dict(train=(), tuning=(), heldout=())
     assert sum(len(x) for x in task.prompts.values()) == 12 and any(
         "say 3" in x for x in task.prompts.values()
@@ -111,7 +102,7 @@ def test_columns_of_a_reddit_post_and_of_ultrafeedback(tmp_path, tokenizer):
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, tokenizer, spoil, said):
-    folder = write(tmp_path / "a", ROWS)
+    folder = helpers.write_rows(tmp_path / "a", ROWS)
     spoil(folder)
     with pytest.raises(InputError) as error:
         load(folder, tokenizer)
@@ -119,7 +110,7 @@ def test_files_that_cannot_be_read(tmp_path, tokenizer, spoil, said):
 
 
 def test_special_tokens_that_a_text_spells_out_stay_text(tmp_path, tokenizer):
-    task = load(write(tmp_path / "a", ROWS), tokenizer)
+    task = load(helpers.write_rows(tmp_path / "a", ROWS), tokenizer)
     text = "we ran<|endoftext|> home"
     (prompt,) = task.prompt_ids([text])
     tokens, mask = task.encode_responses([text])
