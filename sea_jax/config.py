@@ -199,6 +199,15 @@ def _validate(config, task: Task) -> None:
     for name in ("train.learning_rate", "train.beta", "train.temperature", "ensemble.learning_rate"):
         require(get(config, name) > 0, name, get(config, name), "above 0")
     _validate_loss(config)
+    _validate_batches(config)
+    validate_shape(config)
+    _validate_splits(config, task)
+    if config.policy.folder:
+        validate_policy(config, task)
+
+
+def _validate_batches(config) -> None:
+    """Parts of a batch: of a pass, of a device, of the oracle."""
     B, micro = config.train.batch_size, config.train.micro_batch
     valid = f"0, or a divisor of train.batch_size={B}"
     require(micro >= 0 and B % (micro or B) == 0, "train.micro_batch", micro, valid)
@@ -214,10 +223,6 @@ def _validate(config, task: Task) -> None:
     require(
         asks, "sea.gamma", gamma, f"above {0.5 / B:g}, so that round(γB) of train.batch_size={B} is not 0"
     )
-    validate_shape(config)
-    _validate_splits(config, task)
-    if config.policy.folder:
-        validate_policy(config, task)
 
 
 def _validate_methods(config) -> None:
