@@ -87,6 +87,15 @@ def get_config() -> ConfigDict:
             kv_cache_gb=1.0, start_timeout=300.0, timeout=600.0, restarts=2,
         )
     )  # fmt: skip
+    # Processes of their own, on any machine of a Ray cluster (launch/ray_run.py): that sample, each a part of
+    # the batch, and that are the oracle; what each takes of its machine; seconds for an answer, and how often
+    # one may be lost over the same question. 0 actors, 0 oracles: this process does it.
+    config.ray = ConfigDict(
+        dict(
+            actors=0, oracles=0, actor_cpus=1.0, actor_gpus=0.0, oracle_cpus=1.0, oracle_gpus=0.0,
+            timeout_s=600.0, retries=3,
+        )
+    )  # fmt: skip
     config.ensemble = ConfigDict(
         dict(
             num_members=20, hidden=(128, 128), prior="pretrained", prior_scale=1.0,

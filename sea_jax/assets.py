@@ -90,6 +90,10 @@ def train_parts(config, cache_folder: Path, task: Task) -> None:
 
 def make_oracles(config, mesh: Mesh) -> Callable[[int], Any]:
     """An oracle for every oracle seed; a reward model is one and the same for all."""
+    if config.ray.oracles:
+        from sea_jax.runtime import ray_workers  # which imports Ray
+
+        return ray_workers.oracles(config)
     if config.oracle.kind in connect.KINDS:
         return connect.oracles(config, from_main)
     if config.oracle.kind == "reward_model":

@@ -9,6 +9,10 @@ from typing import Any, NoReturn
 
 from absl import flags
 
+from sea_jax.errors import ServiceError
+
+_PATIENCE = 300  # seconds, for other processes
+
 
 def parse(argv: list[str]) -> list[str]:
     """absl's parser; an unknown flag, field or value is one line and exit status 2."""
@@ -26,6 +30,32 @@ def read_config(flag: Any) -> Any:
     except OSError as error:
         fail(error)
     return config
+
+
+def prepare_jax(config: Any, workdir: str) -> None:
+    """What a process that computes does before JAX begins: the allocator's habits, the folder of programs."""
+    from sea_jax.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", f"{config.cache_dir or f'{workdir}/cache'}/xla")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def meet(address: str, count: int, index: int) -> None:
+    """Makes this process the given one of several, before JAX begins.
+
+    Raises:
+        ServiceError: they did not meet in time.
+    """
+    import jax
+
+    try:
+        jax.distributed.initialize(address, count, index, initialization_timeout=_PATIENCE)
+    except Exception as error:  # a RuntimeError or one of the service's own
+        said = f"{address!r}: {count} processes did not meet within {_PATIENCE} s ({error})"
+        raise ServiceError(said) from None
 
 
 def fail(error: object) -> NoReturn:

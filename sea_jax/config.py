@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def validate_parts(config) -> None:
     validate_task(config)
     validate_compute(config)
     text = is_text(config)
+    _validate_ray(config)
     samplers.validate(config)
     validate_oracle(config)
     one_of(config, "backbone.kind", ("encoder",) if text else ("ranker", "encoder"))
@@ -103,6 +105,23 @@ def validate_parts(config) -> None:
     require(len(config.encoder.markers) == 2, "encoder.markers", config.encoder.markers, "two tokens")
     for name in ("encoder.source_length", "encoder.candidate_length"):
         require(get(config, name) >= 4, name, get(config, name), "at least 4 tokens, the special ones in")
+
+
+def _validate_ray(config) -> None:
+    """Workers elsewhere: that there can be some, and how many."""
+    at_least(config, 0, "ray.actors", "ray.oracles", "ray.retries")
+    for name in ("ray.actors", "ray.oracles"):
+        n = get(config, name)
+        require(not n or find_spec("ray") is not None, name, n, "0 without Ray: pip install 'sea_jax[ray]'")
+    for name in ("ray.actor_cpus", "ray.actor_gpus", "ray.oracle_cpus", "ray.oracle_gpus"):
+        require(0 <= get(config, name) < float("inf"), name, get(config, name), "a number of at least 0")
+    seconds = config.ray.timeout_s
+    require(0 < seconds < float("inf"), "ray.timeout_s", seconds, "a number of seconds above 0")
+    n, B = config.ray.actors, config.train.batch_size
+    require(n <= B, "ray.actors", n, f"at most train.batch_size={B}, as they share its prompts")
+    n, kind = config.ray.oracles, config.oracle.kind
+    valid = f"0 with oracle.kind={kind!r}, which is elsewhere already"
+    require(not n or kind not in connect.KINDS, "ray.oracles", n, valid)
 
 
 def validate_oracle(config) -> None:

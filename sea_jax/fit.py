@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
-from sea_jax.runtime.mesh import is_main, split
+from sea_jax.runtime.mesh import split
+from sea_jax.runtime.progress import bar as progress_bar
 from sea_jax.types import Array, Params
 
 Loss = Callable[[Params, Any], tuple[Array, dict[str, Array]]]
@@ -56,7 +56,7 @@ def fit(
     opt_state = optimizer.init(params)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     name, _, metric = shown.partition("/")
-    bar = tqdm(range(config.steps), desc=name.upper(), unit="step", disable=not (progress and is_main()))
+    bar = progress_bar(range(config.steps), name.upper(), "step", progress)
     rows = np.empty((0,), np.int64)
     for i in bar:
         while len(rows) < config.batch_size:
@@ -67,7 +67,7 @@ def fit(
             value = float(metrics[shown])
             if not np.isfinite(value):
                 raise FloatingPointError(f"{shown} at step {i + 1}: {value}, must be finite")
-            bar.set_postfix({metric: f"{value:.3f}"})
+            bar.set_postfix({metric: f"{value:.3f}"}, refresh=False)
     return params
 
 

@@ -5,7 +5,7 @@ import re
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sea_jax.command import fail, parse, read_config
+from sea_jax.command import fail, meet, parse, prepare_jax, read_config
 from sea_jax.errors import InputError, ServiceError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/quickstart.py.")
@@ -18,7 +18,6 @@ _COORDINATOR = flags.DEFINE_string(
 )  # fmt: skip
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, with --coordinator=host:port.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-_PATIENCE = 300  # seconds
 
 
 def main(argv: list[str]) -> None:
@@ -28,16 +27,10 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # JAX tells at INFO which accelerators it did not find
     config = read_config(_CONFIG)
-    from sea_jax.runtime.allocator import keep_freed_memory
-
-    keep_freed_memory()
+    prepare_jax(config, _WORKDIR.value)
     _join()
-    import jax
-
     from sea_jax import experiment
 
-    jax.config.update("jax_compilation_cache_dir", f"{config.cache_dir or f'{_WORKDIR.value}/cache'}/xla")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
         print((experiment.prepare if _PREPARE.value else experiment.run)(config, _WORKDIR.value))
     except (InputError, FloatingPointError, ServiceError) as error:
@@ -50,9 +43,9 @@ def _join() -> None:
         if _PROCESSES.value is not None or _PROCESS.value is not None:
             fail("--num_processes and --process_id: valid only with --coordinator=<host>:<port>")
         return
-    import jax
-
     if _COORDINATOR.value == "auto":
+        import jax
+
         jax.distributed.initialize()
         return
     address, count, index = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
@@ -63,9 +56,9 @@ def _join() -> None:
     if index is None or not 0 <= index < count:
         fail(f"--process_id={index}: valid with --coordinator is 0 to {count - 1}")
     try:
-        jax.distributed.initialize(address, count, index, initialization_timeout=_PATIENCE)
-    except Exception as error:  # a RuntimeError or one of the service's own
-        fail(f"--coordinator={address!r}: {count} processes did not meet within {_PATIENCE} s ({error})")
+        meet(address, count, index)
+    except ServiceError as error:
+        fail(f"--coordinator={error}")
 
 
 if __name__ == "__main__":

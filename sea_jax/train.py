@@ -35,6 +35,7 @@ from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import fetch
 from sea_jax.runtime.metrics import MetricWriter
+from sea_jax.runtime.progress import bar as progress_bar
 from sea_jax.runtime.sharding import gathering
 from sea_jax.state import init_state, policy_optimizer, step_keys
 from sea_jax.tasks.stream import prompt_rows
@@ -88,8 +89,7 @@ class Run:
     def loop(self, writer: MetricWriter) -> None:
         """Runs Alg. 2 until the query budget is spent, or the policy offers nothing to ask about any more."""
         budget, every = self.config.train.query_budget, self.config.eval.every_queries
-        shown = self.config.progress and mesh_lib.is_main()
-        bar = tqdm(total=budget, desc=self.name, unit="query", disable=not shown)
+        bar = progress_bar(None, self.name, "query", self.config.progress, budget)
         done, last = 0, None
         self._evaluate(writer, bar, 0, 0, None)
         step = idle = 0

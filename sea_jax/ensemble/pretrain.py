@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from sea_jax.ensemble import heads
 from sea_jax.ensemble.features import Backbone, GatedPooling, pooled
 from sea_jax.ensemble.heads import Head
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses
-from sea_jax.runtime.mesh import fetch, is_main, replicate, split
+from sea_jax.runtime.mesh import fetch, replicate, split
+from sea_jax.runtime.progress import bar as progress_bar
 from sea_jax.types import Array, Params
 
 SEED_OFFSET = 1_000_000
@@ -113,7 +113,7 @@ def pretrain(
 
     opt_state = optimizer.init(params)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
-    bar = tqdm(range(config.steps), desc="backbone", unit="step", disable=not (progress and is_main()))
+    bar = progress_bar(range(config.steps), "backbone", "step", progress)
     for i in bar:
         rows = rng.choice(len(rewards), config.batch_size, replace=False)
         batch = split(mesh, (tuple(x[rows] for x in data), rewards[rows]))
@@ -121,7 +121,7 @@ def pretrain(
         if i % 20 == 19 or i == config.steps - 1:
             if not np.isfinite(float(loss)):
                 raise FloatingPointError(f"backbone loss at step {i + 1}: {loss}, must be finite")
-            bar.set_postfix(mse=f"{float(loss):.3f}")
+            bar.set_postfix(mse=f"{float(loss):.3f}", refresh=False)
     return _freeze(config, model, pooling, params, data)
 
 

@@ -23,6 +23,13 @@ class Responses(NamedTuple):
     logprobs: Array  # [B, M, T] f32 nats at the sampling temperature, 0 on padding
 
 
+class Part(NamedTuple):
+    """Some rows of a larger batch, each answered as it would be there: whoever else samples the others."""
+
+    first: int  # the row of the batch that is row 0 here
+    total: int  # rows of the batch
+
+
 def sample_token(logits: Array, uniform: Array, temperature: float) -> tuple[Array, Array]:
     """Draws from softmax(logits / temperature) by inverting its cumulative sum.
 
@@ -168,7 +175,9 @@ def generate(
     prompts: Array,
     prompt_mask: Array,
     key: Array,
+    first: Array | int = 0,
     *,
+    total: int = 0,
     num_responses: int,
     max_tokens: int,
     temperature: float,
@@ -186,6 +195,7 @@ def generate(
         prompts: [B, L] int32, left-padded.
         prompt_mask: [B, L] bool.
         key: [] key.
+        first, total: of a `Part` of a larger batch that shares the key; total is 0 where these B are all.
         num_responses: M.
         max_tokens: T, EOS included.
         temperature: 0 is greedy.
@@ -211,7 +221,9 @@ def generate(
             respond, mesh=mesh, in_specs=(each, rows, rows, by_token), out_specs=rows,
             axis_names=set(BATCH), check_vma=False,
         )  # fmt: skip
-    uniforms = jax.random.uniform(key, (max_tokens, B, num_responses))
+    uniforms = jax.random.uniform(key, (max_tokens, total or B, num_responses))
+    if total:
+        uniforms = jax.lax.dynamic_slice_in_dim(uniforms, first, B, axis=1)
     return respond(unstack(model, params), prompts, prompt_mask, uniforms)
 
 
@@ -266,11 +278,12 @@ def _respond(
 @functools.cache
 def make_sampler(
     model: Decoder, num_responses: int, max_tokens: int, temperature: float, eos_id: int, pad_id: int,
-    mesh: Mesh | None = None, micro_batch: int = 0,
+    mesh: Mesh | None = None, micro_batch: int = 0, total: int = 0,
 ) -> Callable:  # fmt: skip
     """`generate` with its static arguments bound, jitted and compiled once a process."""
     sample = functools.partial(
         generate, model, num_responses=num_responses, max_tokens=max_tokens,
         temperature=temperature, eos_id=eos_id, pad_id=pad_id, mesh=mesh, micro_batch=micro_batch,
+        total=total,
     )  # fmt: skip
     return jax.jit(sample)

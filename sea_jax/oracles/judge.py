@@ -74,7 +74,7 @@ class Judge:
 
     def __init__(
         self, base_url: str, model: str, seed: int = 0, bounds: Bounds | None = None, per_minute: float = 0.0,
-        prices: Prices | None = None, share: Share = lambda compute, size: compute(),
+        prices: Prices | None = None, share: Share = lambda compute, like: compute(),
     ):  # fmt: skip
         try:
             import openai
@@ -94,12 +94,12 @@ class Judge:
     def answers(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Answers:
         """P(first ≻ second | x) where the judge's answer could be read."""
         rows = list(zip(prompts, first, second, strict=True))
-        numbers = self._share(lambda: self._compare_all(rows), len(rows))
+        numbers = self._share(lambda: self._compare_all(rows), np.zeros(len(rows)))
         return Answers(numbers, ~np.isnan(numbers))
 
     def check(self) -> None:
         """Asks about one easy comparison, so that a wrong key or model is found before training begins."""
-        found = self._share(lambda: self._compare_all([("Say hello.", "Hello!", "No.")]), 1)
+        found = self._share(lambda: self._compare_all([("Say hello.", "Hello!", "No.")]), np.zeros(1))
         if np.isnan(found).any():
             raise ServiceError(
                 f'{self._what}: no log-probs of "0" or "1" in its answer; a judge must have them'

@@ -16,7 +16,7 @@ from sea_jax.errors import InputError, ServiceError
 from sea_jax.oracles import wire
 from sea_jax.runtime.patience import Retry, in_order, persist
 
-Share = Callable[[Callable[[], np.ndarray], int], np.ndarray]  # (compute, size) -> what compute gives, [size]
+Share = Callable[[Callable[[], np.ndarray], np.ndarray], np.ndarray]  # (compute, like) -> what compute gives
 _CONNECT = 5.0  # seconds; a host that is there answers sooner
 # A proxy's words, a worker that was killed or is busy, a service that is coming up or going down.
 _PASSING = (408, 429, 502, 503, 504)
@@ -57,7 +57,7 @@ class RemoteOracle:
         seed: int = 0,
         bounds: Bounds | None = None,
         token: str | None = None,
-        share: Share = lambda compute, size: compute(),
+        share: Share = lambda compute, like: compute(),
     ):
         self._share = share
         self.url, self._seed, self._bounds = url.rstrip("/"), seed, bounds or Bounds()
@@ -71,12 +71,12 @@ class RemoteOracle:
     def probability(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         """P(first ≻ second | x): [B] float64."""
         texts = _aligned(prompts=prompts, first=first, second=second)
-        return self._share(lambda: self._gather("probability", texts), len(prompts))
+        return self._share(lambda: self._gather("probability", texts), np.zeros(len(prompts)))
 
     def rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """r(x, y): [B] float32, in nats of preference log-odds. Asking it buys no label."""
         texts = _aligned(prompts=prompts, responses=responses)
-        return self._share(lambda: self._gather("rewards", texts), len(prompts)).astype(np.float32)
+        return self._share(lambda: self._gather("rewards", texts), np.zeros(len(prompts))).astype(np.float32)
 
     def check(self) -> None:
         """Raises ServiceError or InputError if the service does not answer, or lacks what is wanted."""
@@ -85,7 +85,7 @@ class RemoteOracle:
             self.about()
             return np.zeros(0)
 
-        self._share(asked, 0)
+        self._share(asked, np.zeros(0))
 
     def about(self) -> dict[str, Any]:
         """What the service says of itself: 'model', and 'pid' of the worker that answered."""

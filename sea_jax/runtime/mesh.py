@@ -114,20 +114,29 @@ def is_main() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-def from_main(compute: Callable[[], np.ndarray], size: int) -> np.ndarray:
-    """What the main process computes, [size] float64, on all processes; the others wait, and do not compute.
+def from_main(compute: Callable[[], Any], like: Any) -> Any:
+    """What the main process computes, on all processes; the others wait, and do not compute.
 
     For what must happen once, as asking an oracle.
+
+    Args:
+        compute: gives arrays on the host.
+        like: the tree that they are in, each with its shape and dtype.
 
     Raises:
         ServiceError: on the others, where it failed; the main process raises its own error.
     """
     if not jax.distributed.is_initialized():
         return compute()
-    failure, words = None, np.zeros(2 * size + 1, np.uint32)  # bits, since JAX would round float64
+    leaves, tree = jax.tree.flatten(like)
+    sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves]
+    # Bits, since JAX would round float64; words of them, since it adds bytes up.
+    failure, words = None, np.zeros(-(-sum(sizes) // 4) + 1, np.uint32)
     if is_main():
         try:
-            words[1:] = np.asarray(compute(), np.float64).view(np.uint32)
+            found = zip(tree.flatten_up_to(compute()), leaves, strict=True)
+            data = b"".join(_bytes(array, leaf) for array, leaf in found)
+            words[1:].view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
         except Exception as error:  # raised below, once the others know
             failure, words[0] = error, 1
     words = np.asarray(multihost_utils.broadcast_one_to_all(words, is_source=is_main()))
@@ -135,7 +144,17 @@ def from_main(compute: Callable[[], np.ndarray], size: int) -> np.ndarray:
         raise failure
     if words[0]:
         raise ServiceError("the main process failed at what it does for all; it says why")
-    return words[1:].astype(np.uint32).view(np.float64)
+    data, ends = words[1:].astype(np.uint32).view(np.uint8), np.cumsum([0, *sizes])
+    parts = [data[start : start + size] for start, size in zip(ends[:-1], sizes, strict=True)]
+    arrays = [part.view(leaf.dtype).reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(tree, arrays)
+
+
+def _bytes(array: Any, like: Any) -> bytes:
+    array = np.asarray(array, like.dtype)
+    if array.shape != like.shape:
+        raise ValueError(f"an array of shape {array.shape}, must be {like.shape}")
+    return array.tobytes()
 
 
 def wait_for_all(what: str) -> None:

@@ -1,4 +1,4 @@
-"""Who writes the responses (Alg. 2, line 4): the process that learns, or a vLLM beside it."""
+"""Who writes the responses (Alg. 2, line 4): the process that learns, a vLLM beside it, or Ray's actors."""
 
 import itertools
 import shutil
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from sea_jax.checks import require
 from sea_jax.models.decoder import Decoder
-from sea_jax.models.generate import Responses, make_sampler
+from sea_jax.models.generate import Part, Responses, make_sampler
 from sea_jax.models.params import cast_matrices
 from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime.vllm_sampler import Options, VllmSampler
@@ -36,6 +36,15 @@ def versioned(params: Params) -> Versioned:
     return Versioned(params, next(_versions))
 
 
+class Lengths(NamedTuple):
+    """What a sampler needs to know of a task."""
+
+    prompt_length: int
+    response_length: int
+    eos_id: int
+    pad_id: int
+
+
 class Sampler(Protocol):
     """The policy as something that writes; nothing else tells one implementation from another.
 
@@ -48,7 +57,7 @@ class Sampler(Protocol):
 
     def begin(
         self, policy: Versioned, prompts: Array | np.ndarray, prompt_mask: Array | np.ndarray, key: Array,
-        *, num_responses: int, temperature: float,
+        *, num_responses: int, temperature: float, part: Part | None = None,
     ) -> Pending:  # fmt: skip
         """Begins to sample M responses to each of B left-padded prompts.
 
@@ -61,6 +70,7 @@ class Sampler(Protocol):
             key: [] key; the same key gives the same responses.
             num_responses: M.
             temperature: 0 is greedy, and its log-probs are those at temperature 1.
+            part: where these are prompts of a larger batch, which others sample with the same key.
 
         Returns:
             What hands out Responses [B, M, T], perhaps not computed yet; call it once.
@@ -100,17 +110,18 @@ class JaxSampler:
 
     def begin(
         self, policy: Versioned, prompts: Array | np.ndarray, prompt_mask: Array | np.ndarray, key: Array,
-        *, num_responses: int, temperature: float,
+        *, num_responses: int, temperature: float, part: Part | None = None,
     ) -> Pending:  # fmt: skip
         """See `Sampler.begin`."""
         model, max_tokens, *rest = self._fixed
-        sample = make_sampler(model, num_responses, max_tokens, temperature, *rest)
+        first, total = part or (0, 0)
+        sample = make_sampler(model, num_responses, max_tokens, temperature, *rest, total=total)
         if self._apart is None:
-            responses = sample(policy.params, prompts, prompt_mask, key)
+            responses = sample(policy.params, prompts, prompt_mask, key, first)
         else:
             tokens, mask = mesh_lib.split(self._apart, (prompts, prompt_mask))
             key = mesh_lib.replicate(self._apart, key)
-            responses = mesh_lib.split(self._home, sample(self._copied(policy), tokens, mask, key))
+            responses = mesh_lib.split(self._home, sample(self._copied(policy), tokens, mask, key, first))
         return lambda: responses
 
     def _copied(self, policy: Versioned) -> Params:
@@ -129,8 +140,8 @@ class JaxSampler:
 _cast = jax.jit(cast_matrices, static_argnums=1)
 
 
-def make(config, task: Task, model: Decoder, mesh: Mesh, apart: Mesh | None = None) -> Sampler:
-    """The sampler of an experiment, by config.sampler.kind.
+def make(config, task: Task | Lengths, model: Decoder, mesh: Mesh, apart: Mesh | None = None) -> Sampler:
+    """The sampler of an experiment, by config.sampler.kind, or config.ray.actors of them elsewhere.
 
     Args:
         config: the experiment's.
@@ -139,6 +150,11 @@ def make(config, task: Task, model: Decoder, mesh: Mesh, apart: Mesh | None = No
         mesh: the devices of the run.
         apart: those that sample, where they are others.
     """
+    if config.ray.actors:
+        from sea_jax.runtime.ray_workers import RaySampler  # which imports this module, and Ray
+
+        lengths = Lengths(task.prompt_length, task.response_length, task.eos_id, task.pad_id)
+        return RaySampler(config, lengths, model, mesh)
     fixed = model, task.response_length, task.eos_id, task.pad_id, mesh
     if config.sampler.kind == "vllm":
         fields = {name: config.sampler[name] for name in Options._fields if name in config.sampler}
@@ -150,9 +166,11 @@ def make(config, task: Task, model: Decoder, mesh: Mesh, apart: Mesh | None = No
 def validate(config) -> None:
     """Raises InputError at the first field of config.sampler that cannot work, but for micro_batch."""
     cfg, batch = config.sampler, config.train.batch_size
-    hosts = jax.distributed.is_initialized() and jax.process_count() > 1
+    hosts = jax.distributed.is_initialized() and jax.process_count() > 1 and not config.ray.actors
     _require(cfg.kind in KINDS, "kind", cfg.kind, f"one of {KINDS}")
     _require(cfg.devices >= 0, "devices", cfg.devices, "at least 0")
+    alone = not (cfg.devices and config.ray.actors)
+    _require(alone, "devices", cfg.devices, f"0 with ray.actors={config.ray.actors}, which have devices")
     if cfg.kind == "jax":
         _require(not (cfg.devices and hosts), "devices", cfg.devices, "0 in a run on several hosts")
         valid = f"0, or a divisor of train.batch_size={batch}"

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from sea_jax.models import convert
 from sea_jax.models.decoder import Decoder
-from sea_jax.models.generate import Responses
+from sea_jax.models.generate import Part, Responses
 from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime.sidecar import Sidecar, SidecarError, SidecarLostError
 from sea_jax.runtime.weight_sync import Manifest, SharedWeights
@@ -96,7 +96,7 @@ class VllmSampler:
 
     def begin(
         self, policy, prompts: Array | np.ndarray, prompt_mask: Array | np.ndarray, key: Array,
-        *, num_responses: int, temperature: float,
+        *, num_responses: int, temperature: float, part: Part | None = None,
     ) -> Callable[[], Responses]:  # fmt: skip
         """See `samplers.Sampler.begin`. What was begun before is finished first: one batch at a time.
 
@@ -117,7 +117,9 @@ class VllmSampler:
         header = dict(
             kind="generate", num_responses=M, max_tokens=self._max_tokens, temperature=temperature, ends=ends
         )  # fmt: skip
-        arrays = tokens[mask].astype(np.int32), mask.sum(-1).astype(np.int32), seeds(key, len(tokens), M)
+        first, total = part or Part(0, len(tokens))
+        drawn = seeds(key, total, M)[first : first + len(tokens)]
+        arrays = tokens[mask].astype(np.int32), mask.sum(-1).astype(np.int32), drawn
         batch = _Batch(f"{M} responses to each of {len(tokens)} prompts", header, arrays, seconds)
         self._write(policy)
         self._begun = batch

@@ -1,0 +1,95 @@
+"""Seconds a step where all devices do everything, and where half of them sample and judge (the paper's Fig. 8).
+
+    python -m benchmarks.placement --workdir runs/placement
+
+Two devices, which on a machine without accelerators are two parts of its cores: collocated both share each
+batch (config.mesh.data=2), split one learns and scores while the other samples (config.sampler.devices=1),
+the latter also one step ahead (config.train.staleness=1), which only a split makes faster. SEA on the
+quickstart's policy, trained on first use and kept in the work directory. The placements take turns.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+
+from configs import quickstart
+from sea_jax import assets, config, tasks
+from sea_jax.runtime.allocator import keep_freed_memory
+from sea_jax.runtime.metrics import MetricWriter
+from sea_jax.train import Run
+
+PLACEMENTS = {
+    "collocated": dict(mesh=2, devices=0, staleness=0),
+    "collocated, one step behind": dict(mesh=2, devices=0, staleness=1),
+    "split": dict(mesh=1, devices=1, staleness=0),
+    "split, one step behind": dict(mesh=1, devices=1, staleness=1),
+}
+STAGES = ("generate", "select", "oracle", "learn")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", default="runs/placement", help="where the trained parts are kept")
+    parser.add_argument("--method", default="sea", help="a row of sea_jax.methods.METHODS")
+    parser.add_argument("--batch_size", type=int, default=16, help="prompts a step")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of a placement in a round")
+    parser.add_argument("--rounds", type=int, default=4, help="one more comes first, for the compiler")
+    args = parser.parse_args()
+    keep_freed_memory()
+    jax.config.update("jax_compilation_cache_dir", f"{args.workdir}/xla")
+    runs = {name: prepare(args, **fields) for name, fields in PLACEMENTS.items()}
+    seconds = {name: [] for name in PLACEMENTS}
+    stages = {name: [] for name in PLACEMENTS}
+    for number in range(args.rounds + 1):
+        for name, make in runs.items():
+            each, parts = timed(make(), args.steps)
+            if number:
+                seconds[name] += each
+                stages[name].append(parts)
+    baseline = statistics.median(seconds["collocated"])
+    print(
+        f"{args.method}, batch {args.batch_size}, {args.rounds} rounds of {args.steps} steps, jax {jax.__version__}"
+    )
+    for name, found in seconds.items():
+        parts = [f"{stage} {statistics.median(p[stage] for p in stages[name]):.3f}" for stage in STAGES]
+        middle = statistics.median(found)
+        print(
+            f"{name:28} seconds a step: min {min(found):.3f}, median {middle:.3f}; "
+            f"collocated / this {baseline / middle:.2f}; waited for: {', '.join(parts)}"
+        )
+
+
+def prepare(args, mesh: int, devices: int, staleness: int):
+    """What makes a fresh run of a placement; the trained parts are shared by all of them."""
+    cfg = quickstart.get_config()
+    cfg.methods, cfg.mesh.data, cfg.sampler.devices = (args.method,), mesh, devices
+    cfg.train.update(dict(batch_size=args.batch_size, staleness=staleness, query_budget=10**6))
+    cfg.ensemble.capacity = 8192
+    cache = Path(args.workdir) / "cache"
+    config.validate_parts(cfg)
+    task = tasks.load(cfg, cache / "task")
+    config.validate(cfg, task)
+    shared = assets.prepare(cfg, cache, task)
+    return lambda: Run(cfg, shared, args.method, 0, Path(args.workdir))
+
+
+def timed(run: Run, steps: int) -> tuple[list[float], dict[str, float]]:
+    """Seconds of each step once the first few are over, and their means by stage."""
+    warm, last, marks, stages = 3, None, [], []
+    with tempfile.TemporaryDirectory() as folder, MetricWriter(Path(folder)) as writer:
+        for step in range(warm + steps):
+            last = run._step(step, run.labeller.num_queries, writer, last)
+            marks.append(time.perf_counter())
+            stages.append(last.seconds)
+    jax.block_until_ready(run.state)
+    each = [b - a for a, b in itertools.pairwise(marks)][warm - 1 :]
+    return each, {name: statistics.mean(s.get(name, 0.0) for s in stages[warm:]) for name in STAGES}
+
+
+if __name__ == "__main__":
+    main()

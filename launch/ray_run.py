@@ -1,0 +1,101 @@
+"""A run whose parts are processes of a Ray cluster: learners, actors that sample, workers of the oracle.
+
+    pip install 'sea_jax[ray]'
+    python -m launch.ray_run --config=configs/quickstart.py --workdir=runs/ray --actors=2 --oracles=1
+    python -m launch.ray_run --config=configs/tldr.py:size=6.9b --workdir=/shared/runs/tldr --address=auto \
+        --learners=1 --learner_gpus=8 --actors=8 --actor_gpus=1 --oracles=2 --oracle_gpus=4
+
+Without --address (or RAY_ADDRESS) the cluster is this machine, for as long as the command runs. A cluster of
+several is begun as Ray's documentation says (`ray start --head`, then `ray start --address=<head>` on each);
+all machines have this folder and its environment at the same path, and --workdir is on a disk that the
+learners see. All processes are reserved together, in one placement group. With --learners=n each is a
+process of one run on several hosts, as `python -m sea_jax.main --coordinator` has them. An actor or a worker
+of the oracle that is lost is replaced, given the current weights and asked again (config.ray.retries times
+over one question); a learner that is lost ends the run.
+"""
+
+import socket
+from typing import Any
+
+import ray
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from sea_jax import supervised
+from sea_jax.command import fail, meet, parse, prepare_jax, read_config
+from sea_jax.config import validate_parts
+from sea_jax.errors import InputError, ServiceError
+from sea_jax.runtime import ray_pool, ray_workers
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/quickstart.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.", required=True)
+_ADDRESS = flags.DEFINE_string("address", "", "Of the cluster's head, or auto; else RAY_ADDRESS's, or none.")
+_LEARNERS = flags.DEFINE_integer("learners", 1, "Processes that learn, as if on so many hosts.", 1)
+_ACTORS = flags.DEFINE_integer("actors", None, "Processes that sample; else config.ray.actors.", 0)
+_ORACLES = flags.DEFINE_integer("oracles", None, "Processes that are the oracle; else config.ray.oracles.", 0)
+_LEARNER_CPUS = flags.DEFINE_float("learner_cpus", 1.0, "CPUs of a learner.", 0.0)
+_LEARNER_GPUS = flags.DEFINE_float("learner_gpus", 0.0, "GPUs of a learner.", 0.0)
+_ACTOR_GPUS = flags.DEFINE_float("actor_gpus", None, "GPUs of an actor; else config.ray.actor_gpus.", 0.0)
+_ORACLE_GPUS = flags.DEFINE_float("oracle_gpus", None, "GPUs of an oracle; else config.ray.oracle_gpus.", 0.0)
+
+
+class Learner:
+    """A process that learns: one of those of a run on several hosts, or the only one."""
+
+    def meeting_place(self) -> str:
+        """host:port at which learner 0 can be met."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as found:
+            found.bind((host, 0))
+            return f"{host}:{found.getsockname()[1]}"
+
+    def run(self, fields: dict[str, Any], workdir: str, coordinator: str, count: int, index: int) -> str:
+        """What `experiment.run` says."""
+        config = ConfigDict(fields)
+        prepare_jax(config, workdir)
+        if count > 1:
+            meet(coordinator, count, index)
+        from sea_jax import experiment
+
+        return experiment.run(config, workdir)
+
+
+def main(argv: list[str]) -> None:
+    """Reserves the processes and runs the config on them; a mistake in it is one line and exit status 2."""
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}: valid are --config, --workdir, --config.<field>, --actors, …")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    config = read_config(_CONFIG)
+    for flag in (_ACTORS, _ORACLES, _ACTOR_GPUS, _ORACLE_GPUS):
+        if flag.value is not None:
+            config.ray[flag.name] = flag.value
+    try:
+        if supervised.command(config) is None:
+            validate_parts(config)
+        print(_run(config))
+    except (InputError, FloatingPointError, ServiceError) as error:
+        fail(error)
+    finally:
+        ray.shutdown()
+
+
+def _run(config: ConfigDict) -> str:
+    """What the main learner says at the end."""
+    count, bound = _LEARNERS.value, config.ray.timeout_s
+    resources = ray_pool.Resources(_LEARNER_CPUS.value, _LEARNER_GPUS.value)
+    wanted = ray_workers.bundles(config, resources, count)
+    ray_pool.connect(_ADDRESS.value, sum(bundle["CPU"] for bundle in wanted))
+    group = ray_pool.reserve(wanted, bound)
+    kind: Any = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(Learner)
+    places = [ray_pool.in_bundle(group, i) for i in range(count)]
+    learners = [kind.options(scheduling_strategy=place).remote() for place in places]
+    [meeting] = ray_pool.hear([learners[0].meeting_place.remote()], "learner 0 to begin", bound)
+    given = config.to_dict(), _WORKDIR.value, meeting, count
+    runs = [learner.run.remote(*given, i) for i, learner in enumerate(learners)]
+    return ray_pool.hear(runs, "the run to end", None)[0]
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse)
