@@ -11,6 +11,7 @@ class Method:
         strategy: a row of `ensemble.STRATEGIES`.
         active: proposes config.sea.num_responses responses and scores them; otherwise two.
         synthetic: after burn-in, a share 1 − γ of the duels is labelled by sampled heads.
+        offline: π_ref writes all responses, as in a data set that was collected before (App. E).
         perfect: the oracle's own reward stands in the ensemble's place: a ceiling, not a method.
         label: in tables and figures.
     """
@@ -20,6 +21,7 @@ class Method:
     synthetic: bool
     label: str
     perfect: bool = False
+    offline: bool = False
 
     @property
     def learns_ensemble(self) -> bool:
@@ -28,6 +30,7 @@ class Method:
 
 METHODS = {
     "passive": Method("passive", False, False, "passive online DAP"),
+    "offline": Method("passive", False, False, "offline DAP", offline=True),
     "sea": Method("bai_ts", True, True, "SEA"),
     "sea_oracle_only": Method("bai_ts", True, False, "SEA without synthetic pairs"),
     "sea_logits": Method("bai_ts_logits", True, True, "SEA, variance of logits"),

@@ -83,6 +83,7 @@ class Run:
         )  # fmt: skip
         self.state = mesh_lib.settle(assets.mesh, state)
         self.policy = samplers.versioned(self.state.policy.params)
+        self.fixed = samplers.versioned(assets.ref_params)  # who writes for an offline method
         self.ahead: deque[Proposal] = deque()  # of steps that did not learn yet, by the policy of then
         self.online_wins = self.online_responses = 0.0
 
@@ -149,10 +150,11 @@ class Run:
         return Step(metrics, batch, {k: seconds.get(k, 0) + waited.get(k, 0) for k in seconds | waited})
 
     def _begin(self, step: int) -> Proposal:
-        """Receives a step's prompts and has the latest policy begin its M responses to each."""
+        """Receives a step's prompts and has the latest policy, or π_ref, begin its M responses to each."""
         prompts, texts = self._receive(step)
+        writer = self.fixed if self.method.offline else self.policy
         responses = self.assets.sampler.begin(
-            self.policy, prompts.tokens, prompts.mask, step_keys(self.state.key, step).sample,
+            writer, prompts.tokens, prompts.mask, step_keys(self.state.key, step).sample,
             num_responses=self.num_responses, temperature=self.config.train.temperature,
         )  # fmt: skip
         return Proposal(prompts, texts, responses)

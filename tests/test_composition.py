@@ -70,6 +70,19 @@ def test_a_step_learns_from_the_policy_of_so_many_steps_before(tmp_path, stalene
         np.testing.assert_array_equal(again.tokens, seen[t][1].tokens)
 
 
+def test_an_offline_run_learns_from_what_the_first_policy_writes(tmp_path):
+    """π_ref's responses at every step, while the policy moves away from it; labels are bought all the same."""
+    run = small_run(tmp_path, "offline", **{"train.learning_rate": 0.05})
+    seen = watched(run)
+    state = loop(run)
+    assert len(seen) == 4 and int(state.num_queries) == 16
+    ref = jax.tree.map(np.array, run.assets.ref_params)
+    for policy, responses in seen:
+        jax.tree.map(np.testing.assert_array_equal, policy.params, ref)
+        assert np.asarray(responses.mask).any()
+    assert not np.array_equal(state.policy.params["head"]["kernel"], ref["head"]["kernel"])
+
+
 def test_a_stale_run_still_buys_every_label_of_its_budget(tmp_path):
     state = loop(
         small_run(tmp_path, "sea", **{"train.staleness": 2, "train.query_budget": 13, "sea.burn_in": 8})
