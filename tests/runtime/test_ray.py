@@ -97,7 +97,6 @@ def test_actors_write_what_the_learner_would(sampler, tiny):
 
 
 def test_a_part_of_a_batch_is_written_as_in_the_whole(tiny):
-    """By our sampler; by vLLM, each prompt has the seed that it has in the whole batch."""
     here = samplers.JaxSampler(tiny[0], 5, 3, 1, make_mesh(), 0)
     whole = write(here, tiny[1], 1)()
     for first in (0, 2, 3):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from sea_jax.models.generate import Part
 from sea_jax.runtime import samplers, vllm_sampler
 from sea_jax.runtime.mesh import make_mesh
 from sea_jax.runtime.sidecar import Sidecar, SidecarError, SidecarLostError
@@ -65,6 +66,20 @@ def test_ragged_answers_become_padded_arrays(make):
     np.testing.assert_array_equal(again.tokens, out.tokens)
     assert (np.asarray(other.tokens) != out.tokens).any()
     assert sampler.restarts == 0 and set(sampler.seconds) == {"learn", "sync", "generate"}
+
+
+def test_a_part_of_a_batch_is_sampled_as_in_the_whole(make):
+    """Its prompts have the seeds that they have there."""
+    sampler, policy = make()
+    whole = ask(sampler, policy)
+    tokens, mask = helpers.batch([2, 6, 1], L, "left", 11)
+    for rows in (slice(0, 1), slice(1, 3)):
+        part = samplers.generate(
+            sampler, policy, tokens[rows], mask[rows], jax.random.key(0),
+            num_responses=3, temperature=0.7, part=Part(rows.start, 3),
+        )  # fmt: skip
+        for a, b in zip(part, whole, strict=True):
+            np.testing.assert_array_equal(a, b[rows])
 
 
 def test_what_was_begun_is_read_in_any_order(make):
