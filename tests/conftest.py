@@ -32,6 +32,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs hold memory maps, of which Linux gives a process 65,530: the whole suite needs more."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_text().splitlines()) > 30_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """A two-layer decoder of 11 tokens and its random parameters, biases included."""
