@@ -29,7 +29,6 @@ PLACEMENTS = {
     "split": dict(mesh=1, devices=1, staleness=0),
     "split, one step behind": dict(mesh=1, devices=1, staleness=1),
 }
-STAGES = ("generate", "select", "oracle", "learn")
 
 
 def main() -> None:
@@ -44,23 +43,18 @@ def main() -> None:
     jax.config.update("jax_compilation_cache_dir", f"{args.workdir}/xla")
     runs = {name: prepare(args, **fields) for name, fields in PLACEMENTS.items()}
     seconds = {name: [] for name in PLACEMENTS}
-    stages = {name: [] for name in PLACEMENTS}
     for number in range(args.rounds + 1):
         for name, make in runs.items():
-            each, parts = timed(make(), args.steps)
-            if number:
-                seconds[name] += each
-                stages[name].append(parts)
+            each = timed(make(), args.steps)
+            seconds[name] += each if number else []
     baseline = statistics.median(seconds["collocated"])
     print(
         f"{args.method}, batch {args.batch_size}, {args.rounds} rounds of {args.steps} steps, jax {jax.__version__}"
     )
     for name, found in seconds.items():
-        parts = [f"{stage} {statistics.median(p[stage] for p in stages[name]):.3f}" for stage in STAGES]
         middle = statistics.median(found)
         print(
-            f"{name:28} seconds a step: min {min(found):.3f}, median {middle:.3f}; "
-            f"collocated / this {baseline / middle:.2f}; waited for: {', '.join(parts)}"
+            f"{name:28} seconds a step: min {min(found):.3f}, median {middle:.3f}; collocated / this {baseline / middle:.2f}"
         )
 
 
@@ -78,17 +72,15 @@ def prepare(args, mesh: int, devices: int, staleness: int):
     return lambda: Run(cfg, shared, args.method, 0, Path(args.workdir))
 
 
-def timed(run: Run, steps: int) -> tuple[list[float], dict[str, float]]:
-    """Seconds of each step once the first few are over, and their means by stage."""
-    warm, last, marks, stages = 3, None, [], []
+def timed(run: Run, steps: int) -> list[float]:
+    """Seconds of each step once the first few are over."""
+    warm, last, marks = 3, None, []
     with tempfile.TemporaryDirectory() as folder, MetricWriter(Path(folder)) as writer:
         for step in range(warm + steps):
             last = run._step(step, run.labeller.num_queries, writer, last)
             marks.append(time.perf_counter())
-            stages.append(last.seconds)
     jax.block_until_ready(run.state)
-    each = [b - a for a, b in itertools.pairwise(marks)][warm - 1 :]
-    return each, {name: statistics.mean(s.get(name, 0.0) for s in stages[warm:]) for name in STAGES}
+    return [b - a for a, b in itertools.pairwise(marks)][warm - 1 :]
 
 
 if __name__ == "__main__":
