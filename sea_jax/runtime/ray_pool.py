@@ -16,6 +16,7 @@ import ray
 import ray.exceptions
 import ray.util
 from absl import logging
+from ray._private import ray_constants
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -58,6 +59,7 @@ def connect(address: str = "", cpus: float = 0.0) -> None:
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS", "")
+    _listen_to(others=bool(address))
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     sent = {k: v for k, v in os.environ.items() if k.startswith(_SENT)} | {"PYTHONPATH": path}
     options: dict[str, Any] = dict(logging_level="error", runtime_env={"env_vars": sent})
@@ -179,6 +181,15 @@ def reserve(bundles: list[dict[str, float]], timeout_s: float) -> PlacementGroup
             raise ServiceError(f"Ray's cluster has {has:g} {kind}s, the run asks for {asked:g}")
     hear([group.ready()], "the cluster to reserve the run's processes", timeout_s)
     return group
+
+
+def _listen_to(others: bool) -> None:
+    """Whether Ray's processes that begin here listen beyond this machine, as they do by default.
+
+    Its switch is an environment variable that it reads as it is imported, meant for laptops of another kind.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = str(int(others))
+    ray_constants.ENABLE_RAY_CLUSTER = others
 
 
 def _anywhere(_: int) -> str:

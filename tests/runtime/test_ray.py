@@ -31,10 +31,24 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do no
 LENGTHS = samplers.Lengths(prompt_length=6, response_length=5, eos_id=3, pad_id=1)
 
 
+def listening():
+    """(address, port) of all who listen on this machine, as Linux writes them: 127.0.0.1 ends in 0100007F."""
+    lines = [
+        line.split()
+        for kind in ("tcp", "tcp6")
+        for line in pathlib.Path(f"/proc/net/{kind}").read_text().splitlines()[1:]
+    ]
+    return {tuple(line[1].split(":")) for line in lines if line[3] == "0A"}
+
+
 @pytest.fixture(scope="module")
 def cluster():
-    """One of our own, with more logical CPUs than cores."""
+    """One of our own, with more logical CPUs than cores; nobody else can reach it."""
+    before = listening()
     ray_pool.connect(cpus=12)
+    ray.get(ray.remote(lambda: None).remote())
+    new = listening() - before
+    assert len(new) > 4 and all(address.endswith("0100007F") for address, _ in new), new
     yield
     ray.shutdown()
 
