@@ -110,7 +110,7 @@ class Pool:
             ).remote(*arguments)
             for i in range(count)
         ]  # fmt: skip
-        self.pids = self.hear([worker.pid.remote() for worker in self._workers], "to begin")
+        self.hear([worker.pid.remote() for worker in self._workers], "to begin")
 
     def __len__(self) -> int:
         return len(self._workers)

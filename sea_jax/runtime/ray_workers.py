@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 from sea_jax.errors import ServiceError
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Part, Responses
-from sea_jax.models.params import cast_matrices
 from sea_jax.oracles.bradley_terry import preference
 from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime import ray_pool, samplers
@@ -137,7 +136,8 @@ class RaySampler:
         """The weights to the object store, once, from where an actor takes them when it needs them."""
         if self._version == policy.version:
             return
-        params = mesh_lib.fetch(_cast(policy.params, self._dtype))  # of several processes all take part
+        # All processes of a run take part in this.
+        params = mesh_lib.fetch(samplers.cast(policy.params, self._dtype))
         self._version, self._shared = policy.version, ray_pool.share(params) if self.pool else None
 
     def _ask(
@@ -249,6 +249,3 @@ def bundles(config, learner: ray_pool.Resources, learners: int) -> list[dict[str
     for count, kind in ((config.ray.actors, "actor"), (config.ray.oracles, "oracle")):
         groups.append((count, ray_pool.Resources(config.ray[f"{kind}_cpus"], config.ray[f"{kind}_gpus"])))
     return [resources.bundle() for count, resources in groups for _ in range(count)]
-
-
-_cast = jax.jit(cast_matrices, static_argnums=1)

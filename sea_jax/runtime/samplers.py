@@ -129,15 +129,15 @@ class JaxSampler:
         assert self._apart is not None
         if self._copy is None or self._copy.version != policy.version:
             self._copy = None  # its memory is free before the next needs some
-            cast = _cast(policy.params, self._fixed[0].config.dtype)
-            self._copy = Versioned(mesh_lib.replicate(self._apart, cast), policy.version)
+            params = cast(policy.params, self._fixed[0].config.dtype)
+            self._copy = Versioned(mesh_lib.replicate(self._apart, params), policy.version)
         return self._copy.params
 
     def close(self) -> None:
         """Nothing was started."""
 
 
-_cast = jax.jit(cast_matrices, static_argnums=1)
+cast = jax.jit(cast_matrices, static_argnums=1)  # (parameters, dtype): as a sampler computes with them
 
 
 def make(config, task: Task | Lengths, model: Decoder, mesh: Mesh, apart: Mesh | None = None) -> Sampler:
