@@ -51,6 +51,7 @@ def learning_rate(config) -> optax.Schedule:
     return optax.join_schedules([ramp, rest], [warmup])
 
 
+@jax.jit  # called at every step: a dispatch, in place of one for each key
 def step_keys(key: Array, step: Array | int) -> StepKeys:
     """The keys of step t, from the run's key: the host's and the device's, in one place to be distinct."""
     return StepKeys(*jax.random.split(jax.random.fold_in(key, step), len(StepKeys._fields)))

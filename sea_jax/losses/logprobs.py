@@ -52,7 +52,9 @@ def token_logprobs(
         [B, M, T] f32 nats, 0 on padding.
     """
     params = model.ends(params)
-    states = response_states(model, params, prompts, prompt_mask, tokens, mask)[:, :, :-1]
+    # No token comes after the last one, so that nothing needs to read it.
+    before = tokens[:, :, :-1], mask[:, :, :-1]
+    states = response_states(model, params, prompts, prompt_mask, *before)
     return jnp.where(mask, next_logprobs(model, params, states, tokens, chunk), 0.0)
 
 

@@ -116,6 +116,45 @@ def gelu(x: Array) -> Array:
     return exact(x)
 
 
+@jax.custom_vjp
+def unstack(x: Array) -> tuple[Array, ...]:
+    """[..., n, D] -> n arrays [..., D].
+
+    Its gradient is one stack of n arrays that are written down first, where that of n slices would be a sum of
+    n padded ones, which XLA:CPU computes element by element.
+    """
+    return tuple(x[..., i, :] for i in range(x.shape[-2]))
+
+
+def _unstack_backward(_: None, g: tuple[Array, ...]) -> tuple[Array]:
+    return (jnp.stack(jax.lax.optimization_barrier(g), -2),)
+
+
+unstack.defvjp(lambda x: (unstack(x), None), _unstack_backward)
+
+
+@jax.custom_vjp
+def product(a: Array, b: Array) -> Array:
+    """a [..., n, k] @ b [..., k, m] -> [..., n, m].
+
+    Its gradient in b is aᵀ g. XLA:CPU has no fast kernel for a left operand that is read transposed, and
+    folds a transposition into the product wherever it can: here aᵀ is written down first.
+    """
+    return a @ b
+
+
+def _product_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return a @ b, (a, b)
+
+
+def _product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    a, b = kept
+    return g @ b.mT, jax.lax.optimization_barrier(a.mT) @ g
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 def shared_prefix_attention(
     q: Array, k: Array, v: Array, mask: Array, prefix: Prefix | None = None, past: Past | None = None
 ) -> Array:
@@ -152,9 +191,9 @@ def shared_prefix_attention(
     else:
         keys, values, length = past
         visible = jnp.arange(keys.shape[-1]) < length - jnp.tile(jnp.arange(T)[::-1, None], (G, 1))
-    scores = [jnp.where(visible, (q @ keys).astype(jnp.float32), _MASKED)]
+    scores = [jnp.where(visible, product(q, keys).astype(jnp.float32), _MASKED)]
     if prefix is not None:
-        on_prefix = q.reshape(B, H_kv, M * G * T, D) @ prefix.keys
+        on_prefix = product(q.reshape(B, H_kv, M * G * T, D), prefix.keys)
         on_prefix = jnp.where(prefix.mask[:, None, None], on_prefix.astype(jnp.float32), _MASKED)
         scores.append(on_prefix.reshape(B, H_kv, M, G * T, -1))
 
@@ -163,8 +202,8 @@ def shared_prefix_attention(
     weights = [jnp.exp(s - jax.lax.stop_gradient(highest)) for s in scores]
     total = functools.reduce(jnp.add, [w.sum(-1, keepdims=True) for w in weights])
     weights = [w.astype(q.dtype) for w in weights]
-    out = weights[0] @ values
+    out = product(weights[0], values)
     if prefix is not None:
-        out += (weights[1].reshape(B, H_kv, M * G * T, -1) @ prefix.values).reshape(out.shape)
+        out += product(weights[1].reshape(B, H_kv, M * G * T, -1), prefix.values).reshape(out.shape)
     out = (out / total).astype(q.dtype).reshape(B, H_kv, M, G, T, D)
     return out.transpose(0, 2, 4, 1, 3, 5).reshape(B, M, T, H, D)

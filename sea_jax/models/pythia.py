@@ -20,6 +20,7 @@ from sea_jax.models.layers import (
     gelu,
     rotary_angles,
     shared_prefix_attention,
+    unstack,
 )
 from sea_jax.models.params import Param
 from sea_jax.types import Array
@@ -185,7 +186,7 @@ class Block(nn.Module):
         dense = dict(dtype=cfg.dtype, param_dtype=jnp.float32, kernel_init=nn.initializers.normal(0.02))
         h = cfg.norm("input_norm")(x)
         qkv = nn.DenseGeneral((cfg.num_heads, 3, cfg.head_dim), name="qkv", **dense)(h)
-        q, k, v = qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :]
+        q, k, v = unstack(qkv)
         sin, cos = rotary_angles(positions, cfg.rotary_dim, cfg.rope_base)
         q, k = apply_rotary(q, sin, cos), apply_rotary(k, sin, cos)
         if past is not None:
