@@ -26,9 +26,11 @@ def response_states(
     variables = {"params": params}
     last, prefix = model.apply(variables, prompts, prompt_mask, method="prefill")
     assert isinstance(prefix, Prefix)
+    B, M, T = tokens.shape
+    first = jnp.broadcast_to(last[:, None, None], (B, M, 1, last.shape[-1]))
+    if T == 0:
+        return first
     hidden, _, _ = model.apply(variables, tokens, mask, prefix, method="encode")
-    B, M, _, W = hidden.shape
-    first = jnp.broadcast_to(last[:, None, None], (B, M, 1, W))
     return jnp.concatenate([first, hidden], axis=2)
 
 

@@ -120,8 +120,8 @@ def gelu(x: Array) -> Array:
 def unstack(x: Array) -> tuple[Array, ...]:
     """[..., n, D] -> n arrays [..., D].
 
-    Its gradient is one stack of n arrays that are written down first, where that of n slices would be a sum of
-    n padded ones, which XLA:CPU computes element by element.
+    Its gradient is one stack of n arrays that are written down first. That of n slices would be a sum of n
+    padded ones, which XLA:CPU computes element by element.
     """
     return tuple(x[..., i, :] for i in range(x.shape[-2]))
 

@@ -70,6 +70,14 @@ def test_padding_counts_nothing_and_is_not_read(tiny, inputs, scored):
     np.testing.assert_array_equal(score(tiny[1], other[0], prompt_mask, other[1], mask), values)
 
 
+def test_responses_of_one_token(tiny, inputs, scored):
+    """Only the prompt is read for them."""
+    model, params = tiny
+    prompts, prompt_mask, tokens, mask = inputs
+    found = token_logprobs(model, params, prompts, prompt_mask, tokens[..., :1], mask[..., :1])
+    np.testing.assert_allclose(found, scored[1][..., :1], atol=1e-6)
+
+
 def test_sequence_is_the_sum_and_an_empty_response_is_certain(tiny, inputs, scored):
     """log π = Σ_t, 0 for no token; gradients stay finite beside it and are 0 for it alone."""
     model, params = tiny

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sea_jax.models.layers import Past, Prefix, gelu, shared_prefix_attention
+from sea_jax.models.layers import Past, Prefix, gelu, product, shared_prefix_attention, unstack
 
 B, M, T, H, D, L = 2, 3, 4, 2, 8, 5
 
@@ -97,3 +97,21 @@ def test_gelu_and_its_gradient_are_exact():
     np.testing.assert_allclose(gelu(x), jax.nn.gelu(x, approximate=False), atol=1e-6)
     expected = jax.scipy.stats.norm.cdf(x) + x * jax.scipy.stats.norm.pdf(x)
     np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), expected, atol=1e-6)
+
+
+def test_products_and_parts_have_the_gradients_of_their_plain_forms():
+    """JAX's own gradients of a @ b and of slices, which `product` and `unstack` write otherwise."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=shape).astype(np.float32) for shape in [(2, 3, 4, 5), (2, 3, 5, 6)])
+    for of, plain, inputs in [
+        (product, lambda a, b: a @ b, (a, b)),
+        (lambda x: sum(i * p**2 for i, p in enumerate(unstack(x))),
+         lambda x: sum(i * x[..., i, :] ** 2 for i in range(4)), (a,)),
+    ]:  # fmt: skip
+        every = range(len(inputs))
+        found, expected = (
+            jax.grad(lambda *x, f=f: jnp.sum(jnp.sin(f(*x))), every)(*inputs) for f in (of, plain)
+        )
+        np.testing.assert_allclose(of(*inputs), plain(*inputs), rtol=1e-6)
+        for got, wanted in zip(found, expected, strict=True):
+            np.testing.assert_allclose(got, wanted, atol=1e-5)
