@@ -13,9 +13,11 @@ import helpers
 import jax
 import numpy as np
 import pytest
+import ray
 from small_run import small_run
 
-from sea_jax.runtime import samplers, vllm_sampler, wire
+from configs import quickstart
+from sea_jax.runtime import ray_pool, ray_workers, samplers, vllm_sampler, wire
 from sea_jax.runtime.mesh import make_mesh
 from sea_jax.runtime.metrics import MetricWriter
 
@@ -159,6 +161,40 @@ def test_a_sidecar_killed_in_the_midst_of_sampling(tmp_path, monkeypatch):
     assert asked == asked_again and queries == queries_again == 16
     assert sum(len(call[0]) for call in asked_again) == 16
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, params_again)
+
+
+@pytest.mark.parametrize("pair", ["pythia"], indirect=True)
+def test_rays_actors_have_a_vllm_each(pair):
+    """Half of the prompts each; one is killed and another takes its place, and its sidecar is not left behind."""
+    make, theirs, ours = pair
+    config = quickstart.get_config()
+    config.sampler.update(kind="vllm", python=str(PYTHON))
+    config.ray.update(actors=2, timeout_s=120.0)
+    model, params = make(5)
+    policy, key = samplers.versioned(jax.device_put(params)), jax.random.key(3)
+    ray_pool.connect(cpus=4)
+    actors = ray_workers.RaySampler(config, samplers.Lengths(L, T, EOS, PAD), model, make_mesh())
+    try:
+        write = lambda s, M, heat: samplers.generate(  # noqa: E731
+            s, policy, *prompts(), key, num_responses=M, temperature=heat
+        )
+        greedy, drawn = write(actors, 1, 0.0), write(actors, 4, 0.7)
+        np.testing.assert_array_equal(greedy.tokens, write(ours, 1, 0.0).tokens)
+        np.testing.assert_array_equal(drawn.tokens, write(theirs, 4, 0.7).tokens)
+        mask, expected = np.asarray(drawn.mask), logprobs(model, params, drawn, 0.7)
+        np.testing.assert_allclose(np.asarray(drawn.logprobs)[mask], expected[mask], atol=1e-3)
+
+        actor = ray.get(actors.pool._workers[1].pid.remote())
+        [sidecar] = map(int, pathlib.Path(f"/proc/{actor}/task/{actor}/children").read_text().split())
+        os.kill(actor, signal.SIGSTOP)
+        pending = actors.begin(policy, *prompts(), key, num_responses=4, temperature=0.7)
+        os.kill(actor, signal.SIGKILL)
+        np.testing.assert_array_equal(pending().tokens, drawn.tokens)
+        assert ray.get(actors.pool._workers[1].pid.remote()) != actor
+        assert not pathlib.Path(f"/proc/{sidecar}").exists()
+    finally:
+        actors.close()
+        ray.shutdown()
 
 
 def test_the_quickstart_with_vllm(tmp_path):
