@@ -72,9 +72,9 @@ def test_padding_counts_nothing_and_is_not_read(tiny, inputs, scored):
 
 def test_responses_of_one_token(tiny, inputs, scored):
     """Only the prompt is read for them."""
-    model, params = tiny
+    _, params = tiny
     prompts, prompt_mask, tokens, mask = inputs
-    found = token_logprobs(model, params, prompts, prompt_mask, tokens[..., :1], mask[..., :1])
+    found = scored[0](params, prompts, prompt_mask, tokens[..., :1], mask[..., :1])
     np.testing.assert_allclose(found, scored[1][..., :1], atol=1e-6)
 
 
@@ -156,13 +156,15 @@ def test_bfloat16_activations_keep_float32_weights_and_log_probs(make):
         batch((3, 5), 5, "right", model.config.vocab_size, seed=1),
     )
     inputs = (*prompts, responses[0][:, None], responses[1][:, None])
-    total = lambda m: lambda p: token_logprobs(m, p, *inputs).sum()  # noqa: E731
-    exact, rounded = (token_logprobs(m, params, *inputs) for m in (model, half))
+    total = lambda m: lambda p: ((found := token_logprobs(m, p, *inputs)).sum(), found)  # noqa: E731
+    (grads, exact), (grads_of_half, rounded) = (
+        jax.jit(jax.grad(total(m), has_aux=True))(params) for m in (model, half)
+    )
     assert exact.dtype == rounded.dtype == jnp.float32
     # bfloat16 rounds by 2^-9 of a number; a few such roundings lie between a token and its log-prob.
     off = np.abs(exact - rounded).max() / np.abs(exact).max()
     assert 1e-5 < off < 8 * 2**-9, off
-    grads = [jax.grad(total(m))(params) for m in (model, half)]
-    assert {g.dtype for g in jax.tree.leaves(grads[1])} == {jnp.dtype("float32")}
-    whole, off = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in grads)
+    assert {g.dtype for g in jax.tree.leaves(grads_of_half)} == {jnp.dtype("float32")}
+    both = grads, grads_of_half
+    whole, off = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in both)
     assert 1e-5 < np.linalg.norm(off - whole) / np.linalg.norm(whole) < 0.05

@@ -9,7 +9,7 @@ import helpers
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-MESHES = [dict(data=4), dict(fsdp=4), dict(tensor=2), dict(data=2, fsdp=2, tensor=2)]
+MESHES = [dict(data=4), dict(fsdp=4), dict(data=2, fsdp=2, tensor=2)]
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
