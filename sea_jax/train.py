@@ -1,7 +1,7 @@
 """The host loop of Algorithm 2. READ FIRST: this file and `algorithm.py` are the system.
 
-3   receive prompts x_t                                   tasks/, grain
-4   sample M responses from the latest policy             runtime/samplers.py
+3   receive prompts x_t                                   proposals.py: tasks/, grain
+4   sample M responses from the latest policy             proposals.py: runtime/samplers.py
 5-7 score them under the ensemble, choose the duels       algorithm.propose
 8   ask the oracle, or let a sampled head decide          oracles/, algorithm.drop, assign_labels
 9   update the ensemble on D_t                            algorithm.update
@@ -31,6 +31,7 @@ from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS, Method
 from sea_jax.oracles import protocol
 from sea_jax.oracles.labels import Labeller, Labels
+from sea_jax.proposals import Proposal, Proposer
 from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import fetch
@@ -38,7 +39,6 @@ from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.progress import bar as progress_bar
 from sea_jax.runtime.sharding import gathering
 from sea_jax.state import init_state, policy_optimizer, step_keys
-from sea_jax.tasks.stream import prompt_rows
 from sea_jax.types import Array, Candidates, Duel, PreferenceBatch, PromptBatch
 
 
@@ -48,14 +48,6 @@ class Step(NamedTuple):
     metrics: dict[str, Array]
     batch: PreferenceBatch
     seconds: dict[str, float]
-
-
-class Proposal(NamedTuple):
-    """A step's prompts, and its responses as far as they are written."""
-
-    prompts: PromptBatch
-    texts: list[str]
-    responses: samplers.Pending
 
 
 class Run:
@@ -72,8 +64,7 @@ class Run:
             FrozenConfigDict(config.ensemble), self.method,
         )  # fmt: skip
         self.seed = config.seed + replicate
-        self.num_responses = config.sea.num_responses if self.method.active else 2
-        self.prompts = prompt_rows(len(assets.task.prompts["train"]), config.train.batch_size, self.seed)
+        self.proposer = Proposer(config, assets, self.method, self.seed)
         state = init_state(
             jax.random.key(self.seed), assets.initial_params(),
             self.learner.policy_optimizer, head, self.learner.ensemble_optimizer,
@@ -83,7 +74,6 @@ class Run:
         )  # fmt: skip
         self.state = mesh_lib.settle(assets.mesh, state)
         self.policy = samplers.versioned(self.state.policy.params)
-        self.fixed = samplers.versioned(assets.ref_params)  # who writes for an offline method
         self.ahead: deque[Proposal] = deque()  # of steps that did not learn yet, by the policy of then
         self.online_wins = self.online_responses = 0.0
 
@@ -150,14 +140,7 @@ class Run:
         return Step(metrics, batch, {k: seconds.get(k, 0) + waited.get(k, 0) for k in seconds | waited})
 
     def _begin(self, step: int) -> Proposal:
-        """Receives a step's prompts and has the latest policy, or π_ref, begin its M responses to each."""
-        prompts, texts = self._receive(step)
-        writer = self.fixed if self.method.offline else self.policy
-        responses = self.assets.sampler.begin(
-            writer, prompts.tokens, prompts.mask, step_keys(self.state.key, step).sample,
-            num_responses=self.num_responses, temperature=self.config.train.temperature,
-        )  # fmt: skip
-        return Proposal(prompts, texts, responses)
+        return self.proposer.begin(self.policy, step, step_keys(self.state.key, step).sample)
 
     def _sampler(self, num_responses: int, temperature: float) -> Callable[..., models.Responses]:
         """(tokens [B, L], mask, key) -> Responses [B, num_responses, T] of the latest policy."""
@@ -165,12 +148,6 @@ class Run:
             samplers.generate, self.assets.sampler, self.policy,
             num_responses=num_responses, temperature=temperature,
         )  # fmt: skip
-
-    def _receive(self, step: int) -> tuple[PromptBatch, list[str]]:
-        rows = np.asarray(self.prompts[step], np.int32)
-        texts = [self.assets.task.prompts["train"][row] for row in rows]
-        tokens, mask = self.assets.task.encode_prompts(texts)
-        return PromptBatch(*mesh_lib.split(self.assets.mesh, (tokens, mask, rows))), texts
 
     def _score(self, prompts: PromptBatch, responses: models.Responses, texts: list[str]):
         """Features of S_t and their rewards [K, B, M] under every member."""

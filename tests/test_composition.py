@@ -61,7 +61,7 @@ def test_a_step_learns_from_the_policy_of_so_many_steps_before(tmp_path, stalene
     for t in range(4):
         of = learned[max(t - staleness, 0)]
         jax.tree.map(np.testing.assert_array_equal, seen[t][0].params, of)
-        prompts, _ = run._receive(t)
+        prompts, _ = run.proposer.receive(t)
         again = samplers.generate(
             samplers.make(run.config, run.assets.task, run.assets.model, run.assets.mesh),
             samplers.versioned(of), prompts.tokens, prompts.mask, step_keys(run.state.key, t).sample,
@@ -112,7 +112,7 @@ def main():
                     pathlib.Path(folder), "sea",
                     **{"mesh.data": 2, "sampler.devices": devices, "train.staleness": staleness, "sea.burn_in": 4},
                 )  # fmt: skip
-                prompts, _ = run._receive(0)
+                prompts, _ = run.proposer.receive(0)
                 begun = run._begin(0)
                 if devices:
                     held = {d for x in jax.tree.leaves(run.assets.sampler._copy.params) for d in x.devices()}
