@@ -109,6 +109,8 @@ def get_config() -> ConfigDict:
             synthetic_pairs="max_margin",
         )
     )  # fmt: skip
+    # XPO (Eq. 19): α of its loss's term in what π_ref writes.
+    config.xpo = ConfigDict(dict(alpha=5e-6))
     config.eval = ConfigDict(
         dict(
             split="heldout", num_prompts=500, batch_size=250, every_queries=128, num_pairs=500,

@@ -79,7 +79,7 @@ class Experiment:
         auto = (AxisType.Auto,) * len(AXES)
         self.mesh = jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
         self.method = METHODS[config.methods[0]]
-        self.num_responses = config.sea.num_responses if self.method.active else 2
+        self.num_responses = self.method.num_responses(config)
         task = config.task
         self.prompt_length = task.get("prompt_length", mini_tldr.PROMPT_LENGTH)
         self.response_length = task.get("response_length", mini_tldr.RESPONSE_LENGTH)
@@ -90,6 +90,7 @@ class Experiment:
             FrozenConfigDict(config.train),
             FrozenConfigDict(config.ensemble),
             self.method,
+            self.method.alpha(config),
         )
         self.params = self._sharded_params(self.policy)
         self.ref_params = _cast(self.params, self.policy.config.dtype)
@@ -123,6 +124,9 @@ class Experiment:
             pair(2, self.feature_width, dtype=jnp.float32),
             pair(dtype=bool), pair(dtype=jnp.float32),
         )  # fmt: skip
+        if self.method.optimistic:
+            y_ref = dict(y_ref_tokens=pair(1, T, dtype=jnp.int32), y_ref_mask=pair(1, T, dtype=bool))
+            batch = batch._replace(**y_ref)
         traced = train.update.trace(self.learner, self.state, self.ref_params, self._split(batch))
         return Step("train", traced, ("parameters", "optimizer", "reference", "ensemble"))
 

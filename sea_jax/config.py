@@ -48,6 +48,10 @@ def validate_compute(config) -> None:
     _validate_precision(config)
     one_of(config, "train.dap", tuple(sorted(DAP_LOSSES)))
     _validate_names(config)
+    for method in config.methods:
+        dap = for_method(config, method).train.dap
+        valid = f"'dpo' with methods={method!r}, which is derived from its implicit reward"
+        require(dap == "dpo" or not METHODS[method].needs_dpo, "train.dap", dap, valid)
 
 
 def _validate_names(config) -> None:
@@ -218,6 +222,7 @@ def _validate(config, task: Task) -> None:
     for name in ("train.learning_rate", "train.beta", "train.temperature", "ensemble.learning_rate"):
         require(get(config, name) > 0, name, get(config, name), "above 0")
     _validate_loss(config)
+    _validate_exploration(config)
     _validate_batches(config)
     validate_shape(config)
     _validate_splits(config, task)
@@ -261,6 +266,12 @@ def _validate_methods(config) -> None:
         not active or capacity >= batch, "ensemble.capacity", capacity,
         f"at least train.batch_size={batch}, the pairs of a step, for {active}",
     )  # fmt: skip
+
+
+def _validate_exploration(config) -> None:
+    """What XPO adds."""
+    alpha = config.xpo.alpha
+    require(0 <= alpha < float("inf"), "xpo.alpha", alpha, "a number of at least 0")
 
 
 def _validate_prior(config) -> None:

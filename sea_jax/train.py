@@ -31,7 +31,7 @@ from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS, Method
 from sea_jax.oracles import protocol
 from sea_jax.oracles.labels import Labeller, Labels
-from sea_jax.proposals import Proposal, Proposer
+from sea_jax.proposals import Proposal, Proposer, add
 from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import fetch
@@ -61,7 +61,7 @@ class Run:
         self.labeller = Labeller(self.oracle, config.oracle.labels, config.oracle.flip_probability)
         self.learner, head = make_learner(
             gathering(assets.mesh, assets.model), FrozenConfigDict(config.train),
-            FrozenConfigDict(config.ensemble), self.method,
+            FrozenConfigDict(config.ensemble), self.method, self.method.alpha(config),
         )  # fmt: skip
         self.seed = config.seed + replicate
         self.proposer = Proposer(config, assets, self.method, self.seed)
@@ -106,13 +106,14 @@ class Run:
         """One pass through lines 3-10; reads the step before while the device works on this one."""
         while len(self.ahead) <= self.config.train.staleness:
             self.ahead.append(self._begin(step + len(self.ahead)))  # lines 3, 4
-        prompts, texts, pending = self.ahead.popleft()
+        proposal = self.ahead.popleft()
+        prompts, texts = proposal.prompts, proposal.texts
         keys = step_keys(self.state.key, step)
         if last is not None:
             self._log(writer, step - 1, done, last)
         start = time.perf_counter()
-        responses = jax.block_until_ready(pending())
-        waited, generated = self.assets.sampler.seconds, time.perf_counter()
+        responses, y_ref, waited = self.proposer.read(proposal)
+        generated = time.perf_counter()
 
         candidates, rewards = self._score(prompts, responses, texts)
         remaining = self.config.train.query_budget - done
@@ -128,6 +129,8 @@ class Run:
         labelled = time.perf_counter()
         duel = drop(duel, labels.answered)
         batch = assign_labels(keys.label, rewards, prompts, candidates, duel, labels.prefers_first)
+        if y_ref is not None:
+            batch = batch._replace(y_ref_tokens=y_ref.tokens, y_ref_mask=y_ref.mask)
         batch = mesh_lib.split(self.assets.mesh, batch)
         self.state, metrics = update(self.learner, self.state, self.assets.ref_params, batch)  # 9, 10
         self.policy = samplers.versioned(self.state.policy.params)
@@ -137,7 +140,7 @@ class Run:
         seconds = dict(
             generate=generated - start, select=selected - generated, oracle=labelled - selected
         )  # fmt: skip
-        return Step(metrics, batch, {k: seconds.get(k, 0) + waited.get(k, 0) for k in seconds | waited})
+        return Step(metrics, batch, add(seconds, waited))
 
     def _begin(self, step: int) -> Proposal:
         return self.proposer.begin(self.policy, step, step_keys(self.state.key, step).sample)
@@ -158,7 +161,7 @@ class Run:
             rewards = member_rewards(self.state.ensemble.params, features)
         else:
             features, rewards = jnp.zeros((B, M, backbone.feature_width)), jnp.zeros((1, B, M))
-        if self.method.perfect:
+        if self.method.scorer == "oracle":
             flat = [y for row in self._texts(responses.tokens, responses.mask) for y in row]
             repeated = [x for x in texts for _ in range(M)]
             rewards = jnp.asarray(self.oracle.rewards(repeated, flat)).reshape(1, B, M)
@@ -237,7 +240,7 @@ class Run:
         batch, state = fetch((batch, self.state._replace(key=jax.random.key_data(self.state.key))))
         if mesh_lib.is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            np.savez(folder / "batch.npz", **batch._asdict())
+            np.savez(folder / "batch.npz", **{k: v for k, v in batch._asdict().items() if v is not None})
             models.save(folder / "policy", self.assets.model, state.policy.params, None)
             leaves, _ = jax.tree_util.tree_flatten_with_path(state)
             np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): v for k, v in leaves})  # pyright: ignore[reportArgumentType]
@@ -333,6 +336,7 @@ def make_learner(
     train: Any,  # a FrozenConfigDict, as the next is
     ensemble: Any,
     method: Method,
+    optimism: float = 0.0,
 ) -> tuple[algorithm.Learner, heads.Head]:
     """The static half of a run: the same object for the same fields, so that jit compiles once."""
     options = inspect.signature(DAP_LOSSES[train.dap]).parameters
@@ -342,6 +346,7 @@ def make_learner(
         ensemble_optimizer=optax.adam(ensemble.learning_rate),
         dap=train.dap,
         dap_options=tuple((name, train[name]) for name in options if name in train),
+        optimism=optimism,
         micro_batch=train.micro_batch,
         token_chunk=train.token_chunk,
         learn_ensemble=method.learns_ensemble,

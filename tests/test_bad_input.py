@@ -145,6 +145,16 @@ def test_a_process_ends_as_the_functions_do(cache, tmp_path):
         ({"methods": ("sft", "sea")}, ["config.methods='sft'", "'sft' alone"]),
         ({"train.micro_batch": 3}, ["config.train.micro_batch=3", "divisor of train.batch_size=4"]),
         ({"train.per_token": True}, ["config.train.per_token=True", "'ipo', not 'dpo'"]),
+        (
+            {"methods": ("passive", "xpo"), "train.dap": "ipo"},
+            ["config.train.dap='ipo'", "'dpo' with methods='xpo'"],
+        ),
+        (
+            {"methods": ("xpo",), "overrides": {"xpo": {"train": {"dap": "slic"}}}},
+            ["config.train.dap='slic'", "'dpo' with methods='xpo'"],
+        ),
+        ({"xpo.alpha": -1e-6}, ["config.xpo.alpha=-1e-06", "at least 0"]),
+        ({"xpo.alpha": float("nan")}, ["config.xpo.alpha=nan", "at least 0"]),
         ({"train.margin_ratio": -0.1}, ["config.train.margin_ratio=-0.1", "at least 0"]),
         ({"eval.split": "test"}, ["config.eval.split='test'", "tuning", "heldout"]),
         ({"eval.num_prompts": 1001}, ["config.eval.num_prompts=1001", "at most 1000"]),

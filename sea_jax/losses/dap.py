@@ -110,4 +110,20 @@ def simpo(
     return -jax.nn.log_sigmoid(beta * (per_token[..., 0] - per_token[..., 1] - margin_ratio))
 
 
+def optimism(y_ref_logps: Array, alpha: float = 5e-6) -> Array:
+    """α log π_θ(y_ref), y_ref ~ π_ref: what XPO adds to DPO, so that the policy leaves what π_ref writes.
+
+    References:
+        Eq. 19; Xie et al. (2024), arXiv:2405.21046.
+
+    Args:
+        y_ref_logps: [...] f32 nats.
+        alpha: α ≥ 0, the optimism coefficient.
+
+    Returns:
+        [...] f32.
+    """
+    return alpha * y_ref_logps
+
+
 DAP_LOSSES = {"dpo": dpo, "ipo": ipo, "slic": slic, "simpo": simpo}
