@@ -12,7 +12,7 @@ import optax
 
 from sea_jax.ensemble import experience as buffer
 from sea_jax.ensemble import heads, selection
-from sea_jax.losses import DAP_LOSSES, optimism, sequence_logprobs, weighted_mean
+from sea_jax.losses import DAP_LOSSES, implicit_reward, optimism, sequence_logprobs, weighted_mean
 from sea_jax.models.decoder import Decoder
 from sea_jax.state import step_keys
 from sea_jax.types import (
@@ -45,6 +45,47 @@ class Learner:
     ensemble_batch: int = 128
     regularization: float = 0.5  # λ
     scale_by_data: bool = True
+
+
+def predictive_entropy(logprobs: Array) -> Array:
+    """H(y|x) ≈ −Σ_n log π_θ(y_n|x) / N, y_n ~ π_θ(·|x): by which APL chooses prompts (line 3).
+
+    References:
+        App. E, APL; Muldrew et al. (2024), arXiv:2402.08114.
+
+    Args:
+        logprobs: [B, N, T] f32 nats, 0 on padding: of N samples' tokens, under the distribution that they
+            were drawn from. At temperature 1 that is π_θ, and the estimate has no bias.
+
+    Returns:
+        [B] f32 nats.
+    """
+    return -logprobs.sum(-1).mean(-1)
+
+
+def implicit_rewards(
+    learner: Learner, params: Params, ref_params: Params, prompts: PromptBatch, tokens: Array, mask: Array
+) -> Array:
+    """DPO's implicit reward of every response, in the place of a head's rewards (line 5, for APL).
+
+    Args:
+        learner: its micro_batch prompts are scored at once, with the loss's own β.
+        params, ref_params: π_θ, π_ref.
+        prompts: B of them.
+        tokens: [B, M, T] int32.
+        mask: [B, M, T] bool.
+
+    Returns:
+        [1, B, M] f32.
+    """
+    model, chunk, beta = learner.model, learner.token_chunk, dict(learner.dap_options)["beta"]
+
+    def score(part: tuple[Array, Array, Array, Array]) -> Array:
+        logps, ref_logps = (sequence_logprobs(model, p, *part, chunk) for p in (params, ref_params))
+        return implicit_reward(logps, ref_logps, beta)
+
+    parts = _spread((prompts.tokens, prompts.mask, tokens, mask), learner.micro_batch or tokens.shape[0])
+    return _gather(jax.lax.map(score, parts))[None]
 
 
 def propose(
@@ -251,7 +292,7 @@ def _policy_gradient(
     Micro-batches bound the memory of the backward pass. F is a weighted mean over B, so each pass adds
     its share of one sum.
     """
-    B, size = batch.weight.shape[0], learner.micro_batch or batch.weight.shape[0]
+    size = learner.micro_batch or batch.weight.shape[0]
     total = jnp.maximum(batch.weight.sum(), 1e-8)
     loss_fn = DAP_LOSSES[learner.dap]
 
@@ -270,12 +311,22 @@ def _policy_gradient(
         (loss, logps), grads = jax.value_and_grad(share, has_aux=True)(params, part)
         return jax.tree.map(jnp.add, sums, (loss, grads)), logps
 
-    # Row i goes to pass i mod (B / size): each takes its rows from every shard of the batch axis.
-    spread = lambda x: x.reshape(size, B // size, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
-    gather = lambda x: x.swapaxes(0, 1).reshape(B, *x.shape[2:])  # noqa: E731
     zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-    (loss, grads), logps = jax.lax.scan(add, zeros, jax.tree.map(spread, batch))
-    return loss, grads, *jax.tree.map(gather, logps)
+    (loss, grads), logps = jax.lax.scan(add, zeros, _spread(batch, size))
+    return loss, grads, *_gather(logps)
+
+
+def _spread(tree: Any, size: int) -> Any:
+    """[B, ...] -> [B / size, size, ...], a pass each.
+
+    Row i goes to pass i mod (B / size): each takes its rows from every shard of the batch axis.
+    """
+    return jax.tree.map(lambda x: x.reshape(size, len(x) // size, *x.shape[1:]).swapaxes(0, 1), tree)
+
+
+def _gather(tree: Any) -> Any:
+    """The inverse of `_spread`."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
 def _update_policy(

@@ -13,9 +13,10 @@ class Method:
         active: proposes more than two responses and scores them.
         synthetic: after burn-in, a share 1 − γ of the duels is labelled by sampled heads.
         label: in tables and figures.
-        scorer: what scores an active method's responses: 'ensemble', or 'oracle', its own reward in the
-            ensemble's place: a ceiling, not a method.
+        scorer: what scores an active method's responses: 'ensemble'; 'implicit', DPO's implicit reward (APL);
+            'oracle', its own reward in the ensemble's place: a ceiling, not a method.
         offline: π_ref writes all responses, as in a data set that was collected before (App. E).
+        pooled: of a pool of prompts, the batch is those of highest predictive entropy (APL).
         optimistic: the loss has the term of Eq. 19 in y_ref, which π_ref writes for every prompt (XPO).
     """
 
@@ -25,6 +26,7 @@ class Method:
     label: str
     scorer: str = "ensemble"
     offline: bool = False
+    pooled: bool = False
     optimistic: bool = False
 
     @property
@@ -34,11 +36,13 @@ class Method:
     @property
     def needs_dpo(self) -> bool:
         """Whether it stands on DPO's implicit reward, and means nothing with another loss (Sec. 6.1)."""
-        return self.optimistic
+        return self.optimistic or self.scorer == "implicit"
 
     def num_responses(self, config: Any) -> int:
         """M: responses to each prompt, of which two meet."""
-        return config.sea.num_responses if self.active else 2
+        if not self.active:
+            return 2
+        return config.apl.num_responses if self.scorer == "implicit" else config.sea.num_responses
 
     def alpha(self, config: Any) -> float:
         """α of Eq. 19: 0 but for an optimistic method."""
@@ -48,6 +52,7 @@ class Method:
 METHODS = {
     "passive": Method("passive", False, False, "passive online DAP"),
     "offline": Method("passive", False, False, "offline DAP", offline=True),
+    "apl": Method("max_margin", True, False, "APL", scorer="implicit", pooled=True),
     "xpo": Method("passive", False, False, "XPO", optimistic=True),
     "sea": Method("bai_ts", True, True, "SEA"),
     "sea_oracle_only": Method("bai_ts", True, False, "SEA without synthetic pairs"),

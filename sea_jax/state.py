@@ -58,7 +58,7 @@ def step_keys(key: Array, step: Array | int) -> StepKeys:
 
 def sample_keys(key: Array) -> SampleKeys:
     """The draws of a step's samplers, from its `StepKeys.sample`, which is that of the responses itself."""
-    return SampleKeys(key, jax.random.fold_in(key, 1))
+    return SampleKeys(key, jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))
 
 
 def init_state(

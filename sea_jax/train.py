@@ -134,7 +134,7 @@ class Run:
         batch = mesh_lib.split(self.assets.mesh, batch)
         self.state, metrics = update(self.learner, self.state, self.assets.ref_params, batch)  # 9, 10
         self.policy = samplers.versioned(self.state.policy.params)
-        metrics |= self._online(prompts, texts, shown) | self.labeller.metrics()
+        metrics |= proposal.metrics | self._online(prompts, texts, shown) | self.labeller.metrics()
         if self.method.active:
             metrics["duel/distinct_responses"] = count_distinct(candidates)
         seconds = dict(
@@ -153,15 +153,17 @@ class Run:
         )  # fmt: skip
 
     def _score(self, prompts: PromptBatch, responses: models.Responses, texts: list[str]):
-        """Features of S_t and their rewards [K, B, M] under every member."""
+        """Features of S_t and their rewards [K, B, M] under every member, or under what stands for it."""
         B, M, _ = responses.tokens.shape
-        backbone = self.assets.backbone
-        if self.method.learns_ensemble:
+        backbone, scorer = self.assets.backbone, self.method.scorer if self.method.active else None
+        if scorer == "ensemble":
             features = backbone(texts, prompts.tokens, prompts.mask, responses)
-            rewards = member_rewards(self.state.ensemble.params, features)
-        else:
-            features, rewards = jnp.zeros((B, M, backbone.feature_width)), jnp.zeros((1, B, M))
-        if self.method.scorer == "oracle":
+            return Candidates(*responses, features), member_rewards(self.state.ensemble.params, features)
+        features, rewards = jnp.zeros((B, M, backbone.feature_width)), jnp.zeros((1, B, M))
+        if scorer == "implicit":
+            both = self.state.policy.params, self.assets.ref_params
+            rewards = implicit_rewards(self.learner, *both, prompts, responses.tokens, responses.mask)
+        elif scorer == "oracle":
             flat = [y for row in self._texts(responses.tokens, responses.mask) for y in row]
             repeated = [x for x in texts for _ in range(M)]
             rewards = jnp.asarray(self.oracle.rewards(repeated, flat)).reshape(1, B, M)
@@ -317,6 +319,7 @@ class Run:
 
 propose = jax.jit(algorithm.propose, static_argnames=("strategy", "gamma", "gamma_mode", "synthetic_pairs"))
 drop = jax.jit(algorithm.drop)
+implicit_rewards = jax.jit(algorithm.implicit_rewards, static_argnums=0)
 assign_labels = jax.jit(algorithm.assign_labels)
 update = jax.jit(algorithm.update, static_argnums=0, donate_argnums=1)
 member_rewards = jax.jit(heads.rewards)

@@ -35,6 +35,7 @@ class SampleKeys(NamedTuple):
 
     responses: Array  # S_t
     y_ref: Array  # π_ref's responses (XPO)
+    pool: Array  # those that prompts are chosen by (APL)
 
 
 class PromptBatch(NamedTuple):
