@@ -107,6 +107,9 @@ def test_implicit_rewards_of_the_first_policy_are_all_0(inputs):
 # --- whole runs -----------------------------------------------------------------------------------
 
 
+SIZES = {"apl.pool_factor": 2, "apl.entropy_samples": 3, "apl.num_responses": 5}
+
+
 def loop(run):
     with MetricWriter(run.folder) as writer:
         run.loop(writer)
@@ -143,8 +146,7 @@ def test_a_run_chooses_prompts_and_pairs_and_buys_every_label(tmp_path, stalenes
     the policy of now has farthest apart; the oracle labels all, and exactly the budget is spent."""
     run = small_run(
         tmp_path, "apl",
-        **{"apl.pool_factor": 2, "apl.entropy_samples": 3, "apl.num_responses": 5, "train.learning_rate": 0.05,
-           "train.query_budget": 14, "train.staleness": staleness},
+        **SIZES | {"train.learning_rate": 0.05, "train.query_budget": 14, "train.staleness": staleness},
     )  # fmt: skip
     asked, label = [], run.labeller.label
     run.labeller.label = lambda prompts, *rest, **kw: (
@@ -189,17 +191,17 @@ def test_a_run_chooses_prompts_and_pairs_and_buys_every_label(tmp_path, stalenes
 
 def test_a_pool_of_one_batch_keeps_every_prompt(tmp_path):
     """Factor 1: nothing is left out, whatever the entropies."""
-    run = small_run(tmp_path, "apl", **{"apl.pool_factor": 1})
+    run = small_run(tmp_path, "apl", **SIZES | {"apl.pool_factor": 1, "train.query_budget": 8})
     seen = watched(run)
     loop(run)
     for step, found in enumerate(seen):
         assert found["proposal"].prompts.row.tolist() == list(run.proposer.rows[step])
-    assert run.labeller.num_queries == 16
+    assert len(seen) == 2 and run.labeller.num_queries == 8
 
 
 def test_a_policy_that_only_repeats_itself_ends_the_run(tmp_path):
-    """Eight equal responses are no duel; the pool's samples, at temperature 1, are none of it."""
-    fields = {"apl.pool_factor": 2, "train.temperature": 1e-6, "train.max_idle_steps": 3}
+    """Equal responses are no duel; the pool's samples, at temperature 1, are none of it."""
+    fields = SIZES | {"train.temperature": 1e-6, "train.max_idle_steps": 3}
     metrics = loop(small_run(tmp_path, "apl", **fields))
     assert [row["duel/clash"] for row in metrics if "duel/clash" in row] == [1.0] * 3
     assert [row["queries"] for row in metrics if "eval/reward" in row] == [0, 0]

@@ -104,13 +104,14 @@ def main():
     assert jax.device_count() == 4
     with pytest.raises(InputError, match=r"config.sampler.devices=3: valid is a product, and 3 more, of at "):
         make_mesh(data=2, apart=3)
-    for staleness in (0, 1):
+    for method, staleness in (("sea", 0), ("sea", 1), ("apl", 1), ("xpo", 1)):
         states = []
         for devices in (0, 2):
             with tempfile.TemporaryDirectory() as folder:
                 run = small_run(
-                    pathlib.Path(folder), "sea",
-                    **{"mesh.data": 2, "sampler.devices": devices, "train.staleness": staleness, "sea.burn_in": 4},
+                    pathlib.Path(folder), method,
+                    **{"mesh.data": 2, "sampler.devices": devices, "train.staleness": staleness, "sea.burn_in": 4,
+                       "apl.pool_factor": 2, "xpo.alpha": 1.0},
                 )  # fmt: skip
                 prompts, _ = run.proposer.receive(0)
                 begun = run._begin(0)
