@@ -107,7 +107,7 @@ def test_implicit_rewards_of_the_first_policy_are_all_0(inputs):
 # --- whole runs -----------------------------------------------------------------------------------
 
 
-SIZES = {"apl.pool_factor": 2, "apl.entropy_samples": 3, "apl.num_responses": 5}
+SIZES = {"apl.pool_factor": 2, "apl.entropy_samples": 3, "apl.num_responses": 6}
 
 
 def loop(run):
@@ -173,7 +173,7 @@ def test_a_run_chooses_prompts_and_pairs_and_buys_every_label(tmp_path, stalenes
         np.testing.assert_allclose(every[step]["prompt/entropy_pool"], entropy.mean(), rtol=1e-5)
 
         responses, batch = found["responses"], found["proposal"].prompts
-        assert responses.tokens.shape[:2] == (4, 5)
+        assert responses.tokens.shape[:2] == (4, 6)
         inputs = np.asarray(batch.tokens), np.asarray(batch.mask), np.asarray(responses.tokens)
         logps = [
             (

@@ -186,6 +186,8 @@ def test_a_run_has_its_y_ref_from_the_first_policy(tmp_path):
     inputs = seen[0][0].prompts.tokens, seen[0][0].prompts.mask, seen[0][1].tokens, seen[0][1].mask
     first = sequence_logprobs(run.assets.model, run.assets.ref_params, *inputs)[:, 0]
     np.testing.assert_allclose(logged[0], first.mean(), rtol=1e-5)  # θ⁰ = π_ref, and no duel was a clash
+    loss = next(row["policy/loss"] for row in metrics if "policy/loss" in row)
+    np.testing.assert_allclose(loss, np.log(2) + 3.0 * first.mean(), rtol=1e-5)  # the config's α
 
 
 def test_alpha_0_is_the_passive_run(tmp_path):
