@@ -109,6 +109,11 @@ def get_config() -> ConfigDict:
             synthetic_pairs="max_margin",
         )
     )  # fmt: skip
+    # APL: of pool_factor · batch_size prompts those of highest entropy, by entropy_samples responses each;
+    # num_responses to each of these, of which the two with the largest margin in implicit reward meet.
+    config.apl = ConfigDict(dict(pool_factor=8, entropy_samples=8, num_responses=8))
+    # XPO (Eq. 19): α of its loss's term in what π_ref writes.
+    config.xpo = ConfigDict(dict(alpha=5e-6))
     config.eval = ConfigDict(
         dict(
             split="heldout", num_prompts=500, batch_size=250, every_queries=128, num_pairs=500,

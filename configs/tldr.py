@@ -1,4 +1,4 @@
-"""TL;DR summarisation (App. F.1): Pythia 1B, 2.8B or 6.9B, DPO, IPO or SLiC, any method.
+"""TL;DR summarisation (App. F.1): Pythia 1B, 2.8B or 6.9B, DPO, IPO or SLiC, any method (apl and xpo: DPO).
 
 `python -m sea_jax.main --config=configs/tldr.py:size=1b,dap=dpo,method=sea --workdir=runs/tldr-1b`
 
@@ -63,6 +63,8 @@ def get_config(options: str = "") -> ConfigDict:
     )  # fmt: skip
     config.ensemble.update(dict(prior="random", capacity=65_536))
     config.sea.update(dict(num_responses=20, gamma=0.7, burn_in=1000))
+    config.apl.update(dict(pool_factor=8, num_responses=8))  # 1024 prompts for a batch of 128
+    config.xpo.alpha = 5e-6
     config.sampler.micro_batch = 32
     config.eval.update(
         dict(num_prompts=1000, batch_size=128, num_pairs=1000, every_queries=2560, reward_levels=())

@@ -4,7 +4,8 @@
     python -m launch.plan --config=configs/tldr.py:size=1b --topology=v5p:8,v5p:64,v5p:1024
     python -m launch.plan --config=configs/tldr.py:size=6.9b --topology=a100-40gb:8 --search
 
-Compiles the very programs of a training step (train, generate, features) for the topology, and prints what
+Compiles the very programs of a training step (train, generate, features; of APL also the pool of prompts and
+the implicit rewards) for the topology, and prints what
 each device holds of parameters, optimizer state, gradients and activations against its memory, the
 operations, the bytes that collectives move, and whether it fits. `--search` proposes the mesh, remat and
 micro-batches that do. No weights are read; a model is known by its folder's config.json or by its name.

@@ -12,6 +12,7 @@ from launch import flops, hlo, topology
 from launch.steps import Experiment, Step, device_bytes
 from sea_jax.command import fail, parse, read_config
 from sea_jax.errors import InputError
+from sea_jax.methods import METHODS
 from sea_jax.models.remat import POLICIES
 
 GIB, MIB = topology.GIB, 2**20
@@ -160,9 +161,10 @@ def describe(plan: Plan) -> str:
     seconds = sum(p.seconds for p in plan.programs.values())
     micro = f"{cfg.train.micro_batch or B} in training, {cfg.sampler.micro_batch or B} in sampling"
     name, unit = plan.unit
+    M = METHODS[cfg.methods[0]].num_responses(cfg)
     lines = [
         f"{cfg.policy.folder or 'the embedded policy'} on {plan.topology}: {count} devices",
-        f"mesh {mesh}; remat {cfg.policy.remat}; batch {B}, M={cfg.sea.num_responses}; micro-batch {micro}",
+        f"mesh {mesh}; remat {cfg.policy.remat}; batch {B}, M={M}; micro-batch {micro}",
         f"memory of a device: {device.memory / GIB:.1f} GiB, of which {plan.usable / GIB:.1f} for arrays",
         f"\nresident, {name} a device",
         *(f"  {group:<12}{size / unit:>9.2f}" for group, size in plan.resident.items() if size),

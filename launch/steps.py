@@ -30,9 +30,9 @@ from sea_jax.runtime.mesh import AXES, BATCH, batch_shards
 from sea_jax.runtime.sharding import checked_specs, gathering
 from sea_jax.state import init_state
 from sea_jax.tasks import mini_tldr
-from sea_jax.types import PreferenceBatch, SeaState
+from sea_jax.types import PreferenceBatch, PromptBatch, SeaState
 
-NAMES = ("train", "generate", "features", "oracle")
+NAMES = ("train", "generate", "pool", "score", "features", "oracle")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Experiment:
         auto = (AxisType.Auto,) * len(AXES)
         self.mesh = jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
         self.method = METHODS[config.methods[0]]
-        self.num_responses = config.sea.num_responses if self.method.active else 2
+        self.num_responses = self.method.num_responses(config)
         task = config.task
         self.prompt_length = task.get("prompt_length", mini_tldr.PROMPT_LENGTH)
         self.response_length = task.get("response_length", mini_tldr.RESPONSE_LENGTH)
@@ -90,6 +90,7 @@ class Experiment:
             FrozenConfigDict(config.train),
             FrozenConfigDict(config.ensemble),
             self.method,
+            self.method.alpha(config),
         )
         self.params = self._sharded_params(self.policy)
         self.ref_params = _cast(self.params, self.policy.config.dtype)
@@ -107,11 +108,21 @@ class Experiment:
     @property
     def names(self) -> tuple[str, ...]:
         """The programs of this experiment."""
-        return NAMES if self.oracle[0] is not None else NAMES[:-1]
+        left_out = set()
+        if self.oracle[0] is None:
+            left_out.add("oracle")
+        if not self.method.pooled:
+            left_out.add("pool")
+        if not (self.method.active and self.method.scorer == "implicit"):
+            left_out.add("score")
+        return tuple(name for name in NAMES if name not in left_out)
 
     def step(self, name: str) -> Step:
         """Traces one of NAMES."""
-        made = dict(train=self._train, generate=self._generate, features=self._features, oracle=self._oracle)
+        made = dict(
+            train=self._train, generate=self._generate, pool=self._pool, score=self._score,
+            features=self._features, oracle=self._oracle,
+        )  # fmt: skip
         return made[name]()
 
     def _train(self) -> Step:
@@ -123,26 +134,38 @@ class Experiment:
             pair(2, self.feature_width, dtype=jnp.float32),
             pair(dtype=bool), pair(dtype=jnp.float32),
         )  # fmt: skip
+        if self.method.optimistic:
+            y_ref = dict(y_ref_tokens=pair(1, T, dtype=jnp.int32), y_ref_mask=pair(1, T, dtype=bool))
+            batch = batch._replace(**y_ref)
         traced = train.update.trace(self.learner, self.state, self.ref_params, self._split(batch))
         return Step("train", traced, ("parameters", "optimizer", "reference", "ensemble"))
 
     def _generate(self) -> Step:
-        cfg, T = self.config, self.response_length
-        sample = make_sampler(
-            self.policy,
-            self.num_responses,
-            T,
-            cfg.train.temperature,
-            0,
-            0,
-            self.mesh,
-            cfg.sampler.micro_batch,
-        )
-        prompts = jax.ShapeDtypeStruct((cfg.train.batch_size, self.prompt_length), jnp.int32)
+        cfg = self.config
+        return self._sampling("generate", cfg.train.batch_size, self.num_responses, cfg.train.temperature)
+
+    def _pool(self) -> Step:
+        """What APL chooses prompts by."""
+        cfg = self.config
+        prompts = cfg.train.batch_size * cfg.apl.pool_factor
+        return self._sampling("pool", prompts, cfg.apl.entropy_samples, 1.0)
+
+    def _sampling(self, name: str, num_prompts: int, num_responses: int, temperature: float) -> Step:
+        T, at_once = self.response_length, self.config.sampler.micro_batch
+        sample = make_sampler(self.policy, num_responses, T, temperature, 0, 0, self.mesh, at_once)
+        prompts = jax.ShapeDtypeStruct((num_prompts, self.prompt_length), jnp.int32)
         inputs = self._split((prompts, prompts.update(dtype=jnp.dtype(bool))))
         key = self._replicated(jax.eval_shape(lambda: jax.random.key(0)))
         traced = sample.trace(self.params, *inputs, key)
-        return Step("generate", traced, ("parameters",), while_turns=T - 1)
+        return Step(name, traced, ("parameters",), while_turns=T - 1)
+
+    def _score(self) -> Step:
+        """Implicit rewards of all responses of a step (APL)."""
+        prompts, responses = self._texts_of_a_step()
+        batch = PromptBatch(*prompts, self._split(jax.ShapeDtypeStruct(prompts[0].shape[:1], jnp.int32)))
+        params = self.state.policy.params
+        traced = train.implicit_rewards.trace(self.learner, params, self.ref_params, batch, *responses)
+        return Step("score", traced, ("parameters", "reference"))
 
     def _features(self) -> Step:
         """Of all responses of a step; of an encoder one pass, which runs `calls` times."""
@@ -158,12 +181,18 @@ class Experiment:
             )
             calls = -(-B * M // size)
             return Step("features", traced, ("backbone",), calls, usual=usual, shared_by=shards)
-        prompts = jax.ShapeDtypeStruct((B, self.prompt_length), jnp.int32)
-        responses = jax.ShapeDtypeStruct((B, M, self.response_length), jnp.int32)
-        inputs = [x for y in (prompts, responses) for x in (y, y.update(dtype=jnp.dtype(bool)))]
+        prompts, responses = self._texts_of_a_step()
         extract = features.extract_fn(self.backbone, self.pooling)
-        traced = extract.trace(self.backbone_params, *self._split(inputs))
+        traced = extract.trace(self.backbone_params, *prompts, *responses)
         return Step("features", traced, ("backbone",), shared_by=shards)
+
+    def _texts_of_a_step(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        """Tokens and mask of the prompts [B, L], and of all responses [B, M, T]."""
+        B, M = self.config.train.batch_size, self.num_responses
+        shapes = (B, self.prompt_length), (B, M, self.response_length)
+        pair = lambda x: (x, x.update(dtype=jnp.dtype(bool)))  # noqa: E731
+        prompts, responses = (self._split(pair(jax.ShapeDtypeStruct(x, jnp.int32))) for x in shapes)
+        return prompts, responses
 
     def _oracle(self) -> Step:
         """One pass of the reward model over texts of the policy's length; it runs for each label of a step.

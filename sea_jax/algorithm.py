@@ -12,7 +12,7 @@ import optax
 
 from sea_jax.ensemble import experience as buffer
 from sea_jax.ensemble import heads, selection
-from sea_jax.losses import DAP_LOSSES, sequence_logprobs, weighted_mean
+from sea_jax.losses import DAP_LOSSES, implicit_reward, optimism, sequence_logprobs, weighted_mean
 from sea_jax.models.decoder import Decoder
 from sea_jax.state import step_keys
 from sea_jax.types import (
@@ -37,6 +37,7 @@ class Learner:
     ensemble_optimizer: optax.GradientTransformation
     dap: str = "dpo"
     dap_options: tuple[tuple[str, Any], ...] = (("beta", 0.1),)
+    optimism: float = 0.0  # α of Eq. 19; read where the batch has y_ref
     micro_batch: int = 0  # prompts in a backward pass; 0: all of B at once
     token_chunk: int = 0  # tokens whose logits are in memory at once; 0: all of T
     learn_ensemble: bool = True
@@ -44,6 +45,47 @@ class Learner:
     ensemble_batch: int = 128
     regularization: float = 0.5  # λ
     scale_by_data: bool = True
+
+
+def predictive_entropy(logprobs: Array) -> Array:
+    """H(y|x) ≈ −Σ_n log π_θ(y_n|x) / N, y_n ~ π_θ(·|x): by which APL chooses prompts (line 3).
+
+    References:
+        App. E, APL; Muldrew et al. (2024), arXiv:2402.08114.
+
+    Args:
+        logprobs: [B, N, T] f32 nats, 0 on padding: of N samples' tokens, under the distribution that they
+            were drawn from. At temperature 1 that is π_θ, and the estimate has no bias.
+
+    Returns:
+        [B] f32 nats.
+    """
+    return -logprobs.sum(-1).mean(-1)
+
+
+def implicit_rewards(
+    learner: Learner, params: Params, ref_params: Params, prompts: PromptBatch, tokens: Array, mask: Array
+) -> Array:
+    """DPO's implicit reward of every response, in the place of a head's rewards (line 5, for APL).
+
+    Args:
+        learner: its micro_batch prompts are scored at once, with the loss's own β.
+        params, ref_params: π_θ, π_ref.
+        prompts: B of them.
+        tokens: [B, M, T] int32.
+        mask: [B, M, T] bool.
+
+    Returns:
+        [1, B, M] f32.
+    """
+    model, chunk, beta = learner.model, learner.token_chunk, dict(learner.dap_options)["beta"]
+
+    def score(part: tuple[Array, Array, Array, Array]) -> Array:
+        logps, ref_logps = (sequence_logprobs(model, p, *part, chunk) for p in (params, ref_params))
+        return implicit_reward(logps, ref_logps, beta)
+
+    parts = _spread((prompts.tokens, prompts.mask, tokens, mask), learner.micro_batch or tokens.shape[0])
+    return _gather(jax.lax.map(score, parts))[None]
 
 
 def propose(
@@ -234,35 +276,57 @@ def _update_ensemble(
     }
 
 
+def _with_y_ref(batch: PreferenceBatch) -> tuple[Array, Array]:
+    """Tokens and mask [B, 2, T] of the pair; [B, 3, T] where y_ref is a third response to the prompt."""
+    if batch.y_ref_tokens is None or batch.y_ref_mask is None:
+        return batch.tokens, batch.mask
+    tokens = jnp.concatenate([batch.tokens, batch.y_ref_tokens], axis=1)
+    return tokens, jnp.concatenate([batch.mask, batch.y_ref_mask], axis=1)
+
+
 def _policy_gradient(
     learner: Learner, params: Params, ref_params: Params, batch: PreferenceBatch
-) -> tuple[Array, Params, Array, Array]:
-    """F (Eq. 9) and its gradient; log π_θ and log π_ref of the pairs, [B, 2] each.
+) -> tuple[Array, Params, Array, Array, Array | None]:
+    """F (Eq. 9) and its gradient; log π_θ and log π_ref of the pairs, [B, 2] each; log π_θ of y_ref [B].
 
     Micro-batches bound the memory of the backward pass. F is a weighted mean over B, so each pass adds
     its share of one sum.
     """
-    B, size = batch.weight.shape[0], learner.micro_batch or batch.weight.shape[0]
+    size = learner.micro_batch or batch.weight.shape[0]
     total = jnp.maximum(batch.weight.sum(), 1e-8)
     loss_fn = DAP_LOSSES[learner.dap]
 
     def share(params, part):
-        inputs = (part.prompts, part.prompt_mask, part.tokens, part.mask)
-        ref_logps = sequence_logprobs(learner.model, ref_params, *inputs, learner.token_chunk)
-        logps = sequence_logprobs(learner.model, params, *inputs, learner.token_chunk)
+        prompts, chunk, y_ref_logps = (part.prompts, part.prompt_mask), learner.token_chunk, None
+        ref_logps = sequence_logprobs(learner.model, ref_params, *prompts, part.tokens, part.mask, chunk)
+        logps = sequence_logprobs(learner.model, params, *prompts, *_with_y_ref(part), chunk)
+        if part.y_ref_tokens is not None:
+            logps, y_ref_logps = logps[:, :2], logps[:, 2]
         losses = loss_fn(logps, ref_logps, part.mask.sum(-1), **dict(learner.dap_options))
-        return jnp.sum(losses * part.weight) / total, (logps, ref_logps)
+        if y_ref_logps is not None:
+            losses += optimism(y_ref_logps, learner.optimism)
+        return jnp.sum(losses * part.weight) / total, (logps, ref_logps, y_ref_logps)
 
     def add(sums, part):
         (loss, logps), grads = jax.value_and_grad(share, has_aux=True)(params, part)
         return jax.tree.map(jnp.add, sums, (loss, grads)), logps
 
-    # Row i goes to pass i mod (B / size): each takes its rows from every shard of the batch axis.
-    spread = lambda x: x.reshape(size, B // size, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
-    gather = lambda x: x.swapaxes(0, 1).reshape(B, *x.shape[2:])  # noqa: E731
     zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-    (loss, grads), logps = jax.lax.scan(add, zeros, jax.tree.map(spread, batch))
-    return loss, grads, *jax.tree.map(gather, logps)
+    (loss, grads), logps = jax.lax.scan(add, zeros, _spread(batch, size))
+    return loss, grads, *_gather(logps)
+
+
+def _spread(tree: Any, size: int) -> Any:
+    """[B, ...] -> [B / size, size, ...], a pass each.
+
+    Row i goes to pass i mod (B / size): each takes its rows from every shard of the batch axis.
+    """
+    return jax.tree.map(lambda x: x.reshape(size, len(x) // size, *x.shape[1:]).swapaxes(0, 1), tree)
+
+
+def _gather(tree: Any) -> Any:
+    """The inverse of `_spread`."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
 def _update_policy(
@@ -272,7 +336,7 @@ def _update_policy(
 
     The optimizer is told num_queries, [] int32 bought before this step, for its schedule.
     """
-    loss, grads, logps, ref_logps = _policy_gradient(learner, state.params, ref_params, batch)
+    loss, grads, logps, ref_logps, y_ref_logps = _policy_gradient(learner, state.params, ref_params, batch)
     lengths = batch.mask.sum(-1)
     optimizer = optax.with_extra_args_support(learner.policy_optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, num_queries=num_queries)
@@ -290,4 +354,6 @@ def _update_policy(
         "duel/clash": 1.0 - batch.weight.mean(),
         "duel/from_oracle": batch.from_oracle.mean(dtype=jnp.float32),
     }
+    if y_ref_logps is not None:
+        metrics["policy/log_prob_y_ref"] = weighted_mean(y_ref_logps, batch.weight)
     return PolicyState(optax.apply_updates(state.params, updates), opt_state), metrics

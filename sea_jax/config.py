@@ -48,6 +48,10 @@ def validate_compute(config) -> None:
     _validate_precision(config)
     one_of(config, "train.dap", tuple(sorted(DAP_LOSSES)))
     _validate_names(config)
+    for method in config.methods:
+        dap = for_method(config, method).train.dap
+        valid = f"'dpo' with methods={method!r}, which is derived from its implicit reward"
+        require(dap == "dpo" or not METHODS[method].needs_dpo, "train.dap", dap, valid)
 
 
 def _validate_names(config) -> None:
@@ -155,6 +159,7 @@ def validate(config, task: Task) -> None:
     """
     _validate(config, task)
     _validate_overrides(config)
+    _validate_pools(config, task)
     for method in set(config.methods) & set(config.get("overrides", {})):
         _validate(for_method(config, method), task)
 
@@ -218,6 +223,7 @@ def _validate(config, task: Task) -> None:
     for name in ("train.learning_rate", "train.beta", "train.temperature", "ensemble.learning_rate"):
         require(get(config, name) > 0, name, get(config, name), "above 0")
     _validate_loss(config)
+    _validate_exploration(config)
     _validate_batches(config)
     validate_shape(config)
     _validate_splits(config, task)
@@ -248,7 +254,7 @@ def _validate_methods(config) -> None:
     """The methods, and what only some of them need."""
     _validate_names(config)
     require(len(config.methods) > 0, "methods", config.methods, "at least one method")
-    active = [m for m in config.methods if METHODS[m].active]
+    active = [m for m in config.methods if METHODS[m].active and METHODS[m].scorer != "implicit"]
     M = config.sea.num_responses
     require(not active or M >= 2, "sea.num_responses", M, f"at least 2 for {active}")
     learners = sorted(m for m in METHODS if METHODS[m].learns_ensemble)
@@ -261,6 +267,23 @@ def _validate_methods(config) -> None:
         not active or capacity >= batch, "ensemble.capacity", capacity,
         f"at least train.batch_size={batch}, the pairs of a step, for {active}",
     )  # fmt: skip
+
+
+def _validate_exploration(config) -> None:
+    """What APL and XPO add."""
+    at_least(config, 1, "apl.pool_factor", "apl.entropy_samples")
+    at_least(config, 2, "apl.num_responses")
+    alpha = config.xpo.alpha
+    require(0 <= alpha < float("inf"), "xpo.alpha", alpha, "a number of at least 0")
+
+
+def _validate_pools(config, task: Task) -> None:
+    """A pool has no prompt twice, so the task must have as many."""
+    n, factor = len(task.prompts["train"]), config.apl.pool_factor
+    for method in (m for m in config.methods if METHODS[m].pooled):
+        B = for_method(config, method).train.batch_size
+        most = f"at most {n // B} with train.batch_size={B} and methods={method!r}: {n} train prompts"
+        require(factor * B <= n, "apl.pool_factor", factor, most)
 
 
 def _validate_prior(config) -> None:

@@ -6,7 +6,7 @@ import optax
 
 from sea_jax.ensemble import experience as buffer
 from sea_jax.ensemble import heads
-from sea_jax.types import Array, Params, PolicyState, SeaState, StepKeys
+from sea_jax.types import Array, Params, PolicyState, SampleKeys, SeaState, StepKeys
 
 _FIRST_SHARE = 0.2  # of the rate, where a warm-up begins
 
@@ -55,6 +55,11 @@ def learning_rate(config) -> optax.Schedule:
 def step_keys(key: Array, step: Array | int) -> StepKeys:
     """The keys of step t, from the run's key: the host's and the device's, in one place to be distinct."""
     return StepKeys(*jax.random.split(jax.random.fold_in(key, step), len(StepKeys._fields)))
+
+
+def sample_keys(key: Array) -> SampleKeys:
+    """The draws of a step's samplers, from its `StepKeys.sample`, which is that of the responses itself."""
+    return SampleKeys(key, jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))
 
 
 def init_state(

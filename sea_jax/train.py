@@ -1,7 +1,7 @@
 """The host loop of Algorithm 2. READ FIRST: this file and `algorithm.py` are the system.
 
-3   receive prompts x_t                                   tasks/, grain
-4   sample M responses from the latest policy             runtime/samplers.py
+3   receive prompts x_t                                   proposals.py: tasks/, grain
+4   sample M responses from the latest policy             proposals.py: runtime/samplers.py
 5-7 score them under the ensemble, choose the duels       algorithm.propose
 8   ask the oracle, or let a sampled head decide          oracles/, algorithm.drop, assign_labels
 9   update the ensemble on D_t                            algorithm.update
@@ -31,6 +31,7 @@ from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS, Method
 from sea_jax.oracles import protocol
 from sea_jax.oracles.labels import Labeller, Labels
+from sea_jax.proposals import Proposal, Proposer, add
 from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import fetch
@@ -38,7 +39,6 @@ from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.progress import bar as progress_bar
 from sea_jax.runtime.sharding import gathering
 from sea_jax.state import init_state, policy_optimizer, step_keys
-from sea_jax.tasks.stream import prompt_rows
 from sea_jax.types import Array, Candidates, Duel, PreferenceBatch, PromptBatch
 
 
@@ -48,14 +48,6 @@ class Step(NamedTuple):
     metrics: dict[str, Array]
     batch: PreferenceBatch
     seconds: dict[str, float]
-
-
-class Proposal(NamedTuple):
-    """A step's prompts, and its responses as far as they are written."""
-
-    prompts: PromptBatch
-    texts: list[str]
-    responses: samplers.Pending
 
 
 class Run:
@@ -69,11 +61,10 @@ class Run:
         self.labeller = Labeller(self.oracle, config.oracle.labels, config.oracle.flip_probability)
         self.learner, head = make_learner(
             gathering(assets.mesh, assets.model), FrozenConfigDict(config.train),
-            FrozenConfigDict(config.ensemble), self.method,
+            FrozenConfigDict(config.ensemble), self.method, self.method.alpha(config),
         )  # fmt: skip
         self.seed = config.seed + replicate
-        self.num_responses = config.sea.num_responses if self.method.active else 2
-        self.prompts = prompt_rows(len(assets.task.prompts["train"]), config.train.batch_size, self.seed)
+        self.proposer = Proposer(config, assets, self.method, self.seed)
         state = init_state(
             jax.random.key(self.seed), assets.initial_params(),
             self.learner.policy_optimizer, head, self.learner.ensemble_optimizer,
@@ -83,7 +74,6 @@ class Run:
         )  # fmt: skip
         self.state = mesh_lib.settle(assets.mesh, state)
         self.policy = samplers.versioned(self.state.policy.params)
-        self.fixed = samplers.versioned(assets.ref_params)  # who writes for an offline method
         self.ahead: deque[Proposal] = deque()  # of steps that did not learn yet, by the policy of then
         self.online_wins = self.online_responses = 0.0
 
@@ -116,13 +106,14 @@ class Run:
         """One pass through lines 3-10; reads the step before while the device works on this one."""
         while len(self.ahead) <= self.config.train.staleness:
             self.ahead.append(self._begin(step + len(self.ahead)))  # lines 3, 4
-        prompts, texts, pending = self.ahead.popleft()
+        proposal = self.ahead.popleft()
+        prompts, texts = proposal.prompts, proposal.texts
         keys = step_keys(self.state.key, step)
         if last is not None:
             self._log(writer, step - 1, done, last)
         start = time.perf_counter()
-        responses = jax.block_until_ready(pending())
-        waited, generated = self.assets.sampler.seconds, time.perf_counter()
+        responses, y_ref, waited = self.proposer.read(proposal)
+        generated = time.perf_counter()
 
         candidates, rewards = self._score(prompts, responses, texts)
         remaining = self.config.train.query_budget - done
@@ -138,26 +129,21 @@ class Run:
         labelled = time.perf_counter()
         duel = drop(duel, labels.answered)
         batch = assign_labels(keys.label, rewards, prompts, candidates, duel, labels.prefers_first)
+        if y_ref is not None:
+            batch = batch._replace(y_ref_tokens=y_ref.tokens, y_ref_mask=y_ref.mask)
         batch = mesh_lib.split(self.assets.mesh, batch)
         self.state, metrics = update(self.learner, self.state, self.assets.ref_params, batch)  # 9, 10
         self.policy = samplers.versioned(self.state.policy.params)
-        metrics |= self._online(prompts, texts, shown) | self.labeller.metrics()
+        metrics |= proposal.metrics | self._online(prompts, texts, shown) | self.labeller.metrics()
         if self.method.active:
             metrics["duel/distinct_responses"] = count_distinct(candidates)
         seconds = dict(
             generate=generated - start, select=selected - generated, oracle=labelled - selected
         )  # fmt: skip
-        return Step(metrics, batch, {k: seconds.get(k, 0) + waited.get(k, 0) for k in seconds | waited})
+        return Step(metrics, batch, add(seconds, waited))
 
     def _begin(self, step: int) -> Proposal:
-        """Receives a step's prompts and has the latest policy, or π_ref, begin its M responses to each."""
-        prompts, texts = self._receive(step)
-        writer = self.fixed if self.method.offline else self.policy
-        responses = self.assets.sampler.begin(
-            writer, prompts.tokens, prompts.mask, step_keys(self.state.key, step).sample,
-            num_responses=self.num_responses, temperature=self.config.train.temperature,
-        )  # fmt: skip
-        return Proposal(prompts, texts, responses)
+        return self.proposer.begin(self.policy, step, step_keys(self.state.key, step).sample)
 
     def _sampler(self, num_responses: int, temperature: float) -> Callable[..., models.Responses]:
         """(tokens [B, L], mask, key) -> Responses [B, num_responses, T] of the latest policy."""
@@ -166,22 +152,18 @@ class Run:
             num_responses=num_responses, temperature=temperature,
         )  # fmt: skip
 
-    def _receive(self, step: int) -> tuple[PromptBatch, list[str]]:
-        rows = np.asarray(self.prompts[step], np.int32)
-        texts = [self.assets.task.prompts["train"][row] for row in rows]
-        tokens, mask = self.assets.task.encode_prompts(texts)
-        return PromptBatch(*mesh_lib.split(self.assets.mesh, (tokens, mask, rows))), texts
-
     def _score(self, prompts: PromptBatch, responses: models.Responses, texts: list[str]):
-        """Features of S_t and their rewards [K, B, M] under every member."""
+        """Features of S_t and their rewards [K, B, M] under every member, or under what stands for it."""
         B, M, _ = responses.tokens.shape
-        backbone = self.assets.backbone
-        if self.method.learns_ensemble:
+        backbone, scorer = self.assets.backbone, self.method.scorer if self.method.active else None
+        if scorer == "ensemble":
             features = backbone(texts, prompts.tokens, prompts.mask, responses)
-            rewards = member_rewards(self.state.ensemble.params, features)
-        else:
-            features, rewards = jnp.zeros((B, M, backbone.feature_width)), jnp.zeros((1, B, M))
-        if self.method.perfect:
+            return Candidates(*responses, features), member_rewards(self.state.ensemble.params, features)
+        features, rewards = jnp.zeros((B, M, backbone.feature_width)), jnp.zeros((1, B, M))
+        if scorer == "implicit":
+            both = self.state.policy.params, self.assets.ref_params
+            rewards = implicit_rewards(self.learner, *both, prompts, responses.tokens, responses.mask)
+        elif scorer == "oracle":
             flat = [y for row in self._texts(responses.tokens, responses.mask) for y in row]
             repeated = [x for x in texts for _ in range(M)]
             rewards = jnp.asarray(self.oracle.rewards(repeated, flat)).reshape(1, B, M)
@@ -260,7 +242,7 @@ class Run:
         batch, state = fetch((batch, self.state._replace(key=jax.random.key_data(self.state.key))))
         if mesh_lib.is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            np.savez(folder / "batch.npz", **batch._asdict())
+            np.savez(folder / "batch.npz", **{k: v for k, v in batch._asdict().items() if v is not None})
             models.save(folder / "policy", self.assets.model, state.policy.params, None)
             leaves, _ = jax.tree_util.tree_flatten_with_path(state)
             np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): v for k, v in leaves})  # pyright: ignore[reportArgumentType]
@@ -337,6 +319,7 @@ class Run:
 
 propose = jax.jit(algorithm.propose, static_argnames=("strategy", "gamma", "gamma_mode", "synthetic_pairs"))
 drop = jax.jit(algorithm.drop)
+implicit_rewards = jax.jit(algorithm.implicit_rewards, static_argnums=0)
 assign_labels = jax.jit(algorithm.assign_labels)
 update = jax.jit(algorithm.update, static_argnums=0, donate_argnums=1)
 member_rewards = jax.jit(heads.rewards)
@@ -356,6 +339,7 @@ def make_learner(
     train: Any,  # a FrozenConfigDict, as the next is
     ensemble: Any,
     method: Method,
+    optimism: float = 0.0,
 ) -> tuple[algorithm.Learner, heads.Head]:
     """The static half of a run: the same object for the same fields, so that jit compiles once."""
     options = inspect.signature(DAP_LOSSES[train.dap]).parameters
@@ -365,6 +349,7 @@ def make_learner(
         ensemble_optimizer=optax.adam(ensemble.learning_rate),
         dap=train.dap,
         dap_options=tuple((name, train[name]) for name in options if name in train),
+        optimism=optimism,
         micro_batch=train.micro_batch,
         token_chunk=train.token_chunk,
         learn_ensemble=method.learns_ensemble,

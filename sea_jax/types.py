@@ -30,6 +30,14 @@ class StepKeys(NamedTuple):
     evaluate: Array  # best-of-N samples
 
 
+class SampleKeys(NamedTuple):
+    """What is sampled in a step, each with a key of its own: [] keys. See `state.sample_keys`."""
+
+    responses: Array  # S_t
+    y_ref: Array  # π_ref's responses (XPO)
+    pool: Array  # those that prompts are chosen by (APL)
+
+
 class PromptBatch(NamedTuple):
     """Prompts x_t (Alg. 2, line 3)."""
 
@@ -66,6 +74,9 @@ class PreferenceBatch(NamedTuple):
     features: Array  # [B, 2, E] f32
     from_oracle: Array  # [B] bool
     weight: Array  # [B] f32, 0 for a duel that teaches nothing
+    # XPO alone has y_ref ~ π_ref (Eq. 19); None is no leaf, so other methods' programs know nothing of it.
+    y_ref_tokens: Array | None = None  # [B, 1, T] int32
+    y_ref_mask: Array | None = None  # [B, 1, T] bool
 
 
 class Experience(NamedTuple):

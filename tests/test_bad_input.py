@@ -145,6 +145,31 @@ def test_a_process_ends_as_the_functions_do(cache, tmp_path):
         ({"methods": ("sft", "sea")}, ["config.methods='sft'", "'sft' alone"]),
         ({"train.micro_batch": 3}, ["config.train.micro_batch=3", "divisor of train.batch_size=4"]),
         ({"train.per_token": True}, ["config.train.per_token=True", "'ipo', not 'dpo'"]),
+        (
+            {"methods": ("passive", "xpo"), "train.dap": "ipo"},
+            ["config.train.dap='ipo'", "'dpo' with methods='xpo'"],
+        ),
+        (
+            {"methods": ("xpo",), "overrides": {"xpo": {"train": {"dap": "slic"}}}},
+            ["config.train.dap='slic'", "'dpo' with methods='xpo'"],
+        ),
+        (
+            {"methods": ("apl",), "train.dap": "simpo"},
+            ["config.train.dap='simpo'", "'dpo' with methods='apl'"],
+        ),
+        ({"apl.pool_factor": 0}, ["config.apl.pool_factor=0", "at least 1"]),
+        ({"apl.entropy_samples": 0}, ["config.apl.entropy_samples=0", "at least 1"]),
+        ({"apl.num_responses": 1}, ["config.apl.num_responses=1", "at least 2"]),
+        (
+            {"methods": ("passive", "apl"), "apl.pool_factor": 5001},
+            ["config.apl.pool_factor=5001", "at most 5000 with train.batch_size=4", "20000 train prompts"],
+        ),
+        (
+            {"methods": ("apl",), "overrides": {"apl": {"train": {"batch_size": 4000}}}},
+            ["config.apl.pool_factor=8", "at most 5 with train.batch_size=4000"],
+        ),
+        ({"xpo.alpha": -1e-6}, ["config.xpo.alpha=-1e-06", "at least 0"]),
+        ({"xpo.alpha": float("nan")}, ["config.xpo.alpha=nan", "at least 0"]),
         ({"train.margin_ratio": -0.1}, ["config.train.margin_ratio=-0.1", "at least 0"]),
         ({"eval.split": "test"}, ["config.eval.split='test'", "tuning", "heldout"]),
         ({"eval.num_prompts": 1001}, ["config.eval.num_prompts=1001", "at most 1000"]),
@@ -177,7 +202,17 @@ def test_config(complaint, tmp_path, fields, said):
 def test_passive_alone_needs_no_proposals(cache):
     """M and D_t belong to active methods: a config without one may leave them at 1."""
     config = quickstart.get_config()
-    config.methods, config.sea.num_responses, config.ensemble.capacity = ("passive",), 1, 1
+    config.sea.num_responses = config.ensemble.capacity = 1
+    config.methods = ("passive", "xpo", "apl")
+    config_lib.validate(config, mini_tldr.load(cache / "task"))
+
+
+def test_a_loss_of_one_method_is_not_that_of_the_others(cache):
+    """APL and XPO with DPO beside a passive run with IPO; a pool is no one's who has none."""
+    config = quickstart.get_config()
+    config.methods, config.train.dap, config.apl.pool_factor = ("passive", "xpo"), "ipo", 10**6
+    config.overrides.update({"xpo": {"train": {"dap": "dpo"}}})
+    config_lib.validate_parts(config)
     config_lib.validate(config, mini_tldr.load(cache / "task"))
 
 

@@ -61,7 +61,7 @@ def test_a_step_learns_from_the_policy_of_so_many_steps_before(tmp_path, stalene
     for t in range(4):
         of = learned[max(t - staleness, 0)]
         jax.tree.map(np.testing.assert_array_equal, seen[t][0].params, of)
-        prompts, _ = run._receive(t)
+        prompts, _ = run.proposer.receive(t)
         again = samplers.generate(
             samplers.make(run.config, run.assets.task, run.assets.model, run.assets.mesh),
             samplers.versioned(of), prompts.tokens, prompts.mask, step_keys(run.state.key, t).sample,
@@ -104,15 +104,16 @@ def main():
     assert jax.device_count() == 4
     with pytest.raises(InputError, match=r"config.sampler.devices=3: valid is a product, and 3 more, of at "):
         make_mesh(data=2, apart=3)
-    for staleness in (0, 1):
+    for method, staleness in (("sea", 0), ("sea", 1), ("apl", 1), ("xpo", 1)):
         states = []
         for devices in (0, 2):
             with tempfile.TemporaryDirectory() as folder:
                 run = small_run(
-                    pathlib.Path(folder), "sea",
-                    **{"mesh.data": 2, "sampler.devices": devices, "train.staleness": staleness, "sea.burn_in": 4},
+                    pathlib.Path(folder), method,
+                    **{"mesh.data": 2, "sampler.devices": devices, "train.staleness": staleness, "sea.burn_in": 4,
+                       "apl.pool_factor": 2, "xpo.alpha": 1.0},
                 )  # fmt: skip
-                prompts, _ = run._receive(0)
+                prompts, _ = run.proposer.receive(0)
                 begun = run._begin(0)
                 if devices:
                     held = {d for x in jax.tree.leaves(run.assets.sampler._copy.params) for d in x.devices()}

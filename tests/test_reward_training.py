@@ -147,7 +147,7 @@ def test_commands():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"methods": ("rm", "sea")}, "config.methods='rm': valid is one of ['ceiling', 'ee_ts'"),
+        ({"methods": ("rm", "sea")}, "config.methods='rm': valid is one of ['apl', 'ceiling', 'ee_ts'"),
         ({"methods": ("sft", "rm")}, "config.methods='sft': valid is one of"),
         ({"sampler.kind": "vlm"}, "config.sampler.kind='vlm': valid is one of ('jax', 'vllm')"),
         ({"rm.steps": 0}, "config.rm.steps=0: valid is at least 1"),

@@ -99,6 +99,22 @@ def best_vs_random(key: Array, rewards: Array) -> Duel:
     return _duel(first, other + (other >= first))
 
 
+def max_margin(key: Array, rewards: Array) -> Duel:
+    """The pair of largest |r(y) − r(y')|, of which the lower index comes first.
+
+    With DPO's implicit reward as the only member (K = 1) this is APL's "preference model certainty" (App. E;
+    Muldrew et al., 2024, arXiv:2402.08114); of more members, the margin of their mean. Where all are equal,
+    as before the first update, these are the first two responses.
+    """
+    del key
+    B, M = rewards.shape[1:]
+    mean = rewards.mean(axis=0)
+    margins = jnp.abs(mean[:, :, None] - mean[:, None, :])
+    above = jnp.triu(jnp.ones((M, M), bool), k=1)
+    best = jnp.argmax(jnp.where(above, margins, -jnp.inf).reshape(B, -1), axis=-1)
+    return _duel(best // M, best % M)
+
+
 STRATEGIES = {
     "bai_ts": bai_ts,
     "bai_ts_logits": bai_ts_logits,
@@ -106,4 +122,5 @@ STRATEGIES = {
     "uncertainty": uncertainty,
     "passive": passive,
     "best_vs_random": best_vs_random,
+    "max_margin": max_margin,
 }

@@ -110,4 +110,36 @@ def simpo(
     return -jax.nn.log_sigmoid(beta * (per_token[..., 0] - per_token[..., 1] - margin_ratio))
 
 
+def implicit_reward(policy_logps: Array, ref_logps: Array, beta: float = 0.1) -> Array:
+    """r̂(x, y) = β (log π_θ(y | x) − log π_ref(y | x)), DPO's implicit reward up to a constant of x.
+
+    References:
+        App. E, APL; Eq. 16; Rafailov et al. (2023), arXiv:2305.18290.
+
+    Args:
+        policy_logps, ref_logps: [...] f32 nats, at temperature 1.
+        beta: that of the loss.
+
+    Returns:
+        [...] f32.
+    """
+    return beta * (policy_logps - ref_logps)
+
+
+def optimism(y_ref_logps: Array, alpha: float = 5e-6) -> Array:
+    """α log π_θ(y_ref), y_ref ~ π_ref: what XPO adds to DPO, so that the policy leaves what π_ref writes.
+
+    References:
+        Eq. 19; Xie et al. (2024), arXiv:2405.21046.
+
+    Args:
+        y_ref_logps: [...] f32 nats.
+        alpha: α ≥ 0, the optimism coefficient.
+
+    Returns:
+        [...] f32.
+    """
+    return alpha * y_ref_logps
+
+
 DAP_LOSSES = {"dpo": dpo, "ipo": ipo, "slic": slic, "simpo": simpo}

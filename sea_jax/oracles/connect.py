@@ -37,9 +37,9 @@ def validate(config) -> None:
     _require(oracle.model != "", "model", oracle.model, "the name of a model at base_url")
     for name in ("requests_per_minute", "price_in", "price_out"):
         _require(0 <= oracle[name] < math.inf, name, oracle[name], "a number of at least 0")
-    perfect = [method for method in config.methods if method in METHODS and METHODS[method].perfect]
-    if perfect:
-        raise InputError(f"config.methods={perfect[0]!r}: valid with an oracle that has rewards, not a judge")
+    rated = [m for m in config.methods if m in METHODS and METHODS[m].scorer == "oracle"]
+    if rated:
+        raise InputError(f"config.methods={rated[0]!r}: valid with an oracle that has rewards, not a judge")
 
 
 def oracles(config, share: Share) -> Callable[[int], Any]:

@@ -21,5 +21,25 @@ def prompt_rows(num_prompts: int, batch_size: int, seed: int) -> grain.MapDatase
     Returns:
       Endless: [step] is [B] int64 in [0, num_prompts).
     """
+    return _shuffled(num_prompts, seed).repeat().batch(batch_size)
+
+
+def pool_rows(num_prompts: int, pool_size: int, seed: int) -> grain.MapDataset:
+    """`prompt_rows` in pools of distinct prompts, of which APL keeps some: each is of one epoch.
+
+    What does not fill a pool at an epoch's end is left out; it is another part of the prompts each time.
+
+    Args:
+      num_prompts: how many train prompts there are.
+      pool_size: prompts in a pool, at most num_prompts.
+      seed: of the run.
+
+    Returns:
+      Endless: [step] is [pool_size] int64 in [0, num_prompts), no two equal.
+    """
+    return _shuffled(num_prompts, seed).batch(pool_size, drop_remainder=True).repeat()
+
+
+def _shuffled(num_prompts: int, seed: int) -> grain.MapDataset:
     rows: Any = np.arange(num_prompts)
-    return grain.MapDataset.source(rows).seed(seed).shuffle().repeat().batch(batch_size)
+    return grain.MapDataset.source(rows).seed(seed).shuffle()

@@ -154,6 +154,30 @@ def test_uncertainty_takes_the_most_disputed_pair():
     assert not duel.clash.any()
 
 
+def widest(rewards):
+    """The pair i < j of largest |r_i − r_j|, the first one of equals, one prompt: rewards [M]."""
+    pairs = [(i, j) for i in range(len(rewards)) for j in range(i + 1, len(rewards))]
+    return pairs[argmax([abs(float(rewards[i]) - float(rewards[j])) for i, j in pairs])]
+
+
+@pytest.mark.parametrize("M", [2, 3, 8])
+def test_max_margin_takes_the_widest_pair(M):
+    """Against loops: plain rewards; rounded ones, full of ties; of several members, their mean."""
+    plain = random_rewards(K=1, B=40, M=M, seed=5)
+    for rewards in (plain, plain.round(), np.float32(8) * random_rewards(K=3, B=40, M=M, seed=6).round()):
+        duel = selection.max_margin(jax.random.key(0), jnp.array(rewards))
+        for b in range(40):
+            assert (duel.first[b], duel.second[b]) == widest(rewards[:, b].astype(float).mean(0))
+        assert duel.query_oracle.all() and not duel.clash.any()
+
+
+def test_max_margin_by_hand():
+    """The lowest of several best and worst; a copy of the best is not its partner; all equal: the first two."""
+    rewards = np.float32([[[1, 3, 0, 3, 0], [2, 2, 2, 2, 1.5], [-9, 4, 4, -9, 4], [0, 0, 0, 0, 0]]])
+    duel = selection.max_margin(jax.random.key(0), jnp.array(rewards))
+    assert duel.first.tolist() == [1, 0, 0, 0] and duel.second.tolist() == [2, 4, 1, 1]
+
+
 def test_passive_takes_the_first_two():
     duel = selection.passive(jax.random.key(0), jnp.array(random_rewards()))
     assert (duel.first == 0).all() and (duel.second == 1).all() and not duel.clash.any()
@@ -215,8 +239,9 @@ def test_ties_go_to_the_lowest_index():
             duel = selection.STRATEGIES[strategy](jax.random.key(1), jnp.float32(rewards))
             assert (duel.first == best).all() and (duel.second != best).all()
             assert not duel.clash.any()
-        duel = selection.uncertainty(jax.random.key(1), jnp.float32(rewards))
-        assert (duel.first == 0).all() and (duel.second == 1).all()
+        for strategy in (selection.uncertainty, selection.max_margin):
+            duel = strategy(jax.random.key(1), jnp.float32(rewards))
+            assert (duel.first == 0).all() and (duel.second == 1).all()
         duel = selection.ee_ts(jax.random.key(1), jnp.float32(rewards))
         assert duel.clash.all() and not duel.query_oracle.any()
     disputed = np.float32([[[9, 1, 0, 1]], [[9, 8, 0, 8]]])

@@ -91,6 +91,28 @@ def test_the_plans_arrays_lie_as_a_runs_do():
     assert "agree" in run.stdout
 
 
+def others_programs(config, sea, experiment):
+    """What APL and XPO run besides: their responses' numbers, and y_ref among what `update` reads."""
+    import jax
+
+    assert sea.names == ("train", "generate", "features")
+    made = {}
+    for method in ("apl", "xpo"):
+        config.methods = (method,)
+        made[method] = experiment(config, jax.devices())
+    apl, xpo = made["apl"], made["xpo"]
+    assert apl.names == ("train", "generate", "pool", "score", "features") and xpo.names == sea.names
+    shapes = {
+        name: [x.shape for x in jax.tree.leaves(apl.step(name).traced.out_info)] for name in apl.names[1:4]
+    }
+    assert shapes["pool"][0] == (8 * 4, 8, 6) and shapes["generate"][0] == (4, 8, 6)
+    assert shapes["score"] == [(1, 4, 8)]
+    y_ref = len(jax.tree.leaves(xpo.step("train").traced.in_avals)) - len(
+        jax.tree.leaves(sea.step("train").traced.in_avals)
+    )
+    assert y_ref == 2
+
+
 def main(mesh):
     import tempfile
 
@@ -108,6 +130,7 @@ def main(mesh):
         config.task.update(prompt_length=run.assets.task.prompt_length, response_length=6)
         config.backbone.update(pooled_width=4, width=4, gate_hidden=4)
         made = Experiment(config, jax.devices())
+        others_programs(config, made, Experiment)
     paths = jax.tree_util.tree_flatten_with_path(run.state)[0]
     for (path, real), planned in zip(paths, jax.tree.leaves(made.state), strict=True):
         name = jax.tree_util.keystr(path)

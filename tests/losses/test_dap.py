@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import sigmoid
 
-from sea_jax.losses import DAP_LOSSES, dpo, ipo, simpo, slic
+from sea_jax.losses import DAP_LOSSES, dpo, ipo, optimism, simpo, slic
 
 POLICY = jnp.array([[-10.0, -12.0], [-12.0, -9.0]])
 REFERENCE = jnp.array([[-11.0, -11.0], [-10.0, -10.0]])
@@ -53,6 +53,14 @@ def test_golden_values(name):
         np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-9)
     deep = [jnp.broadcast_to(x[:, None], (2, 3, 2)) for x in (POLICY, REFERENCE, LENGTHS)]
     np.testing.assert_allclose(f(*deep), np.repeat(np.array(expected)[:, None], 3, 1), rtol=2e-6, atol=1e-9)
+
+
+def test_optimism_is_added_and_small():
+    """+ α log π_θ(y_ref) of Eq. 19: minimising it makes y_ref less likely; α = 5e-6 by default (App. F.1)."""
+    logps = jnp.array([-20.0, -3.0])
+    np.testing.assert_allclose(optimism(logps, 0.5), [-10, -1.5])
+    np.testing.assert_allclose(optimism(logps), [-1e-4, -1.5e-5])
+    np.testing.assert_allclose(jax.grad(lambda x: optimism(x, 0.5).sum())(logps), [0.5, 0.5])
 
 
 def test_defaults_are_the_papers():

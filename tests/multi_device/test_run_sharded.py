@@ -28,7 +28,7 @@ def one_run(mesh):
     with tempfile.TemporaryDirectory() as folder:
         fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
         run = small_run(pathlib.Path(folder), "sea", **fields, **{"sea.burn_in": 4})
-        prompts, _ = run._receive(0)
+        prompts, _ = run.proposer.receive(0)
         drawn = run._sampler(5, 0.7)(prompts.tokens, prompts.mask, jax.random.key(3))
         before = jax.tree.map(lambda x: x.sharding, run.state.policy)
         with MetricWriter(run.folder) as writer:

@@ -8,7 +8,7 @@ from real_text import byte_tokenizer, posts
 
 from sea_jax.errors import InputError
 from sea_jax.tasks import text
-from sea_jax.tasks.stream import prompt_rows
+from sea_jax.tasks.stream import pool_rows, prompt_rows
 from sea_jax.tasks.tokenizer import Tokenizer
 
 ROWS = posts(30)
@@ -139,3 +139,17 @@ def test_the_stream_goes_on_where_it_was():
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert list(prompt_rows(10, 4, seed=3)[3]) == read[3]
     assert [list(prompt_rows(10, 4, seed=4)[i]) for i in range(5)] != read
+
+
+@pytest.mark.parametrize("size", [4, 5, 10])
+def test_a_pool_has_no_prompt_twice_and_an_epoch_neither(size):
+    """Ten prompts: of each epoch so many pools as it fills, in another order; a step says which."""
+    pools = pool_rows(10, size, seed=3)
+    read = [list(pools[step]) for step in range(40)]
+    whole = 10 // size
+    for epoch in range(40 // whole):
+        rows = [row for pool in read[epoch * whole : (epoch + 1) * whole] for row in pool]
+        assert len(rows) == len(set(rows)) == whole * size and set(rows) <= set(range(10))
+    assert {row for pool in read for row in pool} == set(range(10)) and read[0] != read[whole]
+    assert list(pool_rows(10, size, seed=3)[7]) == read[7]
+    assert [list(pool_rows(10, size, seed=4)[i]) for i in range(40)] != read
