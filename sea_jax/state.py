@@ -51,12 +51,13 @@ def learning_rate(config) -> optax.Schedule:
     return optax.join_schedules([ramp, rest], [warmup])
 
 
-@jax.jit  # called at every step: a dispatch, in place of one for each key
+@jax.jit  # called at every step: one dispatch, in place of one for each key
 def step_keys(key: Array, step: Array | int) -> StepKeys:
     """The keys of step t, from the run's key: the host's and the device's, in one place to be distinct."""
     return StepKeys(*jax.random.split(jax.random.fold_in(key, step), len(StepKeys._fields)))
 
 
+@jax.jit
 def sample_keys(key: Array) -> SampleKeys:
     """The draws of a step's samplers, from its `StepKeys.sample`, which is that of the responses itself."""
     return SampleKeys(key, jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))
