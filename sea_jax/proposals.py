@@ -70,14 +70,16 @@ class Proposer:
         """Waits for what was begun.
 
         Returns:
-            Responses [B, M, T]; y_ref, Responses [B, 1, T] or None; seconds that were waited for, by the
-            sampler's own stages.
+            Responses [B, M, T]; y_ref, Responses [B, 1, T] or None; seconds that were waited for: by the
+            sampler's own stages, where it has some.
         """
         written, waited = [], proposal.seconds
         for pending in (proposal.responses, proposal.y_ref):
+            start = time.perf_counter()
             written.append(None if pending is None else jax.block_until_ready(pending()))
             if pending is not None:
-                waited = add(waited, self.assets.sampler.seconds)
+                own = self.assets.sampler.seconds
+                waited = add(waited, own or {"generate": time.perf_counter() - start})
         return *written, waited
 
     def _most_uncertain(

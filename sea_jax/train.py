@@ -31,7 +31,7 @@ from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS, Method
 from sea_jax.oracles import protocol
 from sea_jax.oracles.labels import Labeller, Labels
-from sea_jax.proposals import Proposal, Proposer, add
+from sea_jax.proposals import Proposal, Proposer
 from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import fetch
@@ -111,7 +111,6 @@ class Run:
         keys = step_keys(self.state.key, step)
         if last is not None:
             self._log(writer, step - 1, done, last)
-        start = time.perf_counter()
         responses, y_ref, waited = self.proposer.read(proposal)
         generated = time.perf_counter()
 
@@ -137,10 +136,7 @@ class Run:
         metrics |= proposal.metrics | self._online(prompts, texts, shown) | self.labeller.metrics()
         if self.method.active:
             metrics["duel/distinct_responses"] = count_distinct(candidates)
-        seconds = dict(
-            generate=generated - start, select=selected - generated, oracle=labelled - selected
-        )  # fmt: skip
-        return Step(metrics, batch, add(seconds, waited))
+        return Step(metrics, batch, waited | dict(select=selected - generated, oracle=labelled - selected))
 
     def _begin(self, step: int) -> Proposal:
         return self.proposer.begin(self.policy, step, step_keys(self.state.key, step).sample)

@@ -70,6 +70,16 @@ def test_a_step_learns_from_the_policy_of_so_many_steps_before(tmp_path, stalene
         np.testing.assert_array_equal(again.tokens, seen[t][1].tokens)
 
 
+def test_what_a_sampler_says_it_waited_for_is_counted_once(tmp_path):
+    """Its own stages, or the time until the responses are there."""
+    run = small_run(tmp_path, "passive")
+    watched(run)
+    for own in ({"learn": 1.0, "sync": 2.0, "generate": 1000.0}, {}):
+        run.assets.sampler.seconds = own
+        waited = run.proposer.read(run._begin(0))[-1]
+        assert waited == own if own else waited.keys() == {"generate"} and 0 < waited["generate"] < 1000
+
+
 def test_an_offline_run_learns_from_what_the_first_policy_writes(tmp_path):
     """π_ref's responses at every step, while the policy moves away from it; labels are bought all the same."""
     run = small_run(tmp_path, "offline", **{"train.learning_rate": 0.05})

@@ -235,7 +235,10 @@ class VllmSampler:
 
     def _responses(self, batch: _Batch, B: int, drawn: int, M: int) -> Responses:
         """Tokens one response after the other -> padded arrays on the mesh, each response M / drawn times."""
-        self._finish()
+        if (
+            batch.answer is None
+        ):  # otherwise the one begun last is still being written: nobody waits for it here
+            self._finish()
         assert batch.answer is not None
         self.seconds = batch.seconds
         flat, lengths, flat_logprobs = batch.answer

@@ -17,13 +17,15 @@ from sea_jax.runtime import weight_sync, wire
 
 def main(how, sock_fd, weights_fd):
     sock, weights = socket.socket(fileno=sock_fd), None
+    asked = 0  # for responses
     print("a line of the log", flush=True)
     while True:
         header, arrays = wire.receive(sock, 30)
         kind, out = header["kind"], ()
+        asked += kind == "generate"
         if how == f"die in {kind}" or (kind == "generate" and how.startswith("die once") and first(how)):
             os.kill(os.getpid(), signal.SIGKILL)
-        if how == f"sleep in {kind}":
+        if how == f"sleep in {kind}" or (how == "sleep in the second generate" and asked == 2):
             time.sleep(60)
         if how == f"fail in {kind}":
             wire.send(sock, {"error": "ValueError: of its own"}, timeout=9)

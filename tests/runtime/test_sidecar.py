@@ -93,6 +93,16 @@ def test_what_was_begun_is_read_in_any_order(make):
     np.testing.assert_array_equal(between.tokens, ask(sampler, policy, key=1).tokens)
 
 
+def test_who_reads_a_batch_does_not_wait_for_the_next(make):
+    """So that a step learns from its responses while the next step's are written (config.train.staleness)."""
+    sampler, policy = make("sleep in the second generate")
+    tokens, mask = helpers.batch([2, 6, 1], L, "left", 11)
+    options = dict(num_responses=3, temperature=0.7)
+    pending = [sampler.begin(policy, tokens, mask, jax.random.key(i), **options) for i in (0, 1)]
+    began = time.monotonic()
+    assert pending[0]().tokens.shape == (3, 3, T) and time.monotonic() - began < 15
+
+
 def test_a_sidecar_killed_while_nobody_waits_is_replaced(make):
     """The weights may be gone by then, as the update donates them: the replacement has the memory's."""
     sampler, policy = make()
