@@ -235,9 +235,7 @@ class VllmSampler:
 
     def _responses(self, batch: _Batch, B: int, drawn: int, M: int) -> Responses:
         """Tokens one response after the other -> padded arrays on the mesh, each response M / drawn times."""
-        if (
-            batch.answer is None
-        ):  # otherwise the one begun last is still being written: nobody waits for it here
+        if batch.answer is None:  # else what was begun since is still being written: not waited for here
             self._finish()
         assert batch.answer is not None
         self.seconds = batch.seconds
