@@ -35,6 +35,7 @@ from sea_jax.types import Candidates, Params, PromptBatch
 
 PROMPTS, LENGTH, NEW_TOKENS, VOCABULARY, EOS = 16, 70, 53, 512, 0
 LEARNING_RATE = 5e-7  # TRL's default
+PAUSE = 0.03  # seconds before a step: the other side's threads still spin for a while once its step has ended
 
 # Read together with benchmarks/trl_worker.py: 1.16 keeps OnlineDPOTrainer in trl.experimental.online_dpo, whose
 # behaviour may change in any release. Everything that runs inside a timed step is pinned.
@@ -145,6 +146,7 @@ def main() -> None:
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for i in range(args.steps + 5):
             for side, step in sides.items():  # in turn: both meet the same machine
+                time.sleep(PAUSE)
                 seconds[side].append(step(i))
         close()
     for side, values in seconds.items():
