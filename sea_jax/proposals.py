@@ -73,14 +73,18 @@ class Proposer:
             Responses [B, M, T]; y_ref, Responses [B, 1, T] or None; seconds that were waited for: by the
             sampler's own stages, where it has some.
         """
-        written, waited = [], proposal.seconds
-        for pending in (proposal.responses, proposal.y_ref):
-            start = time.perf_counter()
-            written.append(None if pending is None else jax.block_until_ready(pending()))
-            if pending is not None:
-                own = self.assets.sampler.seconds
-                waited = add(waited, own or {"generate": time.perf_counter() - start})
-        return *written, waited
+        responses, waited = self._wait(proposal.responses)
+        waited, y_ref = add(proposal.seconds, waited), None
+        if proposal.y_ref is not None:
+            y_ref, more = self._wait(proposal.y_ref)
+            waited = add(waited, more)
+        return responses, y_ref, waited
+
+    def _wait(self, pending: samplers.Pending) -> tuple[Responses, dict[str, float]]:
+        """Responses that are there, and the seconds until they were, by stage."""
+        start = time.perf_counter()
+        responses = jax.block_until_ready(pending())
+        return responses, self.assets.sampler.seconds or {"generate": time.perf_counter() - start}
 
     def _most_uncertain(
         self, policy: samplers.Versioned, rows: np.ndarray, key: Array

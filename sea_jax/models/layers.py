@@ -1,7 +1,7 @@
 """Parts that every decoder shares: rotary embedding and attention over a shared prefix."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,29 +116,35 @@ def gelu(x: Array) -> Array:
     return exact(x)
 
 
+def _written_down(x: Any) -> Any:
+    """On CPUs, arrays that are in memory before they are used: XLA:CPU does not fold how they were made into
+    what uses them. Elsewhere, where that is an advantage, as they are."""
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+
+
 @jax.custom_vjp
-def unstack(x: Array) -> tuple[Array, ...]:
+def separate(x: Array) -> tuple[Array, ...]:
     """[..., n, D] -> n arrays [..., D].
 
-    Its gradient is one stack of n arrays that are written down first. That of n slices would be a sum of n
-    padded ones, which XLA:CPU computes element by element.
+    Its gradient is one stack. That of n slices would be a sum of n padded arrays, which XLA:CPU computes
+    element by element, as it does a stack of what is not written down.
     """
     return tuple(x[..., i, :] for i in range(x.shape[-2]))
 
 
-def _unstack_backward(_: None, g: tuple[Array, ...]) -> tuple[Array]:
-    return (jnp.stack(jax.lax.optimization_barrier(g), -2),)
+def _separate_backward(_: None, g: tuple[Array, ...]) -> tuple[Array]:
+    return (jnp.stack(_written_down(g), -2),)
 
 
-unstack.defvjp(lambda x: (unstack(x), None), _unstack_backward)
+separate.defvjp(lambda x: (separate(x), None), _separate_backward)
 
 
 @jax.custom_vjp
 def product(a: Array, b: Array) -> Array:
     """a [..., n, k] @ b [..., k, m] -> [..., n, m].
 
-    Its gradient in b is aᵀ g. XLA:CPU has no fast kernel for a left operand that is read transposed, and
-    folds a transposition into the product wherever it can: here aᵀ is written down first.
+    Its gradient in b is aᵀ g. XLA:CPU folds the transposition into the product, and then has a plain loop for
+    it only.
     """
     return a @ b
 
@@ -149,7 +155,7 @@ def _product_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     a, b = kept
-    return g @ b.mT, jax.lax.optimization_barrier(a.mT) @ g
+    return g @ b.mT, _written_down(a.mT) @ g
 
 
 product.defvjp(_product_forward, _product_backward)
