@@ -17,7 +17,25 @@ def get_config() -> ConfigDict:
 
     # Devices: data · fsdp of them share a batch, fsdp · tensor the parameters (sea_jax/runtime/mesh.py).
     config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))
+    _add_task(config)
+    _add_models(config)
+    _add_learning(config)
+    _add_places(config)
+    _add_methods(config)
+    config.eval = ConfigDict(
+        dict(
+            split="heldout", num_prompts=500, batch_size=250, every_queries=128, num_pairs=500,
+            num_samples=4, best_of=1, levels=(0.8, 0.9, 0.95), reference_levels=(0.8, 0.9, 0.95),
+            reward_levels=(5.5, 6.0, 6.5, 7.0),
+        )
+    )  # fmt: skip
+    # What single methods have otherwise, e.g. overrides.passive.train.batch_size: train, ensemble, sea.
+    config.overrides = ConfigDict()
+    return config
 
+
+def _add_task(config: ConfigDict) -> None:
+    """Prompts, and who judges."""
     config.task = ConfigDict(dict(name="mini_tldr", oracle_seed=0))
     config.oracle = ConfigDict(
         # kind: "task" is the task's hidden reward; "reward_model" that of a folder in Hugging Face's layout;
@@ -34,6 +52,10 @@ def get_config() -> ConfigDict:
             requests_per_minute=0.0,
         )
     )  # fmt: skip
+
+
+def _add_models(config: ConfigDict) -> None:
+    """The policy before it is aligned, and what the ensemble reads; what trains them."""
     # folder: a starting policy in Hugging Face's layout; empty: trained here, of the shape that follows.
     # dtype: of activations; parameters and log-probs are float32. remat: what the backward pass recomputes.
     config.policy = ConfigDict(
@@ -64,6 +86,10 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     # Heads that learn one reward of the family each, for ensemble.prior="pretrained" to draw from.
     config.family = ConfigDict(dict(num_heads=40, steps=300, batch_size=64))
+
+
+def _add_learning(config: ConfigDict) -> None:
+    """The loop of every method."""
     config.train = ConfigDict(
         dict(
             batch_size=4, query_budget=1024, temperature=0.7,
@@ -77,6 +103,10 @@ def get_config() -> ConfigDict:
             margin_ratio=0.3,  # SimPO: target margin over β
         )
     )  # fmt: skip
+
+
+def _add_places(config: ConfigDict) -> None:
+    """Who samples and who is the oracle, in this process or others."""
     # kind: "jax" samples in this process, micro_batch prompts at once (0: the whole batch), on the devices of
     # config.mesh or on so many `devices` next to them; "vllm" in one beside it that `python` runs (make
     # sidecar): max_num_seqs responses at once, kv_cache_gb GiB for their keys and values, timeouts in
@@ -96,6 +126,10 @@ def get_config() -> ConfigDict:
             timeout_s=600.0, retries=3,
         )
     )  # fmt: skip
+
+
+def _add_methods(config: ConfigDict) -> None:
+    """What only some methods read."""
     config.ensemble = ConfigDict(
         dict(
             num_members=20, hidden=(128, 128), prior="pretrained", prior_scale=1.0,
@@ -114,13 +148,3 @@ def get_config() -> ConfigDict:
     config.apl = ConfigDict(dict(pool_factor=8, entropy_samples=8, num_responses=8))
     # XPO (Eq. 19): α of its loss's term in what π_ref writes.
     config.xpo = ConfigDict(dict(alpha=5e-6))
-    config.eval = ConfigDict(
-        dict(
-            split="heldout", num_prompts=500, batch_size=250, every_queries=128, num_pairs=500,
-            num_samples=4, best_of=1, levels=(0.8, 0.9, 0.95), reference_levels=(0.8, 0.9, 0.95),
-            reward_levels=(5.5, 6.0, 6.5, 7.0),
-        )
-    )  # fmt: skip
-    # What single methods have otherwise, e.g. overrides.passive.train.batch_size: train, ensemble, sea.
-    config.overrides = ConfigDict()
-    return config
