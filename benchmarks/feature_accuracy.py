@@ -19,9 +19,10 @@ import optax
 from absl import app, flags
 from ml_collections import config_flags
 
-from sea_jax import assets, evaluate
+from sea_jax import evaluate
+from sea_jax.actors.sampler import new_version, sample_now
 from sea_jax.ensemble import experience, features, heads
-from sea_jax.runtime import samplers
+from sea_jax.experiment import assets
 from sea_jax.tasks import mini_tldr
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py")
@@ -36,10 +37,8 @@ STEPS = 400
 def collect(config, shared: assets.Assets, split: str, count: int, seed: int):
     """Pairs of samples: features by kind [N, 2, ·], and the reward basis [N, 2, F]."""
     task = shared.task
-    policy, temperature = samplers.versioned(shared.ref_params), config.train.temperature
-    sample = functools.partial(
-        samplers.generate, shared.sampler, policy, num_responses=2, temperature=temperature
-    )
+    policy, temperature = new_version(shared.ref_params), config.train.temperature
+    sample = functools.partial(sample_now, shared.sampler, policy, num_responses=2, temperature=temperature)
     states = jax.jit(lambda p, *batch: features.mean_states(shared.model, p, *batch))
     parts = []
     for start in range(0, count, 250):

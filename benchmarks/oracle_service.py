@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sea_jax.oracles import wire
+from sea_jax.oracles import messages as wire
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks import mini_tldr_grammar as grammar
 
@@ -85,7 +85,7 @@ def save_model(folder: Path) -> str:
 def start(model: str, port: int, flags: list[str]) -> subprocess.Popen:
     """A service that is ready."""
     call = [
-        sys.executable, "-m", "sea_jax.runtime.oracle_service", f"--model={model}", f"--port={port}",
+        sys.executable, "-m", "sea_jax.serve.oracle_service", f"--model={model}", f"--port={port}",
         "--workers=1", *flags,
     ]  # fmt: skip
     service = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, text=True)

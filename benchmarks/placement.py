@@ -18,7 +18,9 @@ from pathlib import Path
 import jax
 
 from configs import quickstart
-from sea_jax import assets, config, tasks
+from sea_jax import tasks
+from sea_jax.config import validate as config
+from sea_jax.experiment import assets
 from sea_jax.runtime.allocator import keep_freed_memory
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.train import Run

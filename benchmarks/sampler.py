@@ -15,10 +15,12 @@ import jax
 import numpy as np
 
 from benchmarks.online_dpo_step import VOCABULARY, small_policy
-from sea_jax.runtime import samplers
+from sea_jax.actors.jax_sampler import JaxSampler
+from sea_jax.actors.make import KINDS as SAMPLERS
+from sea_jax.actors.sampler import new_version, sample_now
+from sea_jax.actors.vllm_sampler import Options, VllmSampler
 from sea_jax.runtime.allocator import keep_freed_memory
 from sea_jax.runtime.mesh import make_mesh
-from sea_jax.runtime.vllm_sampler import Options, VllmSampler
 
 PROMPTS, LENGTH, RESPONSES, NEW_TOKENS = 32, 64, 20, 53
 
@@ -26,7 +28,7 @@ PROMPTS, LENGTH, RESPONSES, NEW_TOKENS = 32, 64, 20, 53
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=20, help="timed calls, after 2 untimed")
-    parser.add_argument("--kind", choices=samplers.KINDS, default="jax")
+    parser.add_argument("--kind", choices=SAMPLERS, default="jax")
     args = parser.parse_args()
     keep_freed_memory()  # as sea_jax.main does
     model, params = small_policy()
@@ -36,12 +38,12 @@ def main() -> None:
         options = Options(".venv-vllm/bin/python", LENGTH, "float32", max_num_seqs=PROMPTS * RESPONSES)
         sampler = VllmSampler(model, NEW_TOKENS, VOCABULARY, 0, make_mesh(), options)
     else:
-        sampler = samplers.JaxSampler(model, NEW_TOKENS, VOCABULARY, 0, make_mesh(), 0)
-    policy, mask = samplers.versioned(params), np.ones(prompts.shape, bool)
+        sampler = JaxSampler(model, NEW_TOKENS, VOCABULARY, 0, make_mesh(), 0)
+    policy, mask = new_version(params), np.ones(prompts.shape, bool)
     seconds = []
     for i in range(args.calls + 2):
         start = time.perf_counter()
-        responses = samplers.generate(
+        responses = sample_now(
             sampler, policy, prompts, mask, jax.random.key(i), num_responses=RESPONSES, temperature=0.7
         )
         assert np.asarray(responses.mask).all()

@@ -15,11 +15,11 @@ import time
 import jax
 import numpy as np
 
+from sea_jax.actors.sampler import new_version
+from sea_jax.actors.vllm_sampler import Options, VllmSampler
+from sea_jax.actors.weight_sync import SharedWeights
 from sea_jax.models import LlamaConfig, PythiaConfig, convert, sizes
-from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import make_mesh
-from sea_jax.runtime.vllm_sampler import Options, VllmSampler
-from sea_jax.runtime.weight_sync import SharedWeights
 
 PROMPT, RESPONSE = 512, 53  # tokens
 
@@ -48,7 +48,7 @@ def main() -> None:
     target = np.zeros_like(source)
     for _ in range(args.pushes + 1):
         params = jax.block_until_ready(jax.tree.map(lambda x: x + 1e-3, params))
-        policy, host = samplers.versioned(params), jax.tree.map(np.asarray, params)
+        policy, host = new_version(params), jax.tree.map(np.asarray, params)
         for what, call in (
             ("write", lambda host=host: memory.write(convert.hf_views(model, host))),
             ("push", lambda policy=policy: sampler.load(policy)),

@@ -3,10 +3,12 @@
 `make run` is `python -m sea_jax.main --config=configs/quickstart.py --workdir=runs/quickstart`.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Any:
     """Every field of a run; override any with --config.<field>=<value>."""
     config = ConfigDict()
     config.methods = ("passive", "sea")  # rows of sea_jax.methods.METHODS
@@ -39,7 +41,7 @@ def _add_task(config: ConfigDict) -> None:
     config.task = ConfigDict(dict(name="mini_tldr", oracle_seed=0))
     config.oracle = ConfigDict(
         # kind: "task" is the task's hidden reward; "reward_model" that of a folder in Hugging Face's layout;
-        # "remote" a service (sea_jax/runtime/oracle_service.py) at url; "judge" a language model, so named,
+        # "remote" a service (sea_jax/serve/oracle_service.py) at url; "judge" a language model, so named,
         # at base_url in OpenAI's API, with its prices in US dollars for a million tokens, 0 where unknown.
         # chat: whether it reads texts as its tokenizer's template writes them ("auto": if there is one).
         dict(

@@ -9,6 +9,8 @@ comparison). Passive has two further settings, in work directories of their own:
 `python -m sea_jax.report runs/sample_efficiency runs/control`
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import quickstart
@@ -19,7 +21,7 @@ PASSIVE = {
 }
 
 
-def get_config(kind: str = "") -> ConfigDict:
+def get_config(kind: str = "") -> Any:
     """Batches of 4 and constant rates, unless said.
 
     Args:

@@ -12,6 +12,8 @@ Without a network, give folders: `--config.policy.folder`, `--config.encoder.fol
 dataset's columns.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import quickstart
@@ -22,7 +24,7 @@ SIZES = ("1b", "2.8b", "6.9b")
 BETA = dict(dpo=0.1, slic=0.2, ipo=0.2)  # the paper tunes IPO's among 0.2, 0.3, 0.5, 1.0
 
 
-def get_config(options: str = "") -> ConfigDict:
+def get_config(options: str = "") -> Any:
     """The paper's hyperparameters.
 
     Args:

@@ -7,7 +7,7 @@ trained policies by AlpacaEval 2.0 (Table 3), which this project does not hold; 
 held-out prompts against the starting policy.
 """
 
-from ml_collections import ConfigDict
+from typing import Any
 
 from configs import tldr
 
@@ -18,7 +18,7 @@ MODELS = {
 }
 
 
-def get_config(options: str = "") -> ConfigDict:
+def get_config(options: str = "") -> Any:
     """The paper's hyperparameters; SEA's own are those of TL;DR.
 
     Args:

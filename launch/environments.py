@@ -20,7 +20,7 @@ import tomllib
 from pathlib import Path
 from typing import NoReturn
 
-from sea_jax.command import fail
+from sea_jax.config.flags import fail
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".peers"

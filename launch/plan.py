@@ -21,7 +21,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from launch import environments, topology
-from sea_jax.command import fail, parse, read_config
+from sea_jax.config.flags import fail, parse, read_config
 from sea_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/tldr.py:size=6.9b.")

@@ -10,10 +10,11 @@ from ml_collections import ConfigDict, config_flags
 
 from launch import flops, hlo, topology
 from launch.steps import Experiment, Step, device_bytes
-from sea_jax.command import fail, parse, read_config
+from sea_jax.config.flags import fail, parse, read_config
 from sea_jax.errors import InputError
 from sea_jax.methods import METHODS
 from sea_jax.models.remat import POLICIES
+from sea_jax.types import Config
 
 GIB, MIB = topology.GIB, 2**20
 _HEAD = "  {:<10}{:>9}{:>11}{:>13}{:>9}{:>6}{:>9}{:>11}{:>11}"
@@ -58,7 +59,7 @@ class Plan:
     """An experiment on a topology: bytes a device, by name of what is resident and by program."""
 
     topology: topology.Topology
-    config: ConfigDict
+    config: Config
     resident: dict[str, int]
     programs: dict[str, Program]
 
@@ -81,7 +82,7 @@ class Plan:
         return all(self.needed(name) <= self.usable for name in self.programs)
 
 
-def make_plan(config: ConfigDict, where: topology.Topology, names: tuple[str, ...] = ()) -> Plan:
+def make_plan(config: Config, where: topology.Topology, names: tuple[str, ...] = ()) -> Plan:
     """Compiles programs for a topology.
 
     Args:
@@ -123,7 +124,11 @@ def compile_step(experiment: Experiment, step: Step, where: topology.Topology) -
     )
 
 
-def with_mesh(config: ConfigDict, count: int, tensor: int | None = None) -> ConfigDict:
+def _copy(config: Config) -> Config:
+    return ConfigDict(config.to_dict())
+
+
+def with_mesh(config: Config, count: int, tensor: int | None = None) -> Config:
     """A copy of the config whose mesh has `count` devices: its own if that does, else fsdp first.
 
     Prompts are shared by data · fsdp devices, so that there are at most as many of these as prompts; the rest
@@ -134,7 +139,7 @@ def with_mesh(config: ConfigDict, count: int, tensor: int | None = None) -> Conf
         count: devices.
         tensor: size of that axis; None: as said.
     """
-    config = ConfigDict(config.to_dict())
+    config = _copy(config)
     if tensor is None and math.prod(config.mesh.values()) == count:
         return config
     B = config.train.batch_size
@@ -214,7 +219,7 @@ def growth(plans: list[Plan]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def search(config: ConfigDict, where: topology.Topology) -> Plan | None:
+def search(config: Config, where: topology.Topology) -> Plan | None:
     """The mesh, micro-batches and remat that fit, of the least communication and recomputation.
 
     Meshes are tried from tensor=1 up. On each, the largest micro-batches that fit are looked for under the
@@ -234,14 +239,14 @@ def search(config: ConfigDict, where: topology.Topology) -> Plan | None:
     return None
 
 
-def meshes(config: ConfigDict, count: int) -> list[ConfigDict]:
+def meshes(config: Config, count: int) -> list[Config]:
     """Every tensor axis that leaves at most as many devices to share prompts as there are prompts."""
     B = config.train.batch_size
     sizes = [t for t in range(1, count + 1) if count % t == 0 and B % (count // t) == 0]
     return [with_mesh(config, count, t) for t in sizes]
 
 
-def _fit(config: ConfigDict, where: topology.Topology) -> Plan | None:
+def _fit(config: Config, where: topology.Topology) -> Plan | None:
     config.policy.remat = "full"
     if not make_plan(config, where, names=("features",)).fits:
         print(f"  tensor={config.mesh.tensor}: too much is resident", flush=True)
@@ -258,7 +263,7 @@ def _fit(config: ConfigDict, where: topology.Topology) -> Plan | None:
     return make_plan(config, where)
 
 
-def _shrink(config: ConfigDict, where: topology.Topology, name: str, part: Any) -> bool:
+def _shrink(config: Config, where: topology.Topology, name: str, part: Any) -> bool:
     """Sets the largest micro-batch under which a program fits."""
     B, shards = config.train.batch_size, config.mesh.data * config.mesh.fsdp
     for size in sorted((n for n in range(shards, B + 1, shards) if B % n == 0), reverse=True):
@@ -268,7 +273,7 @@ def _shrink(config: ConfigDict, where: topology.Topology, name: str, part: Any) 
     return False
 
 
-def _tried(config: ConfigDict, where: topology.Topology, name: str) -> bool:
+def _tried(config: Config, where: topology.Topology, name: str) -> bool:
     plan = make_plan(config, where, names=(name,))
     batch = {"train": config.train, "generate": config.sampler}[name].micro_batch
     print(
@@ -303,7 +308,7 @@ def main(argv: list[str]) -> None:
     raise SystemExit(0 if all(plan.fits for plan in plans) else 1)
 
 
-def _told(config: ConfigDict, where: topology.Topology) -> Plan:
+def _told(config: Config, where: topology.Topology) -> Plan:
     if not _SEARCH.value:
         plan = make_plan(with_mesh(config, where.count), where)
         print(describe(plan), flush=True)

@@ -21,11 +21,13 @@ import ray
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from sea_jax import supervised
-from sea_jax.command import fail, meet, parse, prepare_jax, read_config
-from sea_jax.config import validate_parts
+from sea_jax.actors import ray_pool, ray_workers
+from sea_jax.config.flags import fail, parse, read_config
+from sea_jax.config.validate import validate_parts
 from sea_jax.errors import InputError, ServiceError
-from sea_jax.runtime import ray_pool, ray_workers
+from sea_jax.experiment import finetune as supervised
+from sea_jax.runtime.process import meet, prepare_jax
+from sea_jax.types import Config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.", required=True)
@@ -51,11 +53,11 @@ class Learner:
 
     def run(self, fields: dict[str, Any], workdir: str, coordinator: str, count: int, index: int) -> str:
         """What `experiment.run` says."""
-        config = ConfigDict(fields)
+        config: Config = ConfigDict(fields)
         prepare_jax(config, workdir)
         if count > 1:
             meet(coordinator, count, index)
-        from sea_jax import experiment
+        from sea_jax.experiment import run as experiment
 
         return experiment.run(config, workdir)
 
@@ -80,7 +82,7 @@ def main(argv: list[str]) -> None:
         ray.shutdown()
 
 
-def _run(config: ConfigDict) -> str:
+def _run(config: Config) -> str:
     """What the main learner says at the end."""
     count, bound = _LEARNERS.value, config.ray.timeout_s
     resources = ray_pool.Resources(_LEARNER_CPUS.value, _LEARNER_GPUS.value)

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from sea_jax import models, train
-from sea_jax.config import validate_compute
+from sea_jax.config.validate import validate_compute
 from sea_jax.ensemble import features, pair_encoder
 from sea_jax.errors import InputError
 from sea_jax.methods import METHODS
@@ -26,11 +26,11 @@ from sea_jax.models import convert, sizes
 from sea_jax.models.generate import make_sampler
 from sea_jax.models.params import cast_matrices
 from sea_jax.oracles import reward_model
-from sea_jax.runtime.mesh import AXES, BATCH, batch_shards
+from sea_jax.runtime.mesh import AXES, batch_shards
 from sea_jax.runtime.sharding import checked_specs, gathering
 from sea_jax.state import init_state
 from sea_jax.tasks import mini_tldr
-from sea_jax.types import PreferenceBatch, PromptBatch, SeaState
+from sea_jax.types import BATCH_AXES, PreferenceBatch, PromptBatch, SeaState
 
 NAMES = ("train", "generate", "pool", "score", "features", "oracle")
 
@@ -288,7 +288,7 @@ class Experiment:
     def _split(self, tree: Any) -> Any:
         """As `mesh.split`."""
         shards = batch_shards(self.mesh)
-        spec = lambda x: PartitionSpec(BATCH) if x.shape[0] % shards == 0 else PartitionSpec()  # noqa: E731
+        spec = lambda x: PartitionSpec(BATCH_AXES) if x.shape[0] % shards == 0 else PartitionSpec()  # noqa: E731
         put = lambda x: x.update(sharding=NamedSharding(self.mesh, spec(x)))  # noqa: E731
         return jax.tree.map(put, tree)
 

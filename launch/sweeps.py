@@ -11,12 +11,12 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from sea_jax import config as config_lib
-from sea_jax import sweep as sweeps
-from sea_jax.command import config_mistake
+from sea_jax.config import validate as config_lib
+from sea_jax.config.flags import config_mistake
 from sea_jax.errors import InputError
 from sea_jax.methods import METHODS
-from sea_jax.sweep import Sweep, Unit
+from sea_jax.report import sweep as sweeps
+from sea_jax.report.sweep import Sweep, Unit
 
 # Fields that a sweep sets for each unit, and what says them instead. It also counts seed and oracle seed on.
 TAKEN = {"methods": "--methods", "num_seeds": "--seeds", "progress": "to leave it out, as units have logs"}

@@ -5,7 +5,7 @@
     python -m launch.xm_sweep --config=configs/quickstart.py --seeds=2    # the same, in its environment
 
 On this machine and without containers: XManager's `xm_local` starts `python -m sea_jax.main` for every unit,
-one after the other unless --parallel says more. sea_jax/sweep.py has the layout of the folder, --root. The
+one after the other unless --parallel says more. sea_jax/report/sweep.py describes --root. The
 first unit of a size trains the parts that its runs share. Called again, the command runs what has not
 finished; seeds, methods and sizes may be added. It ends with what `python -m sea_jax.report <root>` shows at
 any time, and with status 1 if a run failed.
@@ -28,7 +28,7 @@ if str(ROOT) not in sys.path:  # `xmanager launch` imports this file by itself, 
     sys.path.append(str(ROOT))
 
 from launch import environments  # noqa: E402
-from sea_jax.command import config_mistake, fail, read_config  # noqa: E402
+from sea_jax.config.flags import config_mistake, fail, read_config  # noqa: E402
 
 if __name__ == "__main__":
     environments.xmanager_launch(__file__, sys.argv[1:])
@@ -42,9 +42,9 @@ from ml_collections import config_flags  # noqa: E402
 from xmanager import xm, xm_local  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from launch import sweeps  # noqa: E402
-from sea_jax import report  # noqa: E402
 from sea_jax.errors import InputError  # noqa: E402
-from sea_jax.sweep import Sweep, Unit  # noqa: E402
+from sea_jax.report import report  # noqa: E402
+from sea_jax.report.sweep import Sweep, Unit  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/tldr.py:size=1b.")
 _METHODS = flags.DEFINE_list("methods", None, "Rows of sea_jax.methods.METHODS; else the config's.")

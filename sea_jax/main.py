@@ -5,8 +5,9 @@ import re
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sea_jax.command import fail, meet, parse, prepare_jax, read_config
+from sea_jax.config.flags import fail, parse, read_config
 from sea_jax.errors import InputError, ServiceError
+from sea_jax.runtime.process import meet, prepare_jax
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.", required=True)
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
     config = read_config(_CONFIG)
     prepare_jax(config, _WORKDIR.value)
     _join()
-    from sea_jax import experiment
+    from sea_jax.experiment import run as experiment
 
     try:
         print((experiment.prepare if _PREPARE.value else experiment.run)(config, _WORKDIR.value))

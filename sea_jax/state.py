@@ -6,12 +6,12 @@ import optax
 
 from sea_jax.ensemble import experience as buffer
 from sea_jax.ensemble import heads
-from sea_jax.types import Array, Params, PolicyState, SampleKeys, SeaState, StepKeys
+from sea_jax.types import Array, Config, Params, PolicyState, SampleKeys, SeaState, StepKeys
 
 _FIRST_SHARE = 0.2  # of the rate, where a warm-up begins
 
 
-def policy_optimizer(config) -> optax.GradientTransformationExtraArgs:
+def policy_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     """Adam, gradients clipped by their global norm; its `update` also takes num_queries=[] int32.
 
     Args:
@@ -31,7 +31,7 @@ def policy_optimizer(config) -> optax.GradientTransformationExtraArgs:
     )
 
 
-def learning_rate(config) -> optax.Schedule:
+def learning_rate(config: Config) -> optax.Schedule:
     """The rate by oracle queries: a linear warm-up, then constant, or half a cosine down to 0.
 
     Queries and not steps, since clashes and synthetic pairs make the number of steps unforeseeable:

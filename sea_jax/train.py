@@ -25,21 +25,21 @@ from ml_collections import FrozenConfigDict
 from tqdm import tqdm
 
 from sea_jax import algorithm, evaluate, models
-from sea_jax.assets import Assets
+from sea_jax.actors.actor import Proposal, Proposer
+from sea_jax.actors.sampler import new_version, sample_now
 from sea_jax.ensemble import heads
+from sea_jax.experiment.assets import Assets
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS, Method
 from sea_jax.oracles import protocol
 from sea_jax.oracles.labels import Labeller, Labels
-from sea_jax.proposals import Proposal, Proposer
 from sea_jax.runtime import mesh as mesh_lib
-from sea_jax.runtime import samplers
 from sea_jax.runtime.mesh import fetch
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.progress import bar as progress_bar
 from sea_jax.runtime.sharding import gathering
 from sea_jax.state import init_state, policy_optimizer, step_keys
-from sea_jax.types import Array, Candidates, Duel, PreferenceBatch, PromptBatch
+from sea_jax.types import Array, Candidates, Config, Duel, PreferenceBatch, PromptBatch
 
 
 class Step(NamedTuple):
@@ -53,7 +53,7 @@ class Step(NamedTuple):
 class Run:
     """One method on one seed: the compiled functions, and the loop around them."""
 
-    def __init__(self, config, assets: Assets, method: str, replicate: int, folder: Path):
+    def __init__(self, config: Config, assets: Assets, method: str, replicate: int, folder: Path):
         self.config, self.assets, self.folder = config, assets, folder
         self.method: Method = METHODS[method]
         self.name = f"{method} seed {config.seed + replicate}"
@@ -73,7 +73,7 @@ class Run:
             family=assets.family_heads if config.ensemble.prior == "pretrained" else None,
         )  # fmt: skip
         self.state = mesh_lib.settle(assets.mesh, state)
-        self.policy = samplers.versioned(self.state.policy.params)
+        self.policy = new_version(self.state.policy.params)
         self.ahead: deque[Proposal] = deque()  # of steps that did not learn yet, by the policy of then
         self.online_wins = self.online_responses = 0.0
 
@@ -132,7 +132,7 @@ class Run:
             batch = batch._replace(y_ref_tokens=y_ref.tokens, y_ref_mask=y_ref.mask)
         batch = mesh_lib.split(self.assets.mesh, batch)
         self.state, metrics = update(self.learner, self.state, self.assets.ref_params, batch)  # 9, 10
-        self.policy = samplers.versioned(self.state.policy.params)
+        self.policy = new_version(self.state.policy.params)
         metrics |= proposal.metrics | self._online(prompts, texts, shown) | self.labeller.metrics()
         if self.method.active:
             metrics["duel/distinct_responses"] = count_distinct(candidates)
@@ -144,7 +144,7 @@ class Run:
     def _sampler(self, num_responses: int, temperature: float) -> Callable[..., models.Responses]:
         """(tokens [B, L], mask, key) -> Responses [B, num_responses, T] of the latest policy."""
         return functools.partial(
-            samplers.generate, self.assets.sampler, self.policy,
+            sample_now, self.assets.sampler, self.policy,
             num_responses=num_responses, temperature=temperature,
         )  # fmt: skip
 

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import jax
 
 Array = jax.Array
+BATCH_AXES = ("data", "fsdp")  # mesh axes that prompts are split along
 Params = Any  # a nested dict of arrays
+Config = Any  # an ml_collections.ConfigDict; sea_jax/config holds its fields
 
 
 class StepKeys(NamedTuple):

@@ -17,7 +17,7 @@ import time
 import numpy as np
 from helpers import ROOT
 
-from sea_jax.oracles import wire
+from sea_jax.oracles import messages as wire
 from sea_jax.oracles.bradley_terry import preference
 from sea_jax.tasks import mini_tldr_grammar as grammar
 
@@ -38,7 +38,7 @@ def comparisons(size, seed=0):
 
 
 class Service:
-    """`python -m sea_jax.runtime.oracle_service` in a process group of its own."""
+    """`python -m sea_jax.serve.oracle_service` in a process group of its own."""
 
     def __init__(self, *flags, port=None, host="127.0.0.1", token=None):
         self.port = port or free_port()
@@ -48,7 +48,7 @@ class Service:
         if token:
             env[wire.TOKEN] = token
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sea_jax.runtime.oracle_service", f"--port={self.port}", f"--host={host}", *flags],
+            [sys.executable, "-m", "sea_jax.serve.oracle_service", f"--port={self.port}", f"--host={host}", *flags],
             cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         self.said, self._lines = [], queue.SimpleQueue()

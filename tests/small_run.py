@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from configs import quickstart
-from sea_jax import assets, models
+from sea_jax import models
+from sea_jax.actors.make import sampler_for
 from sea_jax.ensemble import features
 from sea_jax.evaluate import EvalSet
-from sea_jax.runtime import samplers
-from sea_jax.runtime.mesh import make_mesh, mesh_apart
+from sea_jax.experiment import assets
+from sea_jax.experiment.oracles import make_oracles
+from sea_jax.runtime.mesh import make_mesh, sampling_mesh
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import mini_tldr, protocol
 from sea_jax.tasks import mini_tldr_grammar as grammar
@@ -53,13 +55,13 @@ def small_run(folder, method, width=16, **overrides):
     )  # fmt: skip
     data = EvalSet(posts[:4], *task.encode_prompts(posts[:4]), posts[:4], posts[:4])
     devices = config.sampler.devices
-    mesh = make_mesh(**config.mesh, apart=devices)
-    apart = mesh_apart(mesh, devices) if devices else None
+    mesh = make_mesh(**config.mesh, extra=devices)
+    own_mesh = sampling_mesh(mesh, devices) if devices else None
     params = shard_params(mesh, model, params)
     shared = assets.Assets(
         task=task, model=model, ref_params=params, initial_params=lambda: params, backbone=backbone,
         eval_set=data, pairs=data, pair_features=jnp.zeros((4, 2, 4)), mesh=mesh,
-        oracle=assets.make_oracles(config, mesh),
-        sampler=samplers.make(config, task, model, mesh, apart),
+        oracle=make_oracles(config, mesh),
+        sampler=sampler_for(config, task, model, mesh, own_mesh),
     )  # fmt: skip
     return Run(config, shared, method, 0, folder)

@@ -16,10 +16,12 @@ from helpers import ROOT
 from small_run import small_run
 
 from configs import quickstart
-from sea_jax import assets, experiment, main, models
-from sea_jax import cache as parts
-from sea_jax import config as config_lib
+from sea_jax import main, models
+from sea_jax.config import validate as config_lib
 from sea_jax.errors import InputError
+from sea_jax.experiment import assets
+from sea_jax.experiment import run as experiment
+from sea_jax.pretraining import cache as parts
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.tasks import mini_tldr
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from small_run import small_run
 
-from sea_jax.runtime import samplers
+from sea_jax.actors.make import sampler_for
+from sea_jax.actors.sampler import VersionedParams, new_version, sample_now
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.state import step_keys
 
@@ -22,7 +23,7 @@ def watched(run):
     seen, begin = [], run.assets.sampler.begin
 
     def watch(policy, *rest, **options):
-        kept = samplers.Versioned(jax.tree.map(np.array, policy.params), policy.version)
+        kept = VersionedParams(jax.tree.map(np.array, policy.params), policy.version)
         pending = begin(policy, *rest, **options)
         if options["num_responses"] > 1:
             seen.append((kept, pending()))
@@ -62,9 +63,9 @@ def test_a_step_learns_from_the_policy_of_so_many_steps_before(tmp_path, stalene
         of = learned[max(t - staleness, 0)]
         jax.tree.map(np.testing.assert_array_equal, seen[t][0].params, of)
         prompts, _ = run.proposer.receive(t)
-        again = samplers.generate(
-            samplers.make(run.config, run.assets.task, run.assets.model, run.assets.mesh),
-            samplers.versioned(of), prompts.tokens, prompts.mask, step_keys(run.state.key, t).sample,
+        again = sample_now(
+            sampler_for(run.config, run.assets.task, run.assets.model, run.assets.mesh),
+            new_version(of), prompts.tokens, prompts.mask, step_keys(run.state.key, t).sample,
             num_responses=2, temperature=run.config.train.temperature,
         )  # fmt: skip
         np.testing.assert_array_equal(again.tokens, seen[t][1].tokens)
@@ -110,10 +111,10 @@ def main():
     from sea_jax.errors import InputError
     from sea_jax.runtime.mesh import make_mesh
 
-    make_mesh(data=2, apart=2)
+    make_mesh(data=2, extra=2)
     assert jax.device_count() == 4
     with pytest.raises(InputError, match=r"config.sampler.devices=3: valid is a product, and 3 more, of at "):
-        make_mesh(data=2, apart=3)
+        make_mesh(data=2, extra=3)
     for method, staleness in (("sea", 0), ("sea", 1), ("apl", 1), ("xpo", 1)):
         states = []
         for devices in (0, 2):

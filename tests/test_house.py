@@ -123,7 +123,7 @@ def test_pins_agree():
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
 
 
-SIDECAR = ROOT / "sea_jax/runtime/vllm_sidecar.py"  # runs in an environment of its own
+SIDECAR = ROOT / "sea_jax/actors/vllm_sidecar.py"  # runs in an environment of its own
 
 
 def imported(*folders):

@@ -8,8 +8,9 @@ import pytest
 from real_text import posts, small_config, user_files
 
 from configs import tldr, ultrafeedback
-from sea_jax import experiment, models, tasks
+from sea_jax import models, tasks
 from sea_jax.errors import InputError
+from sea_jax.experiment import run as experiment
 from sea_jax.oracles import reward_model
 from sea_jax.runtime.mesh import make_mesh
 from sea_jax.tasks.tokenizer import load_tokenizer

@@ -11,8 +11,8 @@ from helpers import sigmoid
 from small_run import small_run
 
 from configs import quickstart
-from sea_jax import config as config_lib
 from sea_jax import evaluate
+from sea_jax.config import validate as config_lib
 from sea_jax.ensemble import heads
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.oracles import protocol

@@ -21,7 +21,7 @@ from sea_jax.errors import InputError
 from sea_jax.models import Encoder, Responses, marker_states
 from sea_jax.models.params import cast_matrices
 from sea_jax.runtime.mesh import batch_shards, fetch, replicate, split
-from sea_jax.types import Array, Params
+from sea_jax.types import Array, Config, Params
 
 MULTIPLE = 64  # tokens: sequences are filled up to one of these, so that few shapes are compiled
 
@@ -108,7 +108,7 @@ class PairEncoder:
         return functools.reduce(lambda kept, marker: kept.replace(marker, ""), self._markers, text)
 
 
-def load(config, decode: Decode, mesh: Mesh) -> PairEncoder:
+def load(config: Config, decode: Decode, mesh: Mesh) -> PairEncoder:
     """The encoder of a Hugging Face folder or hub name; its head, as PairRM's, is left out.
 
     Args:

@@ -17,10 +17,9 @@ from sea_jax.errors import InputError
 from sea_jax.models.deberta import DebertaConfig, Encoder
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.llama import LlamaConfig
-from sea_jax.models.params import Param
+from sea_jax.models.params import Param, View
 from sea_jax.models.pythia import PythiaConfig
 from sea_jax.models.reward import GatedRewardConfig, RewardConfig, RewardModel
-from sea_jax.runtime.weight_sync import View
 from sea_jax.types import Params
 
 Config = DebertaConfig | LlamaConfig | PythiaConfig | RewardConfig

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sea_jax.models.layers import Prefix
 from sea_jax.models.params import cast_matrices
 from sea_jax.models.remat import checkpointed
-from sea_jax.types import Array, Params
+from sea_jax.types import Array, Config, Params
 
 
 class Decoder(nn.Module):
@@ -21,7 +21,7 @@ class Decoder(nn.Module):
     compile time does not grow with depth; only `generate` walks the layers one by one.
     """
 
-    config: Any
+    config: Config
     gather: Any = None  # a mesh.Gather, where devices hold parts of the parameters
 
     if TYPE_CHECKING:  # Flax's annotations leave these open

@@ -5,14 +5,13 @@ References:
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sea_jax.types import Array
+from sea_jax.types import Array, Config
 
 _MASKED = -1e30  # finite: a row of padding alone must not become NaN
 
@@ -48,7 +47,7 @@ def relative_index(length: int, span: int, buckets: int = -1, max_distance: int 
 class DisentangledAttention(nn.Module):
     """Content to content, content to position and position to content; He et al. (2021a), Eq. 4."""
 
-    config: Any  # a DebertaConfig
+    config: Config  # a DebertaConfig
 
     @nn.compact
     def __call__(self, x: Array, mask: Array, relative: Array | None, index: Array | None) -> Array:

@@ -1,6 +1,7 @@
 """The sampler: M responses to each prompt, the prompt read once (Alg. 2, line 4)."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,8 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.layers import Past, Prefix
 from sea_jax.models.params import cast_matrices
-from sea_jax.runtime.mesh import BATCH, batch_shards
-from sea_jax.types import Array, Params
+from sea_jax.types import BATCH_AXES, Array, Params
 
 
 class Responses(NamedTuple):
@@ -23,8 +23,8 @@ class Responses(NamedTuple):
     logprobs: Array  # [B, M, T] f32 nats at the sampling temperature, 0 on padding
 
 
-class Part(NamedTuple):
-    """Some rows of a larger batch, each answered as it would be there: whoever else samples the others."""
+class BatchSlice(NamedTuple):
+    """A slice of a larger batch; its draws equal those of the full batch."""
 
     first: int  # the row of the batch that is row 0 here
     total: int  # rows of the batch
@@ -195,7 +195,7 @@ def generate(
         prompts: [B, L] int32, left-padded.
         prompt_mask: [B, L] bool.
         key: [] key.
-        first, total: of a `Part` of a larger batch that shares the key; total is 0 where these B are all.
+        first, total: of a `BatchSlice`; total is 0 where these B are all.
         num_responses: M.
         max_tokens: T, EOS included.
         temperature: 0 is greedy.
@@ -209,17 +209,18 @@ def generate(
         Responses [B, M, T].
     """
     B = prompts.shape[0]
-    shards = 1 if mesh is None or B % batch_shards(mesh) else batch_shards(mesh)
+    shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = shards if B % shards == 0 else 1
     respond = functools.partial(
         _respond_in_passes, model, at_once=(micro_batch or B) // shards,
         temperature=temperature, eos_id=eos_id, pad_id=pad_id,
     )  # fmt: skip
     if shards > 1:
         # Weights are gathered once, before the first token, and not layer by layer at each.
-        each, rows, by_token = PartitionSpec(), PartitionSpec(BATCH), PartitionSpec(None, BATCH)
+        each, rows, by_token = PartitionSpec(), PartitionSpec(BATCH_AXES), PartitionSpec(None, BATCH_AXES)
         respond = jax.shard_map(
             respond, mesh=mesh, in_specs=(each, rows, rows, by_token), out_specs=rows,
-            axis_names=set(BATCH), check_vma=False,
+            axis_names=set(BATCH_AXES), check_vma=False,
         )  # fmt: skip
     uniforms = jax.random.uniform(key, (max_tokens, total or B, num_responses))
     if total:

@@ -88,3 +88,18 @@ def cast_matrices(params: Any, dtype: Any, prefix: str = "") -> Any:
         return x.astype(dtype) if is_matrix else x
 
     return jax.tree_util.tree_map_with_path(cast, params)
+
+
+class View(NamedTuple):
+    """One tensor in the layout that it is stored in.
+
+    Attributes:
+        name: Hugging Face's.
+        array: any shape and float dtype, C-contiguous.
+        transposed: whether the tensor of that name is its transpose. Transposing belongs to the reader, which
+            copies the tensor anyway.
+    """
+
+    name: str
+    array: np.ndarray
+    transposed: bool

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.params import Param
-from sea_jax.types import Array, Params
+from sea_jax.types import Array, Config, Params
 
 # <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n in Llama 3's vocabulary.
 LLAMA_3_ASSISTANT = (128_009, 128_006, 78_191, 128_007, 271)
@@ -167,7 +167,7 @@ class GatedRewardConfig(RewardConfig):
 class RewardModel(nn.Module):
     """Texts to rewards: r(x, y) is linear in the last token's state."""
 
-    config: Any
+    config: Config
     gather: Any = None  # as a Decoder's
 
     if TYPE_CHECKING:  # Flax's annotations leave these open

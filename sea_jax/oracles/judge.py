@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sea_jax.errors import InputError, ServiceError
+from sea_jax.oracles.patience import Pace, Retry, in_order, persist
 from sea_jax.oracles.protocol import Answers
 from sea_jax.oracles.remote import Bounds, Share
-from sea_jax.runtime.patience import Pace, Retry, in_order, persist
 
 # Fig. 10, word for word; the quotation mark behind "model_identifier, which the figure lacks, is put in.
 TEMPLATE = """\

@@ -1,4 +1,4 @@
-"""An oracle behind a wire: the client of sea_jax.runtime.oracle_service."""
+"""An oracle behind a wire: the client of sea_jax.serve.oracle_service."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import httpx2
 import numpy as np
 
 from sea_jax.errors import InputError, ServiceError
-from sea_jax.oracles import wire
-from sea_jax.runtime.patience import Retry, in_order, persist
+from sea_jax.oracles import messages as wire
+from sea_jax.oracles.patience import Retry, in_order, persist
 
 Share = Callable[[Callable[[], np.ndarray], np.ndarray], np.ndarray]  # (compute, like) -> what compute gives
 _CONNECT = 5.0  # seconds; a host that is there answers sooner

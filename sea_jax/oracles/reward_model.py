@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.runtime.mesh import batch_shards, fetch, split
 from sea_jax.runtime.sharding import gathering, shard_params
 from sea_jax.tasks.tokenizer import Tokenizer, load_tokenizer
-from sea_jax.types import Params
+from sea_jax.types import Config, Params
 
 Encode = Callable[[Sequence[str], Sequence[str]], list[list[int]]]
 _SHORTEST = 16  # tokens of the shortest bucket
@@ -122,7 +121,7 @@ def score_fn(model: RewardModel) -> Callable[..., jax.Array]:
     return jax.jit(lambda params, *batch: model.apply({"params": model.ends(params)}, *batch)[:, 0])
 
 
-def load(config: Any, mesh: Mesh) -> RewardModelOracle:
+def load(config: Config, mesh: Mesh) -> RewardModelOracle:
     """The oracle that config.oracle describes.
 
     Args:

@@ -1,1 +1,1 @@
-"""What a run stands on: metrics."""
+"""Devices, the arrays on them, and the files and progress bars of a run."""

@@ -16,12 +16,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sea_jax.errors import InputError, ServiceError
+from sea_jax.types import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # what prompts are split along
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, apart: int = 0) -> Mesh:
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, extra: int = 0) -> Mesh:
     """The first data · fsdp · tensor devices.
 
     A CPU is one device unless JAX is told otherwise before its first computation, as this does. Two of two
@@ -29,27 +29,27 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, apart: int = 0) -> 
 
     Args:
         data, fsdp, tensor: sizes of the axes.
-        apart: further devices that must be there, for `mesh_apart`.
+        extra: further devices that must be there, for `sampling_mesh`.
 
     Raises:
         InputError: if there are fewer.
     """
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     count = math.prod(sizes.values())
-    if count + apart > 1:
+    if count + extra > 1:
         with contextlib.suppress(RuntimeError):  # JAX has begun: then with the devices it has
-            jax.config.update("jax_num_cpu_devices", count + apart)
+            jax.config.update("jax_num_cpu_devices", count + extra)
     devices = jax.devices()
-    if count + apart > len(devices):
+    if count + extra > len(devices):
         given = ", ".join(f"config.mesh.{axis}={size}" for axis, size in sizes.items())
-        given += f", config.sampler.devices={apart}" if apart else ""
-        valid = "a product of 1" if not apart else f"a product, and {apart} more, of at least {apart + 1}"
+        given += f", config.sampler.devices={extra}" if extra else ""
+        valid = "a product of 1" if not extra else f"a product, and {extra} more, of at least {extra + 1}"
         kind = devices[0].platform
         raise InputError(f"{given}: valid is {valid} to {len(devices)}, the {kind} devices here")
     return _mesh(devices[:count], *sizes.values())
 
 
-def mesh_apart(mesh: Mesh, count: int) -> Mesh:
+def sampling_mesh(mesh: Mesh, count: int) -> Mesh:
     """The `count` devices that come after those of a mesh, which share batches and hold parameters whole."""
     return _mesh(jax.devices()[mesh.size : mesh.size + count], count, 1, 1)
 
@@ -60,7 +60,7 @@ def _mesh(devices: Sequence[Any], *sizes: int) -> Mesh:
 
 def batch_shards(mesh: Mesh) -> int:
     """How many parts a batch is split into."""
-    return math.prod(mesh.shape[axis] for axis in BATCH)
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
@@ -78,7 +78,7 @@ def split(mesh: Mesh, tree: Any) -> Any:
     """Every array split along its first axis; whole on each device where that does not divide."""
 
     def put(x: Any) -> jax.Array:
-        spec = PartitionSpec(BATCH) if x.shape[0] % batch_shards(mesh) == 0 else PartitionSpec()
+        spec = PartitionSpec(BATCH_AXES) if x.shape[0] % batch_shards(mesh) == 0 else PartitionSpec()
         return put_on(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, tree)

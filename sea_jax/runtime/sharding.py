@@ -17,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sea_jax.errors import InputError
 from sea_jax.models.params import cast_matrices
-from sea_jax.runtime.mesh import BATCH, put_on
+from sea_jax.runtime.mesh import put_on
+from sea_jax.types import BATCH_AXES, Config
 
 # Logical axis -> mesh axis; axes that are not here lie whole on every device.
 RULES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
@@ -78,7 +79,7 @@ class Gather:
     """
 
     mesh: Mesh
-    config: Any  # of a decoder
+    config: Config  # of a decoder
 
     def layer(self, params: Any) -> Any:
         """One layer's parameters, where the scan over the layers comes to it."""
@@ -96,7 +97,7 @@ class Gather:
             if prefix + path not in rows:  # a reward's head, of a column or two
                 return x
             parts = [RULES.get(axis) if axis else None for axis in rows[prefix + path]]
-            for axes in (parts, [None if axis in BATCH else axis for axis in parts]):
+            for axes in (parts, [None if axis in BATCH_AXES else axis for axis in parts]):
                 x = jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
             return x
 

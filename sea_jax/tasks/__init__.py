@@ -4,11 +4,12 @@ from pathlib import Path
 
 from sea_jax.tasks.protocol import Task
 from sea_jax.tasks.text import DEFAULTS as TEXT
+from sea_jax.types import Config
 
 NAMES = ("mini_tldr", *TEXT)
 
 
-def load(config, cache: Path) -> Task:
+def load(config: Config, cache: Path) -> Task:
     """The task that config.task names.
 
     Args:

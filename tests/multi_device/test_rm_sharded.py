@@ -23,8 +23,8 @@ def main(axes):
     from helpers import rewarder
     from ml_collections import ConfigDict
 
-    from sea_jax import rm
     from sea_jax.oracles.reward_model import RewardModelOracle
+    from sea_jax.pretraining import rm
     from sea_jax.runtime.mesh import make_mesh
     from sea_jax.tasks.preferences import Pair
 

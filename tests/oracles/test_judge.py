@@ -12,8 +12,10 @@ from helpers import sigmoid
 from scipy import stats
 from services import Http, Judging, completion
 
+from sea_jax.config.validate import _validate_remote_oracle
 from sea_jax.errors import InputError, ServiceError
-from sea_jax.oracles import connect, protocol
+from sea_jax.experiment.oracles import _remote_oracles
+from sea_jax.oracles import protocol
 from sea_jax.oracles.judge import TEMPLATE, Judge, Prices, is_swapped, read_margin
 from sea_jax.oracles.labels import Labeller
 from sea_jax.oracles.remote import Bounds
@@ -282,14 +284,14 @@ def config(**fields):
 def test_a_mistake_is_found_before_training():
     share = lambda compute, size: compute()  # noqa: E731
     with Http(judging := Judging()) as server:
-        make = connect.oracles(config(base_url=f"{server.url}/v1"), share)
+        make = _remote_oracles(config(base_url=f"{server.url}/v1"), share)
         assert len(judging.seen) == 1
         oracle = make(5)
         assert isinstance(oracle, protocol.PartialOracle) and not hasattr(oracle, "rewards")
         assert oracle.metrics()["oracle/calls"] == 0
     mute = Judging(spoil=lambda n, good: [])
     with Http(mute) as server, pytest.raises(ServiceError, match='no log-probs of "0" or "1" in its answer'):
-        connect.oracles(config(base_url=f"{server.url}/v1"), share)
+        _remote_oracles(config(base_url=f"{server.url}/v1"), share)
 
 
 @pytest.mark.parametrize(
@@ -310,13 +312,13 @@ def test_a_mistake_is_found_before_training():
 )  # fmt: skip
 def test_fields_that_cannot_work(fields, said):
     with pytest.raises(InputError) as error:
-        connect.validate(config(**fields))
+        _validate_remote_oracle(config(**fields))
     assert said in str(error.value)
 
 
 def test_a_judge_has_no_rewards_for_the_ceiling():
     wanted = config()
-    connect.validate(wanted)
+    _validate_remote_oracle(wanted)
     wanted.methods = ("passive", "ceiling")
     with pytest.raises(InputError, match=r"config\.methods='ceiling': valid with an oracle that has rewards"):
-        connect.validate(wanted)
+        _validate_remote_oracle(wanted)

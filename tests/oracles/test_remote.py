@@ -9,7 +9,7 @@ from helpers import sigmoid
 from services import Http, free_port, oracle_http
 
 from sea_jax.errors import InputError, ServiceError
-from sea_jax.oracles import wire
+from sea_jax.oracles import messages as wire
 from sea_jax.oracles.labels import Labeller
 from sea_jax.oracles.remote import Bounds, RemoteOracle
 

@@ -10,7 +10,8 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from real_text import byte_tokenizer, posts, user_files
 
-from sea_jax import experiment, models
+from sea_jax import models
+from sea_jax.experiment import run as experiment
 from sea_jax.models import LlamaConfig
 from sea_jax.oracles import reward_model
 from sea_jax.runtime.mesh import make_mesh

@@ -1,0 +1,115 @@
+"""What every run of an experiment shares: task, starting policy, frozen backbone, evaluation sets."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from sea_jax.actors.make import sampler_for
+from sea_jax.actors.sampler import Sampler, new_version, sample_now
+from sea_jax.config.validate import needs_family
+from sea_jax.ensemble import features, pair_encoder
+from sea_jax.evaluate import EvalSet, greedy_responses
+from sea_jax.experiment.oracles import make_oracles
+from sea_jax.models import Decoder
+from sea_jax.models.params import cast_matrices
+from sea_jax.pretraining.policy import load_policy, trained_policy
+from sea_jax.pretraining.ranker import Ranker
+from sea_jax.runtime.mesh import fetch, make_mesh, sampling_mesh
+from sea_jax.tasks.protocol import Task
+from sea_jax.types import Config, Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Assets:
+    """Built once, read by all runs; only the oracle differs between seeds."""
+
+    task: Task
+    model: Decoder
+    ref_params: Params  # matrices in the precision that the model computes in
+    initial_params: Callable[[], Params]  # θ⁰ in f32, read anew at each call
+    backbone: features.Extractor
+    eval_set: EvalSet
+    pairs: EvalSet  # pairs of SFT samples on the tuning split: `sft` and `references` are the two
+    pair_features: jax.Array  # [N, 2, E] f32
+    mesh: Mesh
+    oracle: Callable[[int], Any]  # oracle seed -> the preference oracle
+    sampler: Sampler
+    family_heads: Params | None = None  # leaves [P, ...]; None where no method draws its prior from them
+
+
+def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
+    """Builds or reads everything that runs share.
+
+    Args:
+        config: the experiment's config.
+        cache_folder: of trained parts, each under a fingerprint of the config fields it depends on.
+        task: prompts and their tokenizer.
+
+    Returns:
+        Assets on the config's mesh.
+    """
+    mesh = make_mesh(**config.mesh, extra=config.sampler.devices)
+    own_mesh = sampling_mesh(mesh, config.sampler.devices) if config.sampler.devices else None
+    oracle = make_oracles(config, own_mesh or mesh)  # first: one out of reach is found out before training
+    folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
+    model, params = load_policy(config, folder, mesh)
+    ref_params = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)
+    backbone, family_heads = _backbone(config, cache_folder, task, model, params, mesh)
+    del params
+
+    sampler = sampler_for(config, task, model, mesh, own_mesh)
+    sample = functools.partial(sample_now, sampler, new_version(ref_params))
+    eval_set = _eval_set(config, task, functools.partial(sample, num_responses=1, temperature=0.0))
+    sample = functools.partial(sample, num_responses=2, temperature=config.train.temperature)
+    pairs, pair_features = _heldout_pairs(config, task, sample, backbone)
+    return Assets(
+        task=task, model=model, ref_params=ref_params,
+        initial_params=lambda: load_policy(config, folder, mesh)[1],
+        backbone=backbone, family_heads=family_heads, eval_set=eval_set, pairs=pairs,
+        pair_features=pair_features, mesh=mesh, oracle=oracle, sampler=sampler,
+    )  # fmt: skip
+
+
+def train_parts(config: Config, cache_folder: Path, task: Task) -> None:
+    """Trains those parts that `prepare` would not find; the arguments are its own."""
+    mesh = make_mesh(**config.mesh)
+    folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
+    if config.backbone.kind == "ranker":
+        _backbone(config, cache_folder, task, *load_policy(config, folder, mesh), mesh)
+
+
+def _backbone(
+    config: Config, folder: Path, task: Task, model: Decoder, params: Params, mesh: Mesh
+) -> tuple[features.Extractor, Params | None]:
+    """The frozen backbone, and the heads of the prior where a method draws from them."""
+    if config.backbone.kind == "encoder":
+        return pair_encoder.load(config.encoder, task.decode, mesh), None
+    ranker = Ranker(config, folder, task, model, params, mesh)
+    drawn = any(needs_family(config, method) for method in config.methods)
+    return ranker.backbone, ranker.family_heads if drawn else None
+
+
+def _eval_set(config: Config, task: Task, sample: Callable) -> EvalSet:
+    n = config.eval.num_prompts
+    prompts = task.prompts[config.eval.split][:n]
+    tokens, mask = task.encode_prompts(prompts)
+    greedy, _ = greedy_responses(task, sample, tokens, mask, config.eval.batch_size)
+    return EvalSet(prompts, tokens, mask, task.references[config.eval.split][:n], greedy)
+
+
+def _heldout_pairs(
+    config: Config, task: Task, sample: Callable, backbone: features.Extractor
+) -> tuple[EvalSet, jax.Array]:
+    """Two samples of π_sft on each tuning prompt, and their features."""
+    prompts = task.prompts["tuning"][: config.eval.num_pairs]
+    tokens, mask = task.encode_prompts(prompts)
+    out = sample(tokens, mask, jax.random.key(7))
+    pair_features = backbone(prompts, tokens, mask, out)
+    texts = task.decode(*fetch((out.tokens, out.mask)))
+    first, second = (tuple(row[i] for row in texts) for i in (0, 1))
+    return EvalSet(prompts, tokens, mask, second, first), pair_features

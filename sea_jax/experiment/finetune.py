@@ -1,0 +1,118 @@
+"""What stands in a method's place and trains one model: `sft` for users who lack a starting policy, `rm` for
+those who lack a reward model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sea_jax import tasks
+from sea_jax.config import validate as config_lib
+from sea_jax.config.checks import at_least, one_of, require
+from sea_jax.experiment import reward_training
+from sea_jax.methods import METHODS
+from sea_jax.models import Decoder
+from sea_jax.pretraining import policy, sft
+from sea_jax.runtime.mesh import fetch, is_main, make_mesh, split
+from sea_jax.runtime.sharding import shard_params
+from sea_jax.tasks.protocol import SPLITS, Task
+from sea_jax.types import Config, Params
+
+Command = Callable[[Any, Path, Path], str]
+
+
+def command(config: Config) -> Command | None:
+    """What config.methods names, if that is a command: (config, cache, work directory) -> words to print.
+
+    Raises:
+        InputError: where it names another method beside it.
+    """
+    named = [method for method in config.methods if method in COMMANDS]
+    if not named:
+        return None
+    valid = f"one of {sorted(METHODS)}, or {named[0]!r} alone"
+    require(len(config.methods) == 1, "methods", named[0], valid)
+    return COMMANDS[named[0]]
+
+
+def finetune(config: Config, cache: Path, folder: Path) -> str:
+    """Trains config.policy on the task's responses and keeps it in `folder`/policy.
+
+    Args:
+        config: the experiment's; its policy.folder is where training begins, or random weights if empty.
+        cache: folder of what is made once.
+        folder: the work directory.
+
+    Returns:
+        The mean negative log-likelihood of held-out references before and after, in words.
+
+    Raises:
+        InputError: on a policy or a task that cannot work.
+    """
+    config_lib.validate_task(config)
+    task = tasks.load(config, cache / "task")
+    _check_sft(config, task)
+    config_lib.claim_workdir(config, folder)
+    mesh = make_mesh(**config.mesh)
+    held_out = sft.examples(task, config.eval.split)
+    key = jax.random.key(config.sft.seed)
+    model, params = policy.initial_policy(config, task, key)
+    params = shard_params(mesh, model, params)
+    size = config.eval.batch_size
+    before = heldout_nll(config.sft, model, params, held_out, mesh, size)
+    params = sft.train(config.sft, task, model, key, mesh, config.progress, params)
+    after = heldout_nll(config.sft, model, params, held_out, mesh, size)
+    params = fetch(params)
+    if is_main():
+        policy.save_policy(config, folder / "policy", model, params, task)
+    return (
+        f"nats a token of {len(held_out[0])} {config.eval.split} references: {before:.4f} before, "
+        f"{after:.4f} after {config.sft.steps} steps\npolicy: {folder / 'policy'}"
+    )
+
+
+def _check_sft(config: Config, task: Task) -> None:
+    at_least(config, 1, "eval.batch_size", "mesh.data", "mesh.fsdp", "mesh.tensor")
+    config_lib.validate_sft(config)
+    one_of(config, "eval.split", SPLITS)
+    if config.policy.folder:
+        config_lib.validate_policy(config, task)
+
+
+def heldout_nll(
+    config: Config, model: Decoder, params: Params, data: tuple[np.ndarray, ...], mesh, batch_size: int
+) -> float:
+    """Mean over all tokens of all responses, in nats.
+
+    Args:
+        config: token_chunk.
+        model, params: the policy.
+        data: as `sft.examples`.
+        mesh: its devices share each batch.
+        batch_size: examples at once.
+    """
+
+    @jax.jit
+    def total(params, batch, counted):
+        prompts, prompt_mask, responses, mask = batch
+        mask &= counted[:, None]
+        _, metrics = sft.sft_loss(
+            model, params, (prompts, prompt_mask, responses, mask), 0.0, config.token_chunk
+        )
+        return metrics["sft/response_nll"] * mask.sum(), mask.sum()
+
+    N, nll, tokens = len(data[0]), 0.0, 0
+    for start in range(0, N, batch_size):
+        rows = np.arange(start, start + batch_size)
+        batch = split(
+            mesh, (tuple(x[rows % N] for x in data), rows < N)
+        )  # the last is filled up, not counted
+        part, count = total(params, *batch)
+        nll, tokens = nll + float(part), tokens + int(count)
+    return nll / tokens
+
+
+# Row for row methods.ALONE.
+COMMANDS: dict[str, Command] = {"sft": finetune, "rm": reward_training.run}

@@ -1,0 +1,128 @@
+"""The pairs of `method=rm` on an embedded task: the starting policy's samples, labelled by the oracle.
+
+Eq. 5 is over pairs of a behaviour policy, "typically the supervised fine-tuned policy π_sft".
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sea_jax import models
+from sea_jax.actors.make import sampler_for
+from sea_jax.actors.sampler import new_version, sample_now
+from sea_jax.errors import InputError
+from sea_jax.experiment.oracles import make_oracles
+from sea_jax.models import RewardConfig
+from sea_jax.oracles.labels import Labeller
+from sea_jax.pretraining import policy
+from sea_jax.runtime.mesh import fetch
+from sea_jax.tasks.preferences import Length, Pair
+from sea_jax.tasks.protocol import Task
+from sea_jax.types import Array, Config
+
+
+def load(
+    config: Config, cache: Path, task: Task, length: Length, longest: int, key: Array, mesh: Mesh
+) -> tuple[list[Pair], list[Pair], int]:
+    """Pairs of train prompts and of held-out ones.
+
+    Args:
+        config: rm.num_pairs and eval.num_pairs prompts; train.temperature; oracle and task.oracle_seed.
+        cache: folder of trained parts.
+        task: its prompts.
+        length, longest: as `preferences.load`.
+        key: [] key of the samples.
+        mesh: its devices share each batch.
+
+    Returns:
+        To train on, held out, and how many labels of both were bought.
+
+    Raises:
+        InputError: where the policy has but one response to each prompt.
+    """
+    model, params = policy.load_policy(config, policy_folder(config, cache, task, mesh), mesh)
+    sampler = sampler_for(config, task, model, mesh)
+    sample = functools.partial(
+        sample_now, sampler, new_version(params),
+        num_responses=2, temperature=config.train.temperature,
+    )  # fmt: skip
+    oracle = make_oracles(config, mesh)(config.task.oracle_seed)
+    labeller = Labeller(oracle, config.oracle.labels, config.oracle.flip_probability)
+    found = []
+    sizes = {"train": config.rm.num_pairs, config.eval.split: config.eval.num_pairs}
+    with contextlib.closing(sampler):
+        for i, (split, size) in enumerate(sizes.items()):
+            prompts, own = task.prompts[split][:size], jax.random.fold_in(key, i)
+            drawn = two_responses(task, sample, prompts, config.eval.batch_size, own)
+            duels = distinct(drawn, length, longest)
+            if not duels:
+                raise InputError(
+                    f"config.train.temperature={config.train.temperature}: valid is one at which a policy's "
+                    f"two samples differ; in none of {size} pairs they do"
+                )
+            found.append(label(labeller, duels, 2 * config.rm.seed + i))
+            if not found[-1]:
+                raise InputError(
+                    f"config.oracle.kind={config.oracle.kind!r}: none of {len(duels)} pairs got an answer"
+                )
+    return found[0], found[1], labeller.num_queries
+
+
+def policy_folder(config: Config, cache: Path, task: Task, mesh: Mesh) -> str:
+    """Where the policy is that is sampled: the user's; beside a user's reward model, or none, π_sft."""
+    folder = config.policy.folder
+    if folder and not isinstance(models.read_config(models.find(folder)), RewardConfig):
+        return folder
+    alone: Config = ConfigDict(config.to_dict())
+    alone.policy.folder = ""
+    return policy.trained_policy(alone, cache, task, mesh)
+
+
+def two_responses(task: Task, sample: Callable, prompts: Sequence[str], batch: int, key: Array) -> list[Pair]:
+    """Two samples for each prompt, not yet labelled.
+
+    Args:
+        task: encodes and decodes.
+        sample: (tokens [batch, L], mask, key) -> Responses [batch, 2, T].
+        prompts: N texts.
+        batch: prompts at once; the last batch is filled up, for one shape.
+        key: [] key.
+    """
+    tokens, mask = task.encode_prompts(prompts)
+    texts: list[list[str]] = []
+    for start in range(0, len(tokens), batch):
+        rows = np.arange(start, start + batch) % len(tokens)
+        out = sample(tokens[rows], mask[rows], jax.random.fold_in(key, start))
+        texts += task.decode(*fetch((out.tokens, out.mask)))
+    return [Pair(x, *two) for x, two in zip(prompts, texts, strict=False)]
+
+
+def distinct(drawn: Sequence[Pair], length: Length, longest: int) -> list[Pair]:
+    """Those whose responses differ and are not too long; the others are counted in a log line."""
+    differ = [pair for pair in drawn if pair.chosen != pair.rejected]
+    kept = [pair for pair, n in zip(differ, length(differ), strict=True) if n <= longest]
+    logging.info(
+        "of %d pairs of samples dropped: %d of equal responses, %d over %d tokens",
+        len(drawn), len(drawn) - len(differ), len(differ) - len(kept), longest,
+    )  # fmt: skip
+    return kept
+
+
+def label(labeller: Labeller, duels: Sequence[Pair], seed: int) -> list[Pair]:
+    """Buys a label for each pair, and turns round those whose second response is preferred.
+
+    A pair that the oracle leaves without an answer is left out.
+    """
+    prefers_first, answered = labeller.label(*zip(*duels, strict=True), rng_seed=seed)
+    return [
+        pair if first else Pair(pair.prompt, pair.rejected, pair.chosen)
+        for pair, first, has_label in zip(duels, prefers_first, answered, strict=True)
+        if has_label
+    ]

@@ -1,0 +1,203 @@
+"""Pretraining of the frozen backbone as a ranker under many random rewards.
+
+The paper's backbone is a pretrained 0.4B preference encoder. The miniature's counterpart learns, from
+the starting policy's own samples, to predict many rewards drawn from the task's family at once. The
+oracle's reward is never among them: it has seeds below `SEED_OFFSET`, these have seeds above.
+"""
+
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from sea_jax.ensemble import heads
+from sea_jax.ensemble.features import Backbone, GatedPooling, pooled
+from sea_jax.ensemble.heads import Head
+from sea_jax.models.decoder import Decoder
+from sea_jax.models.generate import Responses
+from sea_jax.runtime.mesh import fetch, replicate, split
+from sea_jax.runtime.progress import bar as progress_bar
+from sea_jax.types import Array, Config, Params
+
+SEED_OFFSET = 1_000_000
+_HEAD_RATE = 3e-3  # of Adam, for heads on frozen features
+_CHUNK = 100  # prompts in one pass of the extractor
+
+
+def regression_loss(
+    model: Decoder, pooling: GatedPooling, params: Params, batch: Any, rewards: Array
+) -> Array:
+    """Mean squared error of reward differences within each prompt, over S rewards.
+
+    Rewards matter up to a constant of the prompt (Eq. 3), so both sides are centred over M.
+
+    Args:
+        model, pooling: modules.
+        params: {"decoder", "pooling", "heads": [E', S]}.
+        batch: prompts [B, L], prompt_mask, tokens [B, M, T], mask.
+        rewards: [B, M, S] f32.
+
+    Returns:
+        [] f32.
+    """
+    predicted = pooled(model, pooling, params, batch) @ params["heads"]
+    centred = lambda r: r - r.mean(1, keepdims=True)  # noqa: E731
+    return jnp.mean((centred(predicted) - centred(rewards)) ** 2)
+
+
+def prior_projection(heads: Array | np.ndarray, width: int, mean_scale: float) -> np.ndarray:
+    """Coordinates in which a standard normal head varies as the pretraining family does.
+
+    The family's heads have a mean w̄ and a covariance C. The reward w·z with w ~ N(0, C) equals
+    v·(C^½ z) with v ~ N(0, I): the first columns are C's leading eigenvectors, scaled by the roots of
+    their eigenvalues. The last is w̄, scaled down: at its full scale this one direction has many times
+    the variance of any other, and so most of a fresh ensemble's disagreement.
+
+    Args:
+        heads: [E', S] f32.
+        width: E ≤ E' + 1, features kept, the last of them the mean's.
+        mean_scale: of the mean's column.
+
+    Returns:
+        [E', E] f32.
+    """
+    heads = fetch(heads).astype(np.float64)
+    mean = heads.mean(1, keepdims=True)
+    values, vectors = np.linalg.eigh((heads - mean) @ (heads - mean).T / heads.shape[1])
+    keep = np.argsort(values)[::-1][: width - 1]
+    scaled = vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0))
+    return np.concatenate([scaled, mean_scale * mean], axis=1).astype(np.float32)
+
+
+def pretrain(
+    config: Config, model: Decoder, policy_params: Params, data: Any, rewards: np.ndarray, key: Array,
+    mesh: Mesh, progress: bool = True,
+) -> Backbone:  # fmt: skip
+    """Trains decoder and pooling together, from the starting policy's weights.
+
+    Args:
+        config: steps, batch_size (prompts), learning_rate, decoder_rate (its share of it),
+            pooled_width E', width E, mean_scale, gate_hidden.
+        model: the policy's module.
+        policy_params: π_sft, where the decoder begins.
+        data: NumPy arrays prompts [N, L], prompt_mask, tokens [N, M, T], mask.
+        rewards: [N, M, S] f32.
+        key: [] key.
+        mesh: its devices share each batch.
+        progress: shows a bar.
+
+    Returns:
+        The frozen backbone; features over `data` have mean 0 and, on average, unit variance.
+    """
+    pooling = GatedPooling(config.pooled_width, model.config.vocab_size, config.gate_hidden)
+    init_key, head_key, order_key = jax.random.split(key, 3)
+    states, ones = jnp.zeros((1, 1, 2, model.config.width)), jnp.ones((1, 1, 1))
+    params = {
+        "decoder": jax.tree.map(jnp.asarray, policy_params),
+        "pooling": pooling.init(init_key, states, ones.astype(int), ones, ones)["params"],
+        "heads": jax.random.normal(head_key, (config.pooled_width, rewards.shape[-1]))
+        * config.pooled_width**-0.5,
+    }
+    params = replicate(mesh, params)
+    optimizer = _optimizer(config)
+
+    @jax.jit
+    def step(params, opt_state, batch, rewards):
+        loss, grads = jax.value_and_grad(lambda p: regression_loss(model, pooling, p, batch, rewards))(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    opt_state = optimizer.init(params)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
+    bar = progress_bar(range(config.steps), "backbone", "step", progress)
+    for i in bar:
+        rows = rng.choice(len(rewards), config.batch_size, replace=False)
+        batch = split(mesh, (tuple(x[rows] for x in data), rewards[rows]))
+        params, opt_state, loss = step(params, opt_state, *batch)
+        if i % 20 == 19 or i == config.steps - 1:
+            if not np.isfinite(float(loss)):
+                raise FloatingPointError(f"backbone loss at step {i + 1}: {loss}, must be finite")
+            bar.set_postfix(mse=f"{float(loss):.3f}", refresh=False)
+    return _freeze(config, model, pooling, params, data)
+
+
+def family_heads(
+    config: Config, hidden: tuple[int, ...], backbone: Backbone, data: Any, rewards: np.ndarray, key: Array
+) -> Params:
+    """Heads that each know one reward of the family: what a run draws its prior φ⁰ from.
+
+    A pretrained ranker knows what people tend to like, though not what these people like. Random heads do
+    not even know the sign. Head p regresses, as the backbone did, on reward p.
+
+    Args:
+        config: num_heads P ≤ S, steps, batch_size (prompts).
+        hidden: widths of a head's hidden layers.
+        backbone: frozen.
+        data: as `pretrain` took it.
+        rewards: [N, M, S] f32.
+        key: [] key.
+
+    Returns:
+        Leaves [P, ...].
+    """
+    P, N = config.num_heads, len(rewards)
+    # To the host one by one: all dispatched at once, each would hold its temporary memory.
+    parts = [fetch(_features(backbone, data, i)) for i in range(0, N, _CHUNK)]
+    features = jnp.asarray(np.concatenate(parts))
+    targets = jnp.asarray(rewards[..., :P]).transpose(2, 0, 1)
+    init_key, order_key = jax.random.split(key)
+    params = heads.init(init_key, Head(hidden), P, features.shape[-1], optax.identity()).params
+    optimizer = optax.adam(optax.cosine_decay_schedule(_HEAD_RATE, config.steps))
+
+    def loss_fn(params, rows):
+        centred = lambda r: r - r.mean(-1, keepdims=True)  # noqa: E731
+        error = centred(heads.rewards(params, features[rows])) - centred(targets[:, rows])
+        return jnp.sum(jnp.mean(error**2, (1, 2)))
+
+    def step(carry, key):
+        params, opt_state = carry
+        rows = jax.random.randint(key, (config.batch_size,), 0, N)
+        updates, opt_state = optimizer.update(jax.grad(loss_fn)(params, rows), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    keys = jax.random.split(order_key, config.steps)
+    train = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), keys)[0][0])
+    return train(params)
+
+
+def _features(backbone: Backbone, data: Any, start: int) -> Array:
+    prompts, mask, tokens, token_mask = (x[start : start + _CHUNK] for x in data)
+    return backbone((), prompts, mask, Responses(tokens, token_mask, jnp.zeros(tokens.shape)))
+
+
+def _optimizer(config: Config) -> optax.GradientTransformation:
+    def adam(rate: float) -> optax.GradientTransformation:
+        warmup = max(config.steps // 20, 1)
+        return optax.adam(optax.warmup_cosine_decay_schedule(0, rate, warmup, config.steps, rate / 20))
+
+    parts: dict[Hashable, optax.GradientTransformation] = {
+        "decoder": adam(config.learning_rate * config.decoder_rate),
+        "pooling": adam(config.learning_rate),
+        "heads": adam(config.learning_rate),
+    }
+    label = lambda params: {k: jax.tree.map(lambda _: k, v) for k, v in params.items()}  # noqa: E731
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(parts, label))
+
+
+def _freeze(config: Config, model: Decoder, pooling: GatedPooling, params: Params, data: Any) -> Backbone:
+    """Replaces the ranking heads by the projection, centred and scaled on up to 500 prompts."""
+    projection = prior_projection(params["heads"], config.width, config.mean_scale)
+    z = fetch(jax.jit(lambda b: pooled(model, pooling, params, b))(tuple(x[:500] for x in data)))
+    z = z.reshape(-1, z.shape[-1]) @ projection
+    scale = 1 / np.sqrt(z.var(0).mean())
+    frozen = {
+        "decoder": params["decoder"],
+        "pooling": params["pooling"],
+        "projection": jnp.asarray(projection * scale),
+        "mean": jnp.asarray(z.mean(0) * scale),
+    }
+    return Backbone(model, pooling, frozen)

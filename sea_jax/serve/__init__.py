@@ -1,0 +1,1 @@
+"""Services for other programs: the preference oracle over HTTP."""
