@@ -8,12 +8,14 @@ from sea_jax import tasks
 from sea_jax.config import validate as config_lib
 from sea_jax.experiment import assets
 from sea_jax.experiment import finetune as supervised
+from sea_jax.experiment.logbook import Logbook
+from sea_jax.experiment.setup import make_evaluator, make_run
 from sea_jax.pretraining import policy
 from sea_jax.report import report
 from sea_jax.runtime.mesh import fetch, is_main
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.tasks.protocol import Task
-from sea_jax.train import Run
+from sea_jax.train import train
 from sea_jax.types import Config
 
 
@@ -74,11 +76,11 @@ def _begin(config: Config, cache: Path) -> Task:
 
 
 def train_one(config: Config, shared: assets.Assets, method: str, replicate: int, folder: Path) -> None:
-    """One method on one seed: metrics, samples and the final policy in a folder of its own."""
+    """Runs one method on one seed; leaves its metrics, samples and final policy in a folder of its own."""
     run_folder = folder / "runs" / f"{method}-seed{config.seed + replicate}"
-    training = Run(config_lib.for_method(config, method), shared, method, replicate, run_folder)
+    training = make_run(config_lib.for_method(config, method), shared, method, replicate)
     with MetricWriter(run_folder) as writer:
-        training.loop(writer)
+        train(training, Logbook(run_folder, writer, make_evaluator(training, shared)))
     params = fetch(training.state.policy.params)
     if not is_main():
         return

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import ray
-from small_run import small_run
+from small_run import loop, small_run
 
 from configs import quickstart
 from sea_jax.actors import ray_pool, ray_workers
@@ -24,7 +24,6 @@ from sea_jax.errors import InputError, ServiceError
 from sea_jax.models.generate import BatchSlice
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.runtime.mesh import make_mesh
-from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks import mini_tldr_grammar as grammar
 
@@ -223,26 +222,15 @@ def test_a_run_on_workers_is_the_run_of_one_process(cluster, tmp_path):
     for number, fields in enumerate(({}, {"ray.actors": 2, "ray.oracles": 2})):
         run = small_run(tmp_path / str(number), "sea", **{"sea.burn_in": 4, "ray.timeout_s": 100.0}, **fields)
         if fields:
-            step = run._step
 
-            def killing(number, *rest, step=step, run=run):
-                kill = lose(run.assets.sampler.pool, 0) if number == 2 else lambda: None
-                begin = run._begin
+            def killing(policy, step, key, start=run.actor.start, run=run):
+                kill = lose(run.assets.sampler.pool, 0) if step == 2 else lambda: None
+                proposal = start(policy, step, key)
+                kill()
+                return proposal
 
-                def begun(at):
-                    proposal = begin(at)
-                    kill()
-                    return proposal
-
-                run._begin = begun
-                try:
-                    return step(number, *rest)
-                finally:
-                    run._begin = begin
-
-            run._step = killing
-        with MetricWriter(run.folder) as writer:
-            run.loop(writer)
+            run.actor.start = killing
+        loop(run)
         assert run.labeller.num_queries == 16
         runs.append(run.state)
         run.assets.sampler.close()

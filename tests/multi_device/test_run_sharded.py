@@ -21,18 +21,19 @@ def test_a_run_on_a_mesh_equals_one_devices(mesh):
 def one_run(mesh):
     """A short run of SEA: what its first step draws, its final state, its number of log rows."""
     import jax
-    from small_run import small_run
+    from small_run import loop, small_run
 
-    from sea_jax.runtime.metrics import MetricWriter
+    from sea_jax.actors.sampler import sample_now
 
     with tempfile.TemporaryDirectory() as folder:
         fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
         run = small_run(pathlib.Path(folder), "sea", **fields, **{"sea.burn_in": 4})
-        prompts, _ = run.proposer.receive(0)
-        drawn = run._sampler(5, 0.7)(prompts.tokens, prompts.mask, jax.random.key(3))
+        prompts = run.actor.encode(run.actor.rows[0]).batch
+        drawn = sample_now(
+            run.actor.sampler, run.policy, *prompts, jax.random.key(3), num_responses=5, temperature=0.7
+        )
         before = jax.tree.map(lambda x: x.sharding, run.state.policy)
-        with MetricWriter(run.folder) as writer:
-            run.loop(writer)
+        loop(run)
         after = jax.tree.map(lambda x, s: s.is_equivalent_to(x.sharding, x.ndim), run.state.policy, before)
         assert all(jax.tree.leaves(after)), after  # of parameters and moments, through donated updates
         rows = (run.folder / "metrics.jsonl").read_text().count("\n")

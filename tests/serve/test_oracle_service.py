@@ -17,7 +17,7 @@ import pytest
 from helpers import ROOT
 from real_text import posts, small_config, user_files
 from services import Http, Service, comparisons, free_port
-from small_run import small_run
+from small_run import loop, small_run
 
 from sea_jax.errors import InputError, ServiceError
 from sea_jax.oracles import messages as wire
@@ -25,7 +25,6 @@ from sea_jax.oracles import reward_model
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.remote import Bounds, RemoteOracle
 from sea_jax.runtime.mesh import make_mesh
-from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.tasks import mini_tldr
 
 TOKEN = "a token of our own"
@@ -66,8 +65,7 @@ def run(folder, **fields):
     training = small_run(
         folder, "sea", **{"sea.burn_in": 8, "sea.gamma": 0.5, "task.oracle_seed": 3} | fields
     )
-    with MetricWriter(folder) as writer:
-        training.loop(writer)
+    loop(training)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     left_out = ("time/", "oracle/")
     return training, [{k: v for k, v in row.items() if not k.startswith(left_out)} for row in rows], rows
