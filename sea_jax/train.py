@@ -34,10 +34,10 @@ from sea_jax.methods import METHODS, Method
 from sea_jax.oracles import protocol
 from sea_jax.oracles.labels import Labeller, Labels
 from sea_jax.runtime import mesh as mesh_lib
-from sea_jax.runtime.mesh import fetch
+from sea_jax.runtime.mesh import to_host
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.progress import bar as progress_bar
-from sea_jax.runtime.sharding import gathering
+from sea_jax.runtime.sharding import with_gather
 from sea_jax.state import init_state, policy_optimizer, step_keys
 from sea_jax.types import Array, Candidates, Config, Duel, PreferenceBatch, PromptBatch
 
@@ -60,7 +60,7 @@ class Run:
         self.oracle = assets.oracle(config.task.oracle_seed + replicate)
         self.labeller = Labeller(self.oracle, config.oracle.labels, config.oracle.flip_probability)
         self.learner, head = make_learner(
-            gathering(assets.mesh, assets.model), FrozenConfigDict(config.train),
+            with_gather(assets.mesh, assets.model), FrozenConfigDict(config.train),
             FrozenConfigDict(config.ensemble), self.method, self.method.alpha(config),
         )  # fmt: skip
         self.seed = config.seed + replicate
@@ -72,7 +72,7 @@ class Run:
             capacity=config.ensemble.capacity,
             family=assets.family_heads if config.ensemble.prior == "pretrained" else None,
         )  # fmt: skip
-        self.state = mesh_lib.settle(assets.mesh, state)
+        self.state = mesh_lib.ensure_on_mesh(assets.mesh, state)
         self.policy = new_version(self.state.policy.params)
         self.ahead: deque[Proposal] = deque()  # of steps that did not learn yet, by the policy of then
         self.online_wins = self.online_responses = 0.0
@@ -130,7 +130,7 @@ class Run:
         batch = assign_labels(keys.label, rewards, prompts, candidates, duel, labels.prefers_first)
         if y_ref is not None:
             batch = batch._replace(y_ref_tokens=y_ref.tokens, y_ref_mask=y_ref.mask)
-        batch = mesh_lib.split(self.assets.mesh, batch)
+        batch = mesh_lib.shard_batch(self.assets.mesh, batch)
         self.state, metrics = update(self.learner, self.state, self.assets.ref_params, batch)  # 9, 10
         self.policy = new_version(self.state.policy.params)
         metrics |= proposal.metrics | self._online(prompts, texts, shown) | self.labeller.metrics()
@@ -184,7 +184,7 @@ class Run:
         Returns:
             Labels [B], False where none is bought; the pair of responses shown, by row of the batch.
         """
-        duel, tokens, mask = fetch((duel, candidates.tokens, candidates.mask))
+        duel, tokens, mask = to_host((duel, candidates.tokens, candidates.mask))
         rows = np.flatnonzero(duel.query_oracle)
         pair = np.stack([duel.first, duel.second], 1)[rows]
         at = (rows[:, None], pair)
@@ -211,7 +211,7 @@ class Run:
         rows, references = list(shown), self.assets.task.references["train"]
         won = evaluate.duel_wins(
             self.oracle, self.config.oracle.labels, [texts[row] for row in rows], list(shown.values()),
-            [references[i] for i in fetch(prompts.row)[rows]],
+            [references[i] for i in to_host(prompts.row)[rows]],
         )  # fmt: skip
         self.online_wins += won.sum()
         self.online_responses += won.size
@@ -221,12 +221,12 @@ class Run:
         }
 
     def _texts(self, tokens: Any, mask: Any) -> list:
-        tokens, mask = fetch((tokens, mask))
+        tokens, mask = to_host((tokens, mask))
         return self.assets.task.decode(tokens, mask) if len(tokens) else []
 
     def _log(self, writer: MetricWriter, step: int, queries: int, last: Step) -> None:
         start = time.perf_counter()
-        metrics = {k: float(v) for k, v in fetch(last.metrics).items()}
+        metrics = {k: float(v) for k, v in to_host(last.metrics).items()}
         seconds = {"learn": time.perf_counter() - start + last.seconds.get("learn", 0)}
         if not metrics["step/finite"]:
             self._stop_on_nan(step, last.batch, metrics)
@@ -235,7 +235,7 @@ class Run:
     def _stop_on_nan(self, step: int, batch: PreferenceBatch, metrics: dict[str, float]) -> None:
         """The state is still the one before the step: with the batch it is all of its inputs."""
         folder = self.folder / f"non_finite_step_{step}"
-        batch, state = fetch((batch, self.state._replace(key=jax.random.key_data(self.state.key))))
+        batch, state = to_host((batch, self.state._replace(key=jax.random.key_data(self.state.key))))
         if mesh_lib.is_main():
             folder.mkdir(parents=True, exist_ok=True)
             np.savez(folder / "batch.npz", **{k: v for k, v in batch._asdict().items() if v is not None})
@@ -296,9 +296,9 @@ class Run:
     def _completions(self, queries: int, last: Step) -> list[dict[str, Any]]:
         """A few of the step's pairs in words (for people; nothing is trained on them)."""
         n = self.config.eval.num_samples
-        batch = jax.tree.map(lambda x: x[:n], fetch(last.batch))
+        batch = jax.tree.map(lambda x: x[:n], to_host(last.batch))
         rewards = member_rewards(self.state.ensemble.params, jnp.asarray(batch.features))
-        probability = fetch(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
+        probability = to_host(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
         prompts = self.assets.task.decode(batch.prompts, batch.prompt_mask)
         pairs = self.assets.task.decode(batch.tokens, batch.mask)
         return [

@@ -101,7 +101,7 @@ class Proposer:
             self.assets.sampler, policy, pool.tokens, pool.mask, key,
             num_responses=self.config.apl.entropy_samples, temperature=1.0,
         )  # fmt: skip
-        entropy = mesh_lib.fetch(predictive_entropy(samples.logprobs))
+        entropy = mesh_lib.to_host(predictive_entropy(samples.logprobs))
         kept = highest(entropy, self.config.train.batch_size)
         metrics = {"prompt/entropy": entropy[kept].mean(), "prompt/entropy_pool": entropy.mean()}
         seconds = {"generate": time.perf_counter() - learned} | self.assets.sampler.seconds
@@ -124,7 +124,7 @@ class Proposer:
         rows = np.asarray(rows, np.int32)
         texts = [self.assets.task.prompts["train"][row] for row in rows]
         tokens, mask = self.assets.task.encode_prompts(texts)
-        return PromptBatch(*mesh_lib.split(self.assets.mesh, (tokens, mask, rows))), texts
+        return PromptBatch(*mesh_lib.shard_batch(self.assets.mesh, (tokens, mask, rows))), texts
 
 
 def highest(values: np.ndarray, count: int) -> np.ndarray:

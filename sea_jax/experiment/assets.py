@@ -19,7 +19,7 @@ from sea_jax.models import Decoder
 from sea_jax.models.params import cast_matrices
 from sea_jax.pretraining.policy import load_policy, trained_policy
 from sea_jax.pretraining.ranker import Ranker
-from sea_jax.runtime.mesh import fetch, make_mesh, sampling_mesh
+from sea_jax.runtime.mesh import make_mesh, sampling_mesh, to_host
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Config, Params
 
@@ -110,6 +110,6 @@ def _heldout_pairs(
     tokens, mask = task.encode_prompts(prompts)
     out = sample(tokens, mask, jax.random.key(7))
     pair_features = backbone(prompts, tokens, mask, out)
-    texts = task.decode(*fetch((out.tokens, out.mask)))
+    texts = task.decode(*to_host((out.tokens, out.mask)))
     first, second = (tuple(row[i] for row in texts) for i in (0, 1))
     return EvalSet(prompts, tokens, mask, second, first), pair_features

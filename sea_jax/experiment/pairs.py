@@ -22,7 +22,7 @@ from sea_jax.experiment.oracles import make_oracles
 from sea_jax.models import RewardConfig
 from sea_jax.oracles.labels import Labeller
 from sea_jax.pretraining import policy
-from sea_jax.runtime.mesh import fetch
+from sea_jax.runtime.mesh import to_host
 from sea_jax.tasks.preferences import Length, Pair
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Config
@@ -100,7 +100,7 @@ def two_responses(task: Task, sample: Callable, prompts: Sequence[str], batch: i
     for start in range(0, len(tokens), batch):
         rows = np.arange(start, start + batch) % len(tokens)
         out = sample(tokens[rows], mask[rows], jax.random.fold_in(key, start))
-        texts += task.decode(*fetch((out.tokens, out.mask)))
+        texts += task.decode(*to_host((out.tokens, out.mask)))
     return [Pair(x, *two) for x, two in zip(prompts, texts, strict=False)]
 
 

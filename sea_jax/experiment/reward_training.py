@@ -15,7 +15,7 @@ from sea_jax.experiment import pairs
 from sea_jax.models import Decoder, RewardConfig, RewardModel
 from sea_jax.oracles.reward_model import Encode, RewardModelOracle, make_encode
 from sea_jax.pretraining import policy, rm
-from sea_jax.runtime.mesh import fetch, is_main, make_mesh
+from sea_jax.runtime.mesh import is_main, make_mesh, to_host
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import preferences
 from sea_jax.tasks.preferences import Pair
@@ -68,7 +68,7 @@ def run(config: Config, cache: Path, folder: Path) -> str:
     tokens = rm.tokens(encode, source.train)
     params = rm.train(config.rm, tokens, model, params, order_key, mesh, config.progress)
     after = _heldout(config, model, params, encode, source, mesh)
-    params = fetch(params)
+    params = to_host(params)
     if is_main():
         save(folder / "reward_model", model, params, source.tokenizer, source.start if text else "")
     return _report(config, folder, source, before, after)

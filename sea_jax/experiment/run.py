@@ -10,7 +10,7 @@ from sea_jax.experiment import assets
 from sea_jax.experiment import finetune as supervised
 from sea_jax.pretraining import policy
 from sea_jax.report import report
-from sea_jax.runtime.mesh import fetch, is_main
+from sea_jax.runtime.mesh import is_main, to_host
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.tasks.protocol import Task
 from sea_jax.train import Run
@@ -79,7 +79,7 @@ def train_one(config: Config, shared: assets.Assets, method: str, replicate: int
     training = Run(config_lib.for_method(config, method), shared, method, replicate, run_folder)
     with MetricWriter(run_folder) as writer:
         training.loop(writer)
-    params = fetch(training.state.policy.params)
+    params = to_host(training.state.policy.params)
     if not is_main():
         return
     policy.save_policy(config, run_folder / "policy", shared.model, params, shared.task)

@@ -116,7 +116,7 @@ def gelu(x: Array) -> Array:
     return exact(x)
 
 
-def _written_down(x: Any) -> Any:
+def _materialize(x: Any) -> Any:
     """On CPUs, arrays that are in memory before they are used: XLA:CPU does not fold how they were made into
     what uses them. Elsewhere, where that is an advantage, as they are."""
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
@@ -133,7 +133,7 @@ def separate(x: Array) -> tuple[Array, ...]:
 
 
 def _separate_backward(_: None, g: tuple[Array, ...]) -> tuple[Array]:
-    return (jnp.stack(_written_down(g), -2),)
+    return (jnp.stack(_materialize(g), -2),)
 
 
 separate.defvjp(lambda x: (separate(x), None), _separate_backward)
@@ -155,7 +155,7 @@ def _product_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     a, b = kept
-    return g @ b.mT, _written_down(a.mT) @ g
+    return g @ b.mT, _materialize(a.mT) @ g
 
 
 product.defvjp(_product_forward, _product_backward)

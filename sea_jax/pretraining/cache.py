@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from sea_jax.errors import InputError
-from sea_jax.runtime.mesh import fetch, is_main, wait_for_all
+from sea_jax.runtime.mesh import is_main, to_host, wait_for_all
 from sea_jax.types import Params
 
 
@@ -49,7 +49,7 @@ def _publish(folder: Path, write: Callable[[Path], None]) -> None:
 
 def write_params(folder: Path, params: Params) -> None:
     """Keeps a tree of arrays."""
-    flat: dict[str, np.ndarray] = fetch(flatten_dict(params, sep="/"))
+    flat: dict[str, np.ndarray] = to_host(flatten_dict(params, sep="/"))
     publish(folder, lambda part: save_file(flat, part / "params.safetensors"))
 
 

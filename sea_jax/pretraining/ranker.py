@@ -14,7 +14,7 @@ from sea_jax.models import Decoder
 from sea_jax.models.generate import make_sampler
 from sea_jax.pretraining import backbone as pretrain
 from sea_jax.pretraining import cache
-from sea_jax.runtime.mesh import fetch, replicate
+from sea_jax.runtime.mesh import replicate, to_host
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Config, Params
@@ -88,7 +88,7 @@ class Ranker:
         for start in range(0, len(texts), _SAMPLED):
             rows = np.arange(start, start + _SAMPLED) % len(texts)
             out = sample(self.params, prompts[rows], mask[rows], jax.random.fold_in(key, start))
-            parts.append(fetch((out.tokens, out.mask)))
+            parts.append(to_host((out.tokens, out.mask)))
         tokens = np.concatenate([t for t, _ in parts])[: len(texts)]
         token_mask = np.concatenate([m for _, m in parts])[: len(texts)]
         repeated = [text for text in texts for _ in range(cfg.num_responses)]
