@@ -256,7 +256,7 @@ def shares(size: int, count: int) -> list[slice]:
 def _pool(
     config: Config, worker: type[Worker], count: int, what: str, after: int, arguments: tuple
 ) -> ray_pool.Pool | None:
-    """Returns the workers on the main process, None on the others: `broadcast_from_main` brings them answers."""
+    """Returns the workers; None where this is not the main process, whose answers are broadcast."""
     if not mesh_lib.is_main():
         return None
     options, kind = config.ray, what.removesuffix("s")
