@@ -60,7 +60,7 @@ def load(
     with contextlib.closing(sampler):
         for i, (split, size) in enumerate(sizes.items()):
             prompts, own = task.prompts[split][:size], jax.random.fold_in(key, i)
-            drawn = two_responses(task, sample, prompts, config.eval.batch_size, own)
+            drawn = sample_pairs(task, sample, prompts, config.eval.batch_size, own)
             duels = distinct(drawn, length, longest)
             if not duels:
                 raise InputError(
@@ -85,7 +85,7 @@ def policy_folder(config: Config, cache: Path, task: Task, mesh: Mesh) -> str:
     return policy.trained_policy(alone, cache, task, mesh)
 
 
-def two_responses(task: Task, sample: Callable, prompts: Sequence[str], batch: int, key: Array) -> list[Pair]:
+def sample_pairs(task: Task, sample: Callable, prompts: Sequence[str], batch: int, key: Array) -> list[Pair]:
     """Two samples for each prompt, not yet labelled.
 
     Args:

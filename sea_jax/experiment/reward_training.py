@@ -65,7 +65,7 @@ def run(config: Config, cache: Path, folder: Path) -> str:
     model, params = rm.with_head(model, params, head_key, padding, source.longest)
     params = shard_params(mesh, model, params)
     before = _heldout(config, model, params, encode, source, mesh)
-    tokens = rm.tokens(encode, source.train)
+    tokens = rm.tokenize_pairs(encode, source.train)
     params = rm.train(config.rm, tokens, model, params, order_key, mesh, config.progress)
     after = _heldout(config, model, params, encode, source, mesh)
     params = to_host(params)
@@ -141,7 +141,7 @@ def _preference_set(config: Config, folder: Path) -> Source:
     model = read_model("policy.folder", start)
     tokenizer = load_tokenizer(start, chat=config.oracle.chat, vocab_size=model.vocab_size)
     longest = config.rm.length or model.max_length
-    train, heldout = preferences.load(config.task, rm.lengths(make_encode(tokenizer)), longest)
+    train, heldout = preferences.load(config.task, rm.pair_lengths(make_encode(tokenizer)), longest)
     config_lib.claim_workdir(config, folder)
     return Source(start, tokenizer, longest, train, heldout, 0)
 
@@ -157,7 +157,7 @@ def _samples(config: Config, cache: Path, folder: Path, key: Array, mesh: Mesh) 
     )
     # A token that is no text decodes to a sign of three: what a policy may write has room, whatever it is.
     longest = config.rm.length or task.prompt_length + 4 * task.response_length
-    found = pairs.load(config, cache, task, rm.lengths(make_encode(tokenizer)), longest, key, mesh)
+    found = pairs.load(config, cache, task, rm.pair_lengths(make_encode(tokenizer)), longest, key, mesh)
     start = config.policy.folder or policy.trained_policy(config, cache, task, mesh)
     return Source(start, tokenizer, longest, *found)
 

@@ -140,7 +140,7 @@ class Decoder(nn.Module):
         )
         return self.final_norm(hidden), keys, values
 
-    def embedded(self, tokens: Array) -> Array:
+    def embed_tokens(self, tokens: Array) -> Array:
         """What enters the first layer: tokens [...] -> [..., W]."""
         return self.embed(tokens)
 

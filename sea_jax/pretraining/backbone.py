@@ -125,7 +125,7 @@ def pretrain(
     return _freeze(config, model, pooling, params, data)
 
 
-def family_heads(
+def train_prior_heads(
     config: Config, hidden: tuple[int, ...], backbone: Backbone, data: Any, rewards: np.ndarray, key: Array
 ) -> Params:
     """Heads that each know one reward of the family: what a run draws its prior φ⁰ from.

@@ -25,7 +25,7 @@ def trained_policy(config: Config, folder: Path, task: Task, mesh: Mesh) -> str:
         model = Decoder(policy_config(config, task))
         key = jax.random.key(config.sft.seed)
         params = to_host(sft.train(config.sft, task, model, key, mesh, progress=config.progress))
-        cache.publish(folder, lambda part: models.save(part, model, params, task.tokenizer))
+        cache.write_atomically(folder, lambda part: models.save(part, model, params, task.tokenizer))
     return str(folder)
 
 

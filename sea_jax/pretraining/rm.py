@@ -99,15 +99,15 @@ def with_head(
     return RewardConfig(trunk, 1, padding).build(), params
 
 
-def tokens(encode: Encode, pairs: Sequence[Pair]) -> Tokens:
+def tokenize_pairs(encode: Encode, pairs: Sequence[Pair]) -> Tokens:
     """The texts of pairs as the model reads them."""
     prompts, chosen, rejected = zip(*pairs, strict=True)
     return list(zip(encode(prompts, chosen), encode(prompts, rejected), strict=True))
 
 
-def lengths(encode: Encode) -> Length:
+def pair_lengths(encode: Encode) -> Length:
     """Of pairs, how many tokens the longer text of each has."""
-    return lambda pairs: [max(map(len, pair)) for pair in tokens(encode, pairs)] if pairs else []
+    return lambda pairs: [max(map(len, pair)) for pair in tokenize_pairs(encode, pairs)] if pairs else []
 
 
 def padding_token(tokenizer: Tokenizer, encode: Encode) -> int | None:
