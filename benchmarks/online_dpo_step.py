@@ -27,7 +27,7 @@ from launch import environments
 from sea_jax import algorithm, models
 from sea_jax.models.generate import make_sampler
 from sea_jax.runtime.allocator import keep_freed_memory
-from sea_jax.runtime.mesh import make_mesh, replicate, split
+from sea_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from sea_jax.state import init_state, step_keys
 from sea_jax.train import assign_labels, propose, route, update
 from sea_jax.types import Candidates, Params, PromptBatch
@@ -71,13 +71,13 @@ def our_step(
     )
     state = init_state(jax.random.key(0), params, optimizer)
     state, ref_params = replicate(mesh, state), replicate(mesh, params)
-    mask = split(mesh, np.ones((PROMPTS, LENGTH), bool))
+    mask = shard_batch(mesh, np.ones((PROMPTS, LENGTH), bool))
 
     def step(i: int) -> float:
         nonlocal state
         start = time.perf_counter()
         rows = np.arange(i * PROMPTS, (i + 1) * PROMPTS) % len(prompts)
-        batch = PromptBatch(split(mesh, prompts[rows]), mask)
+        batch = PromptBatch(shard_batch(mesh, prompts[rows]), mask)
         keys = step_keys(state.key, i)
         responses = sample(state.policy.params, batch.tokens, mask, keys.sample)
         candidates = Candidates(responses.tokens, responses.mask, None)
@@ -90,7 +90,7 @@ def our_step(
         prefers_first = reward[:, 0] > reward[:, 1]
         answered = np.ones(PROMPTS, bool)
         labelled = assign_labels(keys.label, rewards, batch, candidates, duel, prefers_first, answered)
-        state, metrics = update(settings, state, ref_params, split(mesh, labelled))
+        state, metrics = update(settings, state, ref_params, shard_batch(mesh, labelled))
         assert float(metrics["step/finite"]) == 1.0
         jax.block_until_ready(state)
         return time.perf_counter() - start

@@ -29,7 +29,7 @@ from sea_jax.models.generate import make_sampler
 from sea_jax.models.params import cast_matrices
 from sea_jax.oracles import reward_model
 from sea_jax.runtime.mesh import AXES, batch_shards
-from sea_jax.runtime.sharding import checked_specs, gathering
+from sea_jax.runtime.sharding import checked_specs, with_gather
 from sea_jax.state import init_state
 from sea_jax.tasks import mini_tldr
 from sea_jax.types import BATCH_AXES, PreferenceBatch, PromptBatch, SeaState
@@ -88,7 +88,7 @@ class Experiment:
         self.policy = policy_shape(config).build()
         self._check_batches()
         self.settings = make_settings(
-            gathering(self.mesh, self.policy),
+            with_gather(self.mesh, self.policy),
             FrozenConfigDict(config.train),
             FrozenConfigDict(config.ensemble),
             self.method.term(config) if self.method.term else None,
@@ -254,7 +254,7 @@ class Experiment:
             return None, ()
         dtype = jnp.dtype(cfg.dtype).type
         model = shape_of("oracle.folder", cfg.folder, dtype=dtype).build()
-        return gathering(self.mesh, model), _cast(self._sharded_params(model), dtype)
+        return with_gather(self.mesh, model), _cast(self._sharded_params(model), dtype)
 
     def _state(self) -> SeaState:
         """As `train.Run` makes it: moments lie as their parameters do, all else whole on every device."""

@@ -14,7 +14,7 @@ from sea_jax.ensemble import heads
 from sea_jax.methods.scorers import member_rewards
 from sea_jax.models.generate import Responses
 from sea_jax.oracles import protocol
-from sea_jax.runtime.mesh import fetch
+from sea_jax.runtime.mesh import to_host
 from sea_jax.state import step_keys
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Config, Params, SeaState
@@ -66,8 +66,8 @@ def best_responses(
     for start in range(0, len(tokens), batch):
         rows = np.arange(start, start + batch) % len(tokens)
         out = sample(tokens[rows], mask[rows], jax.random.fold_in(key, start))
-        best = np.arange(batch), fetch(score(rows, out)).argmax(-1)
-        out_tokens, out_mask = (x[best] for x in fetch((out.tokens, out.mask)))
+        best = np.arange(batch), to_host(score(rows, out)).argmax(-1)
+        out_tokens, out_mask = (x[best] for x in to_host((out.tokens, out.mask)))
         kept = min(batch, len(tokens) - start)
         texts += task.decode(out_tokens, out_mask)[:kept]
         lengths += out_mask.sum(-1)[:kept].tolist()
@@ -147,7 +147,7 @@ def ensemble_accuracy(params: Params, features: Array) -> dict[str, float]:
         Accuracy of the mean preference, and its NLL in nats.
     """
     rewards = heads.rewards(params, features)
-    probability = fetch(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
+    probability = to_host(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
     return {
         "ensemble/accuracy_heldout": _mean(probability > 0.5),
         "ensemble/nll_heldout": _mean(-np.log(np.maximum(probability, 1e-6))),

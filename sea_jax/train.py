@@ -23,7 +23,7 @@ from sea_jax.methods.method import Prompts, no_rewards
 from sea_jax.models import Responses
 from sea_jax.oracles.labels import Labeller, Labels
 from sea_jax.runtime import mesh as mesh_lib
-from sea_jax.runtime.mesh import fetch
+from sea_jax.runtime.mesh import to_host
 from sea_jax.state import step_keys
 from sea_jax.types import Array, Candidates, Config, Duel, Params, PreferenceBatch, SeaState
 
@@ -48,7 +48,7 @@ class Run:
 
     def decode(self, tokens: Any, mask: Any) -> list:
         """Decodes responses [..., T] to texts, in lists as the arrays are nested."""
-        tokens, mask = fetch((tokens, mask))
+        tokens, mask = to_host((tokens, mask))
         return self.actor.task.decode(tokens, mask) if len(tokens) else []
 
 
@@ -127,7 +127,7 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
     labels, shown = ask_oracle(run, step, prompts.texts, candidates, duel)
     watch.lap("oracle")
     batch = assign_labels(keys.label, rewards, prompts.batch, candidates, duel, *labels)
-    batch = mesh_lib.split(run.mesh, with_extra(batch, extra))
+    batch = mesh_lib.shard_batch(run.mesh, with_extra(batch, extra))
 
     # 9   Update Φ_t by the regularised likelihood of the experience D_t (Eq. 8).
     # 10  Update θ_t by the preference loss F on the labelled batch B_t (Eq. 9).
@@ -173,7 +173,7 @@ def ask_oracle(
     Returns:
         Labels [B], False where none was bought; the two responses that were shown, by row of the batch.
     """
-    duel, tokens, mask = fetch((duel, candidates.tokens, candidates.mask))
+    duel, tokens, mask = to_host((duel, candidates.tokens, candidates.mask))
     rows = np.flatnonzero(duel.query_oracle)
     chosen = rows[:, None], np.stack([duel.first, duel.second], 1)[rows]
     pairs = run.decode(tokens[chosen], mask[chosen])

@@ -141,7 +141,7 @@ class Actor:
     def encode(self, rows: np.ndarray) -> Prompts:
         """Encodes train prompts by their rows, and puts them on the devices."""
         texts = [self.task.prompts["train"][row] for row in rows]
-        batch = PromptBatch(*mesh_lib.split(self.mesh, self.task.encode_prompts(texts)))
+        batch = PromptBatch(*mesh_lib.shard_batch(self.mesh, self.task.encode_prompts(texts)))
         return Prompts(batch, texts, np.asarray(rows))
 
 

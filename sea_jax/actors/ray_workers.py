@@ -74,7 +74,7 @@ class SamplingWorker(Worker):
             self._policy, tokens, mask, jax.random.wrap_key_data(jnp.asarray(key)),
             num_responses=num_responses, temperature=temperature, batch_slice=batch_slice,
         )  # fmt: skip
-        return self._policy.version, tuple(mesh_lib.fetch(pending()))
+        return self._policy.version, tuple(mesh_lib.to_host(pending()))
 
 
 class RewardWorker(Worker):
@@ -130,7 +130,7 @@ class RaySampler:
         jax.block_until_ready(policy.params)
         learned = time.perf_counter()
         self._share(policy)
-        tokens, mask, bits = mesh_lib.fetch((prompts, prompt_mask, jax.random.key_data(key)))
+        tokens, mask, bits = mesh_lib.to_host((prompts, prompt_mask, jax.random.key_data(key)))
         options = num_responses, temperature
         hear = self._ask(tokens, mask, bits, batch_slice or BatchSlice(0, len(tokens)), options)
         seconds = {"learn": learned - start, "sync": time.perf_counter() - learned}
@@ -139,9 +139,9 @@ class RaySampler:
 
         def pending() -> Responses:
             began = time.perf_counter()
-            responses = mesh_lib.from_main(hear, like)
+            responses = mesh_lib.broadcast_from_main(hear, like)
             self.seconds = seconds | {"generate": time.perf_counter() - began}
-            return Responses(*mesh_lib.split(self._home, responses))
+            return Responses(*mesh_lib.shard_batch(self._home, responses))
 
         return pending
 
@@ -150,7 +150,7 @@ class RaySampler:
         if self._version == policy.version:
             return
         # All processes of a run take part in this.
-        params = mesh_lib.fetch(cast(policy.params, self._dtype))
+        params = mesh_lib.to_host(cast(policy.params, self._dtype))
         self._version, self._shared = policy.version, ray_pool.share(params) if self.pool else None
 
     def _ask(
@@ -215,7 +215,7 @@ class RayOracle:
         if len(prompts) != len(responses):
             raise ValueError(f"responses: {len(responses)} given, must be one per prompt, {len(prompts)}")
         like = jax.ShapeDtypeStruct((len(prompts),), "float32")
-        return mesh_lib.from_main(lambda: self._ask(list(prompts), list(responses)), like)
+        return mesh_lib.broadcast_from_main(lambda: self._ask(list(prompts), list(responses)), like)
 
     def probability(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         """P(first ≻ second | x): [B] float64; the arguments, errors are those of `rewards`."""
@@ -256,7 +256,7 @@ def shares(size: int, count: int) -> list[slice]:
 def _pool(
     config: Config, worker: type[Worker], count: int, what: str, after: int, arguments: tuple
 ) -> ray_pool.Pool | None:
-    """The workers, on the main process; None on the others, to which `from_main` brings their answers."""
+    """Returns the workers; None where this is not the main process, whose answers are broadcast."""
     if not mesh_lib.is_main():
         return None
     options, kind = config.ray, what.removesuffix("s")

@@ -110,7 +110,7 @@ class VllmSampler:
         start = time.perf_counter()
         jax.block_until_ready(policy.params)
         seconds = {"learn": time.perf_counter() - start, "sync": 0.0, "generate": 0.0}
-        tokens, mask = mesh_lib.fetch((prompts, prompt_mask))
+        tokens, mask = mesh_lib.to_host((prompts, prompt_mask))
         # Greedy responses to a prompt are all the same, and vLLM refuses to write more than one.
         M = num_responses if temperature else 1
         ends = [self._eos_id] if self._eos_id < self._model.config.vocab_size else []
@@ -181,7 +181,7 @@ class VllmSampler:
     def _write(self, policy) -> None:
         """The weights to the shared memory, from where a sidecar has them whenever it needs them."""
         if self._written != policy.version:
-            params = mesh_lib.fetch(policy.params)
+            params = mesh_lib.to_host(policy.params)
             self._manifest = self._weights.write(convert.hf_views(self._model, params))
             self._written = policy.version
 
@@ -244,7 +244,7 @@ class VllmSampler:
         tokens, logprobs = np.full(mask.shape, self._pad_id, np.int32), np.zeros(mask.shape, np.float32)
         tokens[mask], logprobs[mask] = flat, flat_logprobs
         rows = lambda x: np.repeat(x.reshape(B, drawn, -1), M // drawn, axis=1)  # noqa: E731
-        return Responses(*mesh_lib.split(self._mesh, (rows(tokens), rows(mask), rows(logprobs))))
+        return Responses(*mesh_lib.shard_batch(self._mesh, (rows(tokens), rows(mask), rows(logprobs))))
 
 
 def seeds(key: Array, num_prompts: int, num_responses: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from sea_jax import evaluate, models
 from sea_jax.evaluate import Evaluator
 from sea_jax.methods.scorers import member_rewards
 from sea_jax.oracles import protocol
-from sea_jax.runtime.mesh import fetch, is_main
+from sea_jax.runtime.mesh import is_main, to_host
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.progress import bar as progress_bar
 from sea_jax.train import Record, Run
@@ -50,7 +50,7 @@ class Logbook:
             return
         (record, queries), self._pending = self._pending, None
         start = time.perf_counter()
-        metrics = {name: float(value) for name, value in fetch(record.metrics).items()}
+        metrics = {name: float(value) for name, value in to_host(record.metrics).items()}
         learned = time.perf_counter() - start + record.seconds.get("learn", 0.0)
         if not metrics["step/finite"]:
             _save_inputs(self._run, record, metrics, self._folder / f"non_finite_step_{record.step}")
@@ -105,11 +105,11 @@ class Logbook:
 def completions(run: Run, record: Record, queries: int) -> list[dict[str, Any]]:
     """Decodes the first config.eval.num_samples pairs of a step for people to read."""
     n = run.config.eval.num_samples
-    batch = jax.tree.map(lambda x: x[:n], fetch(record.batch))
+    batch = jax.tree.map(lambda x: x[:n], to_host(record.batch))
     probability = np.full(len(batch.weight), np.nan)
     if run.state.ensemble is not None:
         rewards = member_rewards(run.state.ensemble.params, jnp.asarray(batch.features))
-        probability = fetch(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
+        probability = to_host(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
     pairs = run.decode(batch.tokens, batch.mask)
     return [
         {
@@ -132,7 +132,7 @@ def _save_inputs(run: Run, record: Record, metrics: dict[str, float], folder: Pa
 
     Such a step changes nothing (`algorithm.update`), so the run's state is still the one before it.
     """
-    batch, state = fetch((record.batch, run.state._replace(key=jax.random.key_data(run.state.key))))
+    batch, state = to_host((record.batch, run.state._replace(key=jax.random.key_data(run.state.key))))
     if is_main():
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / "batch.npz", **{k: v for k, v in batch._asdict().items() if v is not None})

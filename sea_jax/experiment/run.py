@@ -12,7 +12,7 @@ from sea_jax.experiment.logbook import Logbook
 from sea_jax.experiment.setup import make_evaluator, make_run
 from sea_jax.pretraining import policy
 from sea_jax.report import report
-from sea_jax.runtime.mesh import fetch, is_main
+from sea_jax.runtime.mesh import is_main, to_host
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.tasks.protocol import Task
 from sea_jax.train import train
@@ -81,7 +81,7 @@ def train_one(config: Config, shared: assets.Assets, method: str, replicate: int
     training = make_run(config_lib.for_method(config, method), shared, method, replicate)
     with MetricWriter(run_folder) as writer:
         train(training, Logbook(run_folder, writer, make_evaluator(training, shared)))
-    params = fetch(training.state.policy.params)
+    params = to_host(training.state.policy.params)
     if not is_main():
         return
     policy.save_policy(config, run_folder / "policy", shared.model, params, shared.task)

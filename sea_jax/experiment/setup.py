@@ -18,8 +18,8 @@ from sea_jax.experiment.assets import Assets
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS
 from sea_jax.oracles.labels import Labeller
-from sea_jax.runtime.mesh import settle
-from sea_jax.runtime.sharding import gathering
+from sea_jax.runtime.mesh import ensure_on_mesh
+from sea_jax.runtime.sharding import with_gather
 from sea_jax.state import init_state, policy_optimizer
 from sea_jax.train import Run
 from sea_jax.types import Array, Config, EnsembleState, Experience, Params
@@ -37,7 +37,7 @@ def make_run(config: Config, assets: Assets, method_name: str, replicate: int) -
     method, seed = METHODS[method_name], config.seed + replicate
     oracle = assets.oracle(config.task.oracle_seed + replicate)
     settings = make_settings(
-        gathering(assets.mesh, assets.model),
+        with_gather(assets.mesh, assets.model),
         FrozenConfigDict(config.train),
         FrozenConfigDict(config.ensemble),
         method.term(config) if method.term else None,
@@ -45,10 +45,10 @@ def make_run(config: Config, assets: Assets, method_name: str, replicate: int) -
     )
     draw = None
     if method.learns_ensemble:
-        draw = draw_ensemble(config, settings, assets.backbone.feature_width, assets.family_heads)
+        draw = draw_ensemble(config, settings, assets.backbone.feature_width, assets.prior_heads)
     key = jax.random.key(seed)
     state = init_state(key, assets.initial_params(), settings.policy_optimizer, draw)
-    state = settle(assets.mesh, state)
+    state = ensure_on_mesh(assets.mesh, state)
     return Run(
         config=config,
         method=method,

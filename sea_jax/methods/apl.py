@@ -15,7 +15,7 @@ from sea_jax.algorithm import UpdateSettings, merge_passes, split_passes
 from sea_jax.losses import implicit_reward, sequence_logprobs
 from sea_jax.methods.method import Choice, Method, Prompts, Samples, ScoringContext
 from sea_jax.models.generate import Responses
-from sea_jax.runtime.mesh import fetch
+from sea_jax.runtime.mesh import to_host
 from sea_jax.types import Array, Config, Params, PromptBatch
 
 
@@ -109,7 +109,7 @@ class HighestEntropy:
     def choose(self, config: Config, rows: np.ndarray, sample: Callable[..., Any]) -> Choice:
         """Keeps the B rows of highest predictive entropy, in the pool's order."""
         samples, seconds = sample(rows, self.samples(config))
-        entropy = fetch(predictive_entropy(samples.logprobs))
+        entropy = to_host(predictive_entropy(samples.logprobs))
         kept = highest(entropy, config.train.batch_size)
         metrics = {"prompt/entropy": entropy[kept].mean(), "prompt/entropy_pool": entropy.mean()}
         return Choice(rows[kept], metrics, seconds)

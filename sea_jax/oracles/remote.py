@@ -44,7 +44,7 @@ class RemoteOracle:
         seed: of the hidden reward, where the service holds a family of them.
         bounds: see `Bounds`.
         token: what the service asks for; by default the environment's SEA_JAX_ORACLE_TOKEN.
-        share: of a run on several hosts, lets one of them ask for all (`sea_jax/runtime/mesh.py:from_main`).
+        share: lets one process ask for all, in a run on several hosts; see `mesh.broadcast_from_main`.
 
     Raises:
         ServiceError: every method, if the service does not answer within the bounds or refuses.

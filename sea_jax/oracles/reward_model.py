@@ -15,8 +15,8 @@ from sea_jax.errors import InputError
 from sea_jax.models.params import cast_matrices
 from sea_jax.models.reward import GatedRewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.runtime.mesh import batch_shards, fetch, split
-from sea_jax.runtime.sharding import gathering, shard_params
+from sea_jax.runtime.mesh import batch_shards, shard_batch, to_host
+from sea_jax.runtime.sharding import shard_params, with_gather
 from sea_jax.tasks.tokenizer import Tokenizer, load_tokenizer
 from sea_jax.types import Config, Params
 
@@ -86,7 +86,7 @@ class RowRewards:
         if mesh is None:
             params = jax.device_put(params)
         else:
-            params, model = shard_params(mesh, model, params), gathering(mesh, model)
+            params, model = shard_params(mesh, model, params), with_gather(mesh, model)
         self._params, self._config, self._size, self._mesh = params, config, batch_size, mesh
         self._longest = longest or config.max_length
         self._score = score_fn(model)
@@ -99,7 +99,7 @@ class RowRewards:
             computed.append((indices, self._start([rows[i] for i in indices], length)))
         rewards = np.zeros(len(rows), np.float32)
         for indices, some in computed:
-            rewards[indices] = fetch(some)[: len(indices)]
+            rewards[indices] = to_host(some)[: len(indices)]
         _check_finite(rewards, gated=isinstance(self._config, GatedRewardConfig))
         return rewards
 
@@ -112,13 +112,13 @@ class RowRewards:
 
     def _start(self, rows: list[list[int]], length: int) -> jax.Array:
         batch = padded(rows, self._size, length)
-        return self._score(self._params, *(batch if self._mesh is None else split(self._mesh, batch)))
+        return self._score(self._params, *(batch if self._mesh is None else shard_batch(self._mesh, batch)))
 
 
 @functools.cache
 def score_fn(model: RewardModel) -> Callable[..., jax.Array]:
     """(params, tokens [B, L], mask) -> the rewards [B] f32; jitted."""
-    return jax.jit(lambda params, *batch: model.apply({"params": model.ends(params)}, *batch)[:, 0])
+    return jax.jit(lambda params, *batch: model.apply({"params": model.gather_shared(params)}, *batch)[:, 0])
 
 
 def load(config: Config, mesh: Mesh) -> RewardModelOracle:

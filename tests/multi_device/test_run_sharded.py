@@ -45,7 +45,7 @@ def main(mesh):
     import numpy as np
 
     from sea_jax.errors import InputError
-    from sea_jax.runtime.mesh import make_mesh, replicate, split
+    from sea_jax.runtime.mesh import make_mesh, replicate, shard_batch
 
     made = make_mesh(**mesh)  # asks for the devices before JAX has any
     assert jax.device_count() == made.size
@@ -71,7 +71,7 @@ def main(mesh):
         with pytest.raises(InputError, match=r"config.mesh.tensor=4: valid is a divisor of 2, an axis of"):
             one_run(dict(tensor=4))
     # What the devices cannot share they all hold.
-    odd, whole = split(made, np.ones((9, 2))), replicate(made, np.ones((4, 2)))
+    odd, whole = shard_batch(made, np.ones((9, 2))), replicate(made, np.ones((4, 2)))
     assert whole.sharding.is_fully_replicated and (odd.sharding.is_fully_replicated or parts == 1)
     print(made.shape, "agree")
 

@@ -28,8 +28,8 @@ def main(axes):
 
     from launch import hlo
     from sea_jax import algorithm
-    from sea_jax.runtime.mesh import make_mesh, settle, split
-    from sea_jax.runtime.sharding import gathering, shard_params
+    from sea_jax.runtime.mesh import ensure_on_mesh, make_mesh, shard_batch
+    from sea_jax.runtime.sharding import shard_params, with_gather
     from sea_jax.state import init_state
     from sea_jax.types import PreferenceBatch
 
@@ -56,9 +56,9 @@ def main(axes):
 
     mesh = make_mesh(**axes)
     sharded, ref = (shard_params(mesh, model, p) for p in (params, ref_params))
-    inputs = settle(mesh, init(sharded)), ref, split(mesh, batch)
+    inputs = ensure_on_mesh(mesh, init(sharded)), ref, shard_batch(mesh, batch)
     compile_ = lambda model: update.lower(dataclasses.replace(settings, model=model), *inputs).compile()  # noqa: E731
-    compiled = compile_(gathering(mesh, model))
+    compiled = compile_(with_gather(mesh, model))
     traffic = hlo.collectives(compiled.as_text(), 8)
     assert traffic.total > 0  # the devices share the work
     if axes == dict(fsdp=8):
