@@ -12,7 +12,7 @@ import optax
 
 from sea_jax.ensemble import experience as buffer
 from sea_jax.ensemble import heads, selection
-from sea_jax.losses import DAP_LOSSES, implicit_reward, optimism, sequence_logprobs, weighted_mean
+from sea_jax.losses import DAP_LOSSES, implicit_reward, mean_or_nan, optimism, sequence_logprobs
 from sea_jax.models.decoder import Decoder
 from sea_jax.state import step_keys
 from sea_jax.types import (
@@ -268,11 +268,11 @@ def _update_ensemble(
         scale_by_data=learner.scale_by_data,
     )
     return state, metrics | {
-        "ensemble/accuracy_chosen": weighted_mean((probability > 0.5).astype(jnp.float32), bought),
+        "ensemble/accuracy_chosen": mean_or_nan((probability > 0.5).astype(jnp.float32), bought),
         # Calibrated, it equals the accuracy; above it, the posterior is too sure of itself.
-        "ensemble/confidence_chosen": weighted_mean(jnp.maximum(probability, 1 - probability), bought),
-        "ensemble/nll_chosen": weighted_mean(-jnp.log(probability + 1e-6), bought),
-        "ensemble/probability_std": weighted_mean(jax.nn.sigmoid(margin).std(0), bought),
+        "ensemble/confidence_chosen": mean_or_nan(jnp.maximum(probability, 1 - probability), bought),
+        "ensemble/nll_chosen": mean_or_nan(-jnp.log(probability + 1e-6), bought),
+        "ensemble/probability_std": mean_or_nan(jax.nn.sigmoid(margin).std(0), bought),
     }
 
 
@@ -344,16 +344,16 @@ def _update_policy(
     metrics = {
         "policy/loss": loss,
         "policy/grad_norm": optax.tree.norm(grads),
-        "policy/implicit_accuracy": weighted_mean(
+        "policy/implicit_accuracy": mean_or_nan(
             (ratio[:, 0] > ratio[:, 1]).astype(jnp.float32), batch.weight
         ),
-        "policy/log_ratio_chosen": weighted_mean(ratio[:, 0], batch.weight),
-        "policy/log_ratio_rejected": weighted_mean(ratio[:, 1], batch.weight),
-        "duel/length_chosen": weighted_mean(lengths[:, 0].astype(jnp.float32), batch.weight),
-        "duel/length_rejected": weighted_mean(lengths[:, 1].astype(jnp.float32), batch.weight),
+        "policy/log_ratio_chosen": mean_or_nan(ratio[:, 0], batch.weight),
+        "policy/log_ratio_rejected": mean_or_nan(ratio[:, 1], batch.weight),
+        "duel/length_chosen": mean_or_nan(lengths[:, 0].astype(jnp.float32), batch.weight),
+        "duel/length_rejected": mean_or_nan(lengths[:, 1].astype(jnp.float32), batch.weight),
         "duel/clash": 1.0 - batch.weight.mean(),
         "duel/from_oracle": batch.from_oracle.mean(dtype=jnp.float32),
     }
     if y_ref_logps is not None:
-        metrics["policy/log_prob_y_ref"] = weighted_mean(y_ref_logps, batch.weight)
+        metrics["policy/log_prob_y_ref"] = mean_or_nan(y_ref_logps, batch.weight)
     return PolicyState(optax.apply_updates(state.params, updates), opt_state), metrics
