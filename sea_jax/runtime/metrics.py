@@ -9,14 +9,16 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from sea_jax.runtime.mesh import is_main
+from sea_jax.runtime.run_folder import remove_summary
 
 
 class MetricWriter:
     """The files of one run, with oracle queries on the x-axis.
 
     Args:
-        folder: the run's folder; files of an earlier run in it are replaced. In a run on several hosts only
-            the main process writes; the writers of the others discard what they are given.
+        folder: the run's folder. Files of an earlier run in it are replaced, after the run has been marked as
+            unfinished. In a run on several hosts only the main process writes; the writers of the others
+            discard what they are given.
     """
 
     def __init__(self, folder: Path):
@@ -25,6 +27,7 @@ class MetricWriter:
             self._metrics, self._samples = open(os.devnull, "w"), open(os.devnull, "w")
             return
         folder.mkdir(parents=True, exist_ok=True)
+        remove_summary(folder)
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         self._metrics = open(folder / "metrics.jsonl", "w")

@@ -42,9 +42,9 @@ class ProgressBar(tqdm):
         n = n or 0
         if not self._left_out:
             drawn = super().update(n)
-            self._last_update = self._time()
+            self._last_update = self._now()
             return drawn
-        now = self._time()
+        now = self._now()
         self.start_t += now - self._last_update
         self.n += n
         self.initial += n  # tqdm's rate is (n - initial) / elapsed
@@ -61,6 +61,9 @@ class ProgressBar(tqdm):
                 self.update()
         finally:
             self.close()
+
+    def _now(self) -> float:
+        return self.start_t + self.format_dict["elapsed"]
 
     def _show(self, description: str) -> None:
         self.set_description_str(description, refresh=False)

@@ -8,6 +8,7 @@ import pytest
 from helpers import update
 
 from sea_jax.losses import mean_or_nan
+from sea_jax.runtime import metrics
 from sea_jax.runtime.metrics import MetricWriter
 
 OVER_LABELS = (
@@ -55,11 +56,23 @@ def test_a_mean_over_no_duel_is_absent_and_the_step_is_finite(stepped, step, tmp
         batch = batch._replace(weight=np.zeros_like(batch.weight))
     else:
         batch = batch._replace(from_oracle=np.zeros_like(batch.from_oracle))
-    _, metrics = update(learner=learner, state=state, ref_params=ref_params, batch=batch)
-    values = {name: float(value) for name, value in metrics.items()}
+    _, found = update(learner=learner, state=state, ref_params=ref_params, batch=batch)
+    values = {name: float(value) for name, value in found.items()}
     with MetricWriter(tmp_path) as writer:
         writer.write(0, 0, values)
     unmeasured = set(OVER_LABELS + (OVER_DUELS if duels == "void" else ()))
     [row] = rows(tmp_path)
     assert row.keys() == {"step", "queries", *values} - unmeasured
     assert unmeasured <= values.keys() and row["step/finite"] == 1
+
+
+def test_a_run_is_marked_as_unfinished_before_its_rows_are_replaced(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "done.json").write_text("{}")
+    order, remove = [], metrics.remove_summary
+    monkeypatch.setattr(
+        metrics, "remove_summary",
+        lambda folder: order.append((folder / "metrics.jsonl").read_text()) or remove(folder),
+    )  # fmt: skip
+    with MetricWriter(tmp_path):
+        assert order == ["{}\n"] and not (tmp_path / "done.json").exists()
