@@ -1,11 +1,12 @@
-"""Seconds a step where all devices do everything, and where half of them sample and judge (the paper's Fig. 8).
+"""Times a step with collocated devices, and with half of them sampling and judging (the paper's Fig. 8).
 
     python -m benchmarks.placement --workdir runs/placement
 
-Two devices, which on a machine without accelerators are two parts of its cores: collocated both share each
-batch (config.mesh.data=2), split one learns and scores while the other samples (config.sampler.devices=1),
-the latter also one step ahead (config.train.staleness=1), which only a split makes faster. SEA on the
-quickstart's policy, trained on first use and kept in the work directory. The placements take turns.
+There are two devices; on a machine without accelerators each is half of the cores. Collocated devices share
+every batch (config.mesh.data=2). Split devices learn and score on one and sample on the other
+(config.sampler.devices=1). Sampling one step ahead (config.train.staleness=1) gains time only if they are
+split. The run is SEA on the quickstart's policy, which the first use trains and keeps in the work directory.
+The placements take turns.
 """
 
 import argparse
@@ -35,11 +36,11 @@ PLACEMENTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", default="runs/placement", help="where the trained parts are kept")
+    parser.add_argument("--workdir", default="runs/placement", help="folder of the trained parts")
     parser.add_argument("--method", default="sea", help="a row of sea_jax.methods.METHODS")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts a step")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of a placement in a round")
-    parser.add_argument("--rounds", type=int, default=4, help="one more comes first, for the compiler")
+    parser.add_argument("--rounds", type=int, default=4, help="timed rounds, after one that compiles")
     args = parser.parse_args()
     keep_freed_memory()
     jax.config.update("jax_compilation_cache_dir", f"{args.workdir}/xla")
@@ -51,17 +52,19 @@ def main() -> None:
             seconds[name] += each if number else []
     baseline = statistics.median(seconds["collocated"])
     print(
-        f"{args.method}, batch {args.batch_size}, {args.rounds} rounds of {args.steps} steps, jax {jax.__version__}"
+        f"{args.method}, batch {args.batch_size}, {args.rounds} rounds of {args.steps} steps, "
+        f"jax {jax.__version__}"
     )
     for name, found in seconds.items():
         middle = statistics.median(found)
         print(
-            f"{name:28} seconds a step: min {min(found):.3f}, median {middle:.3f}; collocated / this {baseline / middle:.2f}"
+            f"{name:28} seconds a step: min {min(found):.3f}, median {middle:.3f}; "
+            f"collocated / this {baseline / middle:.2f}"
         )
 
 
 def prepare(args, mesh: int, devices: int, staleness: int):
-    """What makes a fresh run of a placement; the trained parts are shared by all of them."""
+    """Returns a function that makes a fresh run of a placement; all placements share the trained parts."""
     cfg = quickstart.get_config()
     cfg.methods, cfg.mesh.data, cfg.sampler.devices = (args.method,), mesh, devices
     cfg.train.update(dict(batch_size=args.batch_size, staleness=staleness, query_budget=10**6))
@@ -75,7 +78,7 @@ def prepare(args, mesh: int, devices: int, staleness: int):
 
 
 def timed(run: Run, steps: int) -> list[float]:
-    """Seconds of each step once the first few are over."""
+    """Returns the seconds of each step after the first few."""
     warm, last, marks = 3, None, []
     with tempfile.TemporaryDirectory() as folder, MetricWriter(Path(folder)) as writer:
         for step in range(warm + steps):
