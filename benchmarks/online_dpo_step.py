@@ -1,11 +1,11 @@
-"""A step of passive online DPO, ours and TRL's, timed in turn in one run.
+"""Times a step of passive online DPO, ours and TRL's in turn, in one run.
 
     python -m benchmarks.online_dpo_step
 
 16 prompts of 70 tokens × 2 responses of exactly 53 tokens; GPT-NeoX of 2 layers, width 128, vocabulary
-512, fp32; the same weights and prompts for both. A step is all of it: generation, preference, losses,
-gradients, Adam. TRL's OnlineDPOTrainer is tuned (`gradient_checkpointing=False`); it is installed into
-an environment of its own on first use.
+512, fp32; the same weights and prompts for both. A step is generation, preference, losses, gradients and
+Adam. TRL's OnlineDPOTrainer is tuned (`gradient_checkpointing=False`); the first use installs it into an
+environment of its own.
 """
 
 import argparse
@@ -34,10 +34,10 @@ from sea_jax.types import Candidates, Params, PromptBatch
 
 PROMPTS, LENGTH, NEW_TOKENS, VOCABULARY, EOS = 16, 70, 53, 512, 0
 LEARNING_RATE = 5e-7  # TRL's default
-PAUSE = 0.03  # seconds before a step: the other side's threads still spin for a while once its step has ended
+PAUSE = 0.03  # seconds before a step, until the other side's threads have stopped spinning
 
-# Read together with benchmarks/trl_worker.py: 1.16 keeps OnlineDPOTrainer in trl.experimental.online_dpo, whose
-# behaviour may change in any release. Everything that runs inside a timed step is pinned.
+# Read together with benchmarks/trl_worker.py: 1.16 keeps OnlineDPOTrainer in trl.experimental.online_dpo,
+# whose behaviour may change in any release. All packages that run inside a timed step are pinned.
 TRL = [
     "trl==1.16.0",
     "torch==2.13.0",
@@ -51,7 +51,7 @@ TRL = [
 
 
 def small_policy() -> tuple[models.Decoder, Params]:
-    """GPT-NeoX of 2 layers, width 128 and `VOCABULARY` tokens, its weights random, fp32."""
+    """Makes a GPT-NeoX of 2 layers, width 128 and `VOCABULARY` tokens, with random weights in fp32."""
     config = models.PythiaConfig(
         vocab_size=VOCABULARY, num_layers=2, width=128, num_heads=4, mlp_width=512, max_length=128
     )
@@ -99,7 +99,7 @@ def our_step(
 
 
 def trl_step(folder: Path, prompts: Path) -> tuple[Callable[[int], float], Callable[[], None]]:
-    """Starts TRL's worker; returns a step function like ours, and what ends the worker."""
+    """Starts TRL's worker; returns a step function like ours, and a function that ends the worker."""
     python = environments.ensure("trl", TRL)
     worker = Path(__file__).with_name("trl_worker.py")
     process = subprocess.Popen(
@@ -143,7 +143,7 @@ def main() -> None:
             sides["trl"], close = trl_step(folder, folder / "prompts.npy")
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for i in range(args.steps + 5):
-            for side, step in sides.items():  # in turn: both meet the same machine
+            for side, step in sides.items():  # in turn, so that both see the same load of the machine
                 time.sleep(PAUSE)
                 seconds[side].append(step(i))
         close()

@@ -84,7 +84,7 @@ class WithoutEvaluation(Logbook):
 
 
 def timed(run: Run, steps: int) -> list[float]:
-    """Seconds of each step once the first few are over."""
+    """Returns the seconds of each step after the first few."""
     warm, marks = 3, []
     with tempfile.TemporaryDirectory() as folder, MetricWriter(Path(folder)) as writer:
         logbook = WithoutEvaluation(Path(folder), writer)

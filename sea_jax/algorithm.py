@@ -12,7 +12,7 @@ import optax
 
 from sea_jax.ensemble import experience as buffer
 from sea_jax.ensemble import heads, selection
-from sea_jax.losses import DAP_LOSSES, sequence_logprobs, weighted_mean
+from sea_jax.losses import DAP_LOSSES, mean_or_nan, sequence_logprobs
 from sea_jax.models.decoder import Decoder
 from sea_jax.state import step_keys
 from sea_jax.types import (
@@ -239,8 +239,8 @@ def _duel_metrics(batch: PreferenceBatch) -> dict[str, Array]:
     """Returns the lengths of the pairs and the shares of void and of oracle-labelled duels."""
     lengths = batch.mask.sum(-1).astype(jnp.float32)
     return {
-        "duel/length_chosen": weighted_mean(lengths[:, 0], batch.weight),
-        "duel/length_rejected": weighted_mean(lengths[:, 1], batch.weight),
+        "duel/length_chosen": mean_or_nan(lengths[:, 0], batch.weight),
+        "duel/length_rejected": mean_or_nan(lengths[:, 1], batch.weight),
         "duel/void": 1.0 - batch.weight.mean(),
         "duel/from_oracle": batch.from_oracle.mean(dtype=jnp.float32),
     }
@@ -267,11 +267,11 @@ def _update_ensemble(
         scale_by_data=settings.scale_by_data,
     )
     return state, metrics | {
-        "ensemble/accuracy_chosen": weighted_mean((probability > 0.5).astype(jnp.float32), weight),
+        "ensemble/accuracy_chosen": mean_or_nan((probability > 0.5).astype(jnp.float32), weight),
         # Equals the accuracy if calibrated; a larger value means that the posterior is overconfident.
-        "ensemble/confidence_chosen": weighted_mean(jnp.maximum(probability, 1 - probability), weight),
-        "ensemble/nll_chosen": weighted_mean(-jnp.log(probability + 1e-6), weight),
-        "ensemble/probability_std": weighted_mean(jax.nn.sigmoid(margin).std(0), weight),
+        "ensemble/confidence_chosen": mean_or_nan(jnp.maximum(probability, 1 - probability), weight),
+        "ensemble/nll_chosen": mean_or_nan(-jnp.log(probability + 1e-6), weight),
+        "ensemble/probability_std": mean_or_nan(jax.nn.sigmoid(margin).std(0), weight),
     }
 
 
@@ -294,9 +294,9 @@ def _update_policy(
     metrics = {
         "policy/loss": loss,
         "policy/grad_norm": optax.tree.norm(grads),
-        "policy/implicit_accuracy": weighted_mean(correct, batch.weight),
-        "policy/log_ratio_chosen": weighted_mean(ratio[:, 0], batch.weight),
-        "policy/log_ratio_rejected": weighted_mean(ratio[:, 1], batch.weight),
+        "policy/implicit_accuracy": mean_or_nan(correct, batch.weight),
+        "policy/log_ratio_chosen": mean_or_nan(ratio[:, 0], batch.weight),
+        "policy/log_ratio_rejected": mean_or_nan(ratio[:, 1], batch.weight),
     }
     if settings.term is not None:
         metrics |= settings.term.metrics(extra_logps, batch.weight)

@@ -6,7 +6,7 @@ References:
 
 import dataclasses
 
-from sea_jax.losses import optimism, weighted_mean
+from sea_jax.losses import mean_or_nan, optimism
 from sea_jax.methods.method import Method
 from sea_jax.types import Array
 
@@ -24,7 +24,7 @@ class Optimism:
 
     def metrics(self, extra_logps: Array, weight: Array) -> dict[str, Array]:
         """Returns the mean log π_θ(y_ref) over the duels that teach, in nats."""
-        return {"policy/log_prob_y_ref": weighted_mean(extra_logps[:, 0], weight)}
+        return {"policy/log_prob_y_ref": mean_or_nan(extra_logps[:, 0], weight)}
 
 
 METHOD = Method("XPO", term=lambda config: Optimism(config.xpo.alpha), losses=("dpo",))

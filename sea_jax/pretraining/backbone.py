@@ -114,6 +114,7 @@ def pretrain(
     opt_state = optimizer.init(params)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
     bar = progress_bar(range(config.steps), "backbone", "step", progress)
+    bar.compiling("the training step")
     for i in bar:
         rows = rng.choice(len(rewards), config.batch_size, replace=False)
         batch = shard_batch(mesh, (tuple(x[rows] for x in data), rewards[rows]))

@@ -57,6 +57,7 @@ def fit(
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     name, _, metric = shown.partition("/")
     bar = progress_bar(range(config.steps), name.upper(), "step", progress)
+    bar.compiling("the training step")
     rows = np.empty((0,), np.int64)
     for i in bar:
         while len(rows) < config.batch_size:
