@@ -23,7 +23,7 @@ from sea_jax.types import Array
 ROOT = Path(__file__).resolve().parents[2]  # where the package `sea_jax` lies
 
 # Appended, not prepended: beside our package there may lie others of our environment.
-_RUN = f"import sys; sys.path.append({str(ROOT)!r}); from sea_jax.runtime import vllm_sidecar as s; s.main()"
+_RUN = f"import sys; sys.path.append({str(ROOT)!r}); from sea_jax.actors import vllm_sidecar as s; s.main()"
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in the sidecar's own process: it starts in a third
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound, it is left one core

@@ -1,7 +1,7 @@
 """vLLM as a process of its own: token ids in and out, weights by shared memory.
 
 The only file that imports vLLM. The Python of another environment runs it (`make sidecar`), so of this
-package it imports what needs NumPy alone. `runtime/vllm_sampler.py` starts it and speaks with it; the
+package it imports what needs NumPy alone. `actors/vllm_sampler.py` starts it and speaks with it; the
 messages are those of `Server`.
 """
 

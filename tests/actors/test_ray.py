@@ -18,9 +18,11 @@ from small_run import small_run
 from configs import quickstart
 from sea_jax.actors import ray_pool, ray_workers
 from sea_jax.actors.jax_sampler import JaxSampler
+from sea_jax.actors.make import local_sampler
 from sea_jax.actors.sampler import Lengths, VersionedParams
 from sea_jax.config import validate as config_lib
 from sea_jax.errors import InputError, ServiceError
+from sea_jax.experiment.oracles import make_local_oracles
 from sea_jax.models.generate import BatchSlice
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.runtime.mesh import make_mesh
@@ -64,14 +66,14 @@ def config():
 
 @pytest.fixture(scope="module")
 def sampler(cluster, config, tiny):
-    sampler = ray_workers.RaySampler(config, LENGTHS, tiny[0], make_mesh())
+    sampler = ray_workers.RaySampler(config, LENGTHS, tiny[0], make_mesh(), local_sampler)
     yield sampler
     sampler.close()
 
 
 @pytest.fixture(scope="module")
 def oracle(cluster, config):
-    return ray_workers.oracles(config)
+    return ray_workers.oracles(config, make_local_oracles)
 
 
 def lose(pool, index):
@@ -116,7 +118,7 @@ def test_a_part_of_a_batch_is_written_as_in_the_whole(tiny):
     here = JaxSampler(tiny[0], 5, 3, 1, make_mesh(), 0)
     whole = write(here, tiny[1], 1)()
     for first in (0, 2, 3):
-        part = write(here, tiny[1], 1, part=BatchSlice(first, 5))()
+        part = write(here, tiny[1], 1, batch_slice=BatchSlice(first, 5))()
         assert_same(part, [x[first : first + 2] for x in whole])
 
 

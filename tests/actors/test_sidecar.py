@@ -77,7 +77,7 @@ def test_a_part_of_a_batch_is_sampled_as_in_the_whole(make):
     for rows in (slice(0, 1), slice(1, 3)):
         part = sample_now(
             sampler, policy, tokens[rows], mask[rows], jax.random.key(0),
-            num_responses=3, temperature=0.7, part=BatchSlice(rows.start, 3),
+            num_responses=3, temperature=0.7, batch_slice=BatchSlice(rows.start, 3),
         )  # fmt: skip
         for a, b in zip(part, whole, strict=True):
             np.testing.assert_array_equal(a, b[rows])
@@ -207,7 +207,7 @@ def test_closing_ends_the_process_and_frees_the_memory(make):
 def test_what_a_killed_process_left_in_shared_memory_goes():
     """Semaphores of multiprocessing have names, and vLLM makes some."""
     code = (
-        "import multiprocessing, socket, sys; from sea_jax.runtime import wire; "
+        "import multiprocessing, socket, sys; from sea_jax.actors import framing as wire; "
         "lock = multiprocessing.get_context('spawn').Lock(); sock = socket.socket(fileno=int(sys.argv[1])); "
         "wire.receive(sock, 30); wire.send(sock, {'name': lock._semlock.name}, timeout=30); "
         "wire.receive(sock, 30)"

@@ -20,6 +20,7 @@ from configs import quickstart
 from sea_jax.actors import framing as wire
 from sea_jax.actors import ray_pool, ray_workers, vllm_sampler
 from sea_jax.actors.jax_sampler import JaxSampler
+from sea_jax.actors.make import local_sampler
 from sea_jax.actors.sampler import Lengths, new_version, sample_now
 from sea_jax.runtime.mesh import make_mesh
 from sea_jax.runtime.metrics import MetricWriter
@@ -176,7 +177,7 @@ def test_rays_actors_have_a_vllm_each(pair):
     model, params = make(5)
     policy, key = new_version(jax.device_put(params)), jax.random.key(3)
     ray_pool.connect(cpus=4)
-    actors = ray_workers.RaySampler(config, Lengths(L, T, EOS, PAD), model, make_mesh())
+    actors = ray_workers.RaySampler(config, Lengths(L, T, EOS, PAD), model, make_mesh(), local_sampler)
     try:
         write = lambda s, M, heat: sample_now(  # noqa: E731
             s, policy, *prompts(), key, num_responses=M, temperature=heat
