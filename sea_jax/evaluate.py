@@ -95,7 +95,7 @@ def evaluate_policy(
     for name, opponent in (("sft", data.sft), ("reference", data.references)):
         if not opponent:
             continue
-        probability, answered = protocol.ask(oracle, data.prompts, responses, opponent)
+        probability, answered = protocol.compare(oracle, data.prompts, responses, opponent)
         won = wins(probability[answered], mode)
         metrics[f"eval/win_rate_{name}"] = _mean(won)
         metrics[f"eval/win_rate_{name}_se"] = (

@@ -270,7 +270,7 @@ class Run:
     def ordered_pairs(self) -> Array:
         """The held-out pairs' features [N, 2, E] with the response that the oracle prefers first."""
         pairs, features = self.assets.pairs, self.assets.pair_features
-        probability, answered = protocol.ask(self.oracle, pairs.prompts, pairs.sft, pairs.references)
+        probability, answered = protocol.compare(self.oracle, pairs.prompts, pairs.sft, pairs.references)
         if not answered.all():
             probability, features = probability[answered], features[np.flatnonzero(answered)]
         return jnp.where(jnp.asarray(probability > 0.5)[:, None, None], features, features[:, ::-1])

@@ -17,8 +17,7 @@ import ray
 from small_run import small_run
 
 from configs import quickstart
-from sea_jax.actors import framing as wire
-from sea_jax.actors import ray_pool, ray_workers, vllm_sampler
+from sea_jax.actors import framing, ray_pool, ray_workers, vllm_sampler
 from sea_jax.actors.jax_sampler import JaxSampler
 from sea_jax.actors.make import local_sampler
 from sea_jax.actors.sampler import Lengths, new_version, sample_now
@@ -50,7 +49,7 @@ def pair(request):
     """A function seed -> model, versioned parameters; the two samplers of this model."""
     assert PYTHON.exists(), f"no {PYTHON.relative_to(helpers.ROOT)}: make sidecar"
     make, mesh = MODELS[request.param], make_mesh()
-    options = vllm_sampler.Options(str(PYTHON), L, "float32")
+    options = vllm_sampler.VllmOptions(str(PYTHON), L, "float32")
     model = make(0)[0]
     theirs = vllm_sampler.VllmSampler(model, T, EOS, PAD, mesh, options)
     yield make, theirs, JaxSampler(model, T, EOS, PAD, mesh, 0)
@@ -136,7 +135,7 @@ def test_what_it_listens_on_is_not_to_be_reached_from_elsewhere(pair):
 def test_a_sidecar_killed_in_the_midst_of_sampling(tmp_path, monkeypatch):
     """SIGKILL: another one, the same weights, the step again. What is bought, and learned, is as without it."""
     fields = {"sampler.kind": "vllm", "sampler.python": str(PYTHON), "sea.burn_in": 4}
-    send, kill_at = wire.send, []
+    send, kill_at = framing.send, []
 
     def fatal(sock, header, *arrays, **options):
         send(sock, header, *arrays, **options)
@@ -146,7 +145,7 @@ def test_a_sidecar_killed_in_the_midst_of_sampling(tmp_path, monkeypatch):
                 time.sleep(0.01)
                 os.kill(run.assets.sampler.sidecar.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(wire, "send", fatal)
+    monkeypatch.setattr(framing, "send", fatal)
     found = {}
     for name, nth in (("whole", 0), ("killed", 3)):
         kill_at[:] = [nth]
