@@ -62,8 +62,11 @@ class Sidecar:
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Sends a message and waits for the answer, within one timeout; see `send` and `receive`."""
         start = time.monotonic()
-        self.send(awaited, header, *arrays, timeout=timeout)
-        return self.receive(awaited, timeout=max(timeout - (time.monotonic() - start), 1e-3))
+        with self._ended_on_failure(awaited, timeout):
+            framing.send(self._sock, header, *arrays, timeout=timeout)
+            left = timeout - (time.monotonic() - start)
+            answer = framing.receive(self._sock, max(left, 1e-3))
+        return self._checked(answer, awaited)
 
     def send(self, awaited: str, header: dict[str, Any], *arrays: np.ndarray, timeout: float) -> None:
         """Sends a message; its answer must be received before the next message is sent.
@@ -94,10 +97,16 @@ class Sidecar:
             SidecarError: it answered with an error.
         """
         with self._ended_on_failure(awaited, timeout):
-            answer, arrays = framing.receive(self._sock, timeout)
-        if "error" in answer:
-            raise SidecarError(f"{self.name}: waited for {awaited}: it answered {answer['error']}")
-        return answer, arrays
+            answer = framing.receive(self._sock, timeout)
+        return self._checked(answer, awaited)
+
+    def _checked(
+        self, answer: tuple[dict[str, Any], list[np.ndarray]], awaited: str
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Returns the answer; raises SidecarError if it is an error."""
+        if "error" in answer[0]:
+            raise SidecarError(f"{self.name}: waited for {awaited}: it answered {answer[0]['error']}")
+        return answer
 
     @contextlib.contextmanager
     def _ended_on_failure(self, awaited: str, timeout: float) -> Iterator[None]:

@@ -20,6 +20,8 @@ from sea_jax.oracles.judge import TEMPLATE, Judge, Prices, is_swapped, read_marg
 from sea_jax.oracles.labels import Labeller
 from sea_jax.oracles.remote import RequestLimits, compute_locally
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
 QUICK = RequestLimits(timeout_s=1.0, patience_s=3.0, attempts=3, in_flight=4)
 
 # Fig. 10 with the quotation mark that it lacks; line breaks within its paragraphs are the page's.
@@ -97,7 +99,7 @@ def test_probabilities_are_those_of_the_logprobs_in_either_order():
 
 def test_a_liking_for_a_place_cancels():
     """A judge that gives 2 nats to what stands first: half of the comparisons gain by it, half lose."""
-    prompts, first, second, lengths = texts(200)
+    prompts, first, second, lengths = texts(50)
     with Http(Judging(bias=2.0)) as server:
         found = judge(server).answers(prompts, first, second).probability
     swapped = np.array([is_swapped(0, *row) for row in zip(prompts, first, second, strict=True)])
@@ -254,9 +256,9 @@ def test_what_no_patience_helps_is_told_at_once(reply, said):
 )  # fmt: skip
 def test_an_endpoint_that_stays_away_ends_the_run_and_drops_nothing(reply, said):
     with Http(lambda *_: time.sleep(0.6) if reply == "late" else reply) as server:
-        labeller = Labeller(judge(server, limits=RequestLimits(0.3, 1.0, 3, 4)))
+        labeller = Labeller(judge(server, limits=RequestLimits(0.3, 0.7, 3, 4)))
         start = time.monotonic()
-        with pytest.raises(ServiceError, match=rf"no answer within 1 s \(\d+ attempts; the last: {said}"):
+        with pytest.raises(ServiceError, match=rf"no answer within 0.7 s \(\d+ attempts; the last: {said}"):
             labeller.label(["x"] * 5, ["a"] * 5, ["b"] * 5, 0)
         assert time.monotonic() - start < 10
     assert labeller.num_queries == labeller.num_dropped == 0

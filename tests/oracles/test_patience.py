@@ -61,13 +61,14 @@ def test_and_really_ends():
     assert 0.1 < time.monotonic() - start < 5
 
 
-def test_malformed_replies_are_retried_a_few_times():
+def test_malformed_replies_are_retried_a_few_times(monkeypatch):
+    clock = Clock(monkeypatch)
     attempt, calls = failing(10**6, malformed=True)
     with pytest.raises(ServiceError, match="it: 3 malformed replies; the last: no luck"):
-        retry(attempt, "it", 60, 3, threading.Event())
+        retry(attempt, "it", 60, 3, clock)
     assert len(calls) == 3
     attempt, calls = failing(2, malformed=True)
-    assert retry(attempt, "it", 60, 3, threading.Event()) == "answer"
+    assert retry(attempt, "it", 60, 3, clock) == "answer"
 
 
 def test_the_other_side_may_ask_for_a_longer_pause(monkeypatch):

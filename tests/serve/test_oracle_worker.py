@@ -42,7 +42,7 @@ def test_what_one_request_spoils_is_told_to_that_one():
     good = messages.pack_request("good", "", "probability", 0, (prompts, first, second))
     bad = messages.pack_request("bad", "", "probability", 0, (["no post"], ["a"], ["b"]))
     answers = RequestHandler(Settings("mini_tldr"), "").answers([bad, good, b"garbage", good])
-    for answer, said in ((answers[0], "no post"), (answers[2], "the body is no msgpack map")):
+    for answer, said in ((answers[0], "no post"), (answers[2], "the body is not a msgpack map")):
         with pytest.raises(messages.RefusedError, match=said) as refusal:
             read(answer, "bad", "probability", 1)
         assert refusal.value.kind == "input"
