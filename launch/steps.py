@@ -22,6 +22,7 @@ from sea_jax import models, train
 from sea_jax.config.validate import validate_compute
 from sea_jax.ensemble import features, pair_encoder
 from sea_jax.errors import InputError
+from sea_jax.experiment import reward_scorer
 from sea_jax.experiment.setup import draw_ensemble, make_settings
 from sea_jax.methods import METHODS
 from sea_jax.models import convert, sizes
@@ -213,7 +214,7 @@ class Experiment:
         gamma = self.config.sea.gamma if self.method.synthetic else 1.0
         size, num_texts = self._rows(self.config.oracle), 2 * round(gamma * self.config.train.batch_size)
         length = reward_model.bucket(self.prompt_length + self.response_length, model.config.max_length)
-        traced = reward_model.score_fn(model).trace(params, *self._texts(size, length))
+        traced = reward_scorer.score_fn(model).trace(params, *self._texts(size, length))
         return Step("oracle", traced, ("oracle",), calls=-(-num_texts // size))
 
     def _rows(self, config: Any) -> int:
@@ -248,7 +249,7 @@ class Experiment:
         return unflatten_dict(params, sep="/")
 
     def _reward_model(self) -> tuple[Any, Any]:
-        """The oracle and its parameters, as `reward_model.load` places them; other oracles have none here."""
+        """The oracle and its parameters, as `make_scorer` places them; others have none here."""
         cfg = self.config.oracle
         if cfg.kind != "reward_model":
             return None, ()

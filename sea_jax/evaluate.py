@@ -102,7 +102,7 @@ def evaluate_policy(
     for name, opponent in (("sft", data.sft), ("reference", data.references)):
         if not opponent:
             continue
-        probability, answered = protocol.ask(oracle, data.prompts, responses, opponent)
+        probability, answered = protocol.compare(oracle, data.prompts, responses, opponent)
         won = wins(probability[answered], mode)
         metrics[f"eval/win_rate_{name}"] = _mean(won)
         metrics[f"eval/win_rate_{name}_se"] = (
@@ -196,7 +196,7 @@ class Evaluator:
     def ordered_pairs(self) -> Array:
         """Returns the held-out pairs' features [N, 2, E] with the oracle's preferred response first."""
         pairs, features = self.pairs, self.pair_features
-        probability, answered = protocol.ask(self.oracle, pairs.prompts, pairs.sft, pairs.references)
+        probability, answered = protocol.compare(self.oracle, pairs.prompts, pairs.sft, pairs.references)
         if not answered.all():
             probability, features = probability[answered], features[np.flatnonzero(answered)]
         return jnp.where(jnp.asarray(probability > 0.5)[:, None, None], features, features[:, ::-1])

@@ -12,8 +12,9 @@ from sea_jax.config import validate as config_lib
 from sea_jax.config.checks import at_least, get, one_of, read_model, require
 from sea_jax.config.validate import is_text, validate_sampler
 from sea_jax.experiment import pairs
+from sea_jax.experiment.reward_scorer import make_oracle
 from sea_jax.models import Decoder, RewardConfig, RewardModel
-from sea_jax.oracles.reward_model import Encode, RewardModelOracle, make_encode
+from sea_jax.oracles.reward_model import Encode, make_encode
 from sea_jax.pretraining import policy, rm
 from sea_jax.runtime.mesh import is_main, make_mesh, to_host
 from sea_jax.runtime.sharding import shard_params
@@ -166,9 +167,8 @@ def _heldout(
     config: Config, model: RewardModel, params: Params, encode: Encode, source: Source, mesh: Mesh
 ) -> dict[str, float]:
     """As `rm.accuracy`, of the oracle that these parameters make."""
-    return rm.accuracy(
-        RewardModelOracle(model, params, encode, config.oracle.batch_size, mesh), source.heldout
-    )
+    oracle = make_oracle(model, params, encode, config.oracle.batch_size, mesh)
+    return rm.accuracy(oracle, source.heldout)
 
 
 def save(folder: Path, model: RewardModel, params: Params, tokenizer: Tokenizer, given: str) -> None:

@@ -10,8 +10,9 @@ from helpers import assert_equal, decoder, llama, pad, rewarder, sigmoid
 from ml_collections import ConfigDict
 from real_text import byte_tokenizer, posts
 
+from sea_jax.experiment.reward_scorer import make_oracle
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.oracles.reward_model import RewardModelOracle, make_encode
+from sea_jax.oracles.reward_model import make_encode
 from sea_jax.pretraining import fit, rm
 from sea_jax.runtime.mesh import make_mesh
 from sea_jax.tasks.preferences import Pair
@@ -84,7 +85,7 @@ def test_it_learns():
     heldout = preferences(200, seed=1)
     mesh = make_mesh()
     model, params = rm.with_head(*decoder(max_length=64), jax.random.key(0), None)
-    measure = lambda params: rm.accuracy(RewardModelOracle(model, params, encode, 32, mesh), heldout)  # noqa: E731
+    measure = lambda params: rm.accuracy(make_oracle(model, params, encode, 32, mesh), heldout)  # noqa: E731
     tokens = rm.tokenize_pairs(encode, preferences(400, seed=0))
     before = measure(params)
     trained = rm.train(config(), tokens, model, params, jax.random.key(1), mesh, progress=False)
