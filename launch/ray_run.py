@@ -5,6 +5,8 @@
     python -m launch.ray_run --config=configs/tldr.py:size=6.9b --workdir=/shared/runs/tldr --address=auto \
         --learners=1 --learner_gpus=8 --actors=8 --actor_gpus=1 --oracles=2 --oracle_gpus=4
 
+The commands sft and rm stand before the flags, as for sea_jax.main.
+
 Without --address (or RAY_ADDRESS) the cluster is this machine, for as long as the command runs. A cluster of
 several is begun as Ray's documentation says (`ray start --head`, then `ray start --address=<head>` on each);
 all machines have this folder and its environment at the same path, and --workdir is on a disk that the
@@ -22,10 +24,10 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sea_jax.actors import ray_pool, ray_workers
-from sea_jax.config.flags import fail, parse, read_config
-from sea_jax.config.validate import validate_parts
+from sea_jax.config.flags import command_of, fail, parse, read_config
 from sea_jax.errors import InputError, ServiceError
-from sea_jax.experiment import finetune as supervised
+from sea_jax.experiment.commands import COMMANDS
+from sea_jax.experiment.validate import validate_parts
 from sea_jax.runtime.process import meet, prepare_jax
 from sea_jax.types import Config
 
@@ -51,21 +53,24 @@ class Learner:
             found.bind((host, 0))
             return f"{host}:{found.getsockname()[1]}"
 
-    def run(self, fields: dict[str, Any], workdir: str, coordinator: str, count: int, index: int) -> str:
-        """What `experiment.run` says."""
+    def run(
+        self, command: str | None, fields: dict[str, Any], workdir: str, coordinator: str, count: int,
+        index: int,
+    ) -> str:  # fmt: skip
+        """Runs the config or a command; returns the report."""
         config: Config = ConfigDict(fields)
         prepare_jax(config, workdir)
         if count > 1:
             meet(coordinator, count, index)
+        from sea_jax.experiment import commands
         from sea_jax.experiment import run as experiment
 
-        return experiment.run(config, workdir)
+        return commands.run(command, config, workdir) if command else experiment.run(config, workdir)
 
 
 def main(argv: list[str]) -> None:
-    """Reserves the processes and runs the config on them; a mistake in it is one line and exit status 2."""
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}: valid are --config, --workdir, --config.<field>, --actors, …")
+    """Reserves the processes and runs the config or a command on them; mistakes end it with status 2."""
+    command = command_of(argv, COMMANDS, "--config, --workdir, --config.<field>, --actors, …")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     config = read_config(_CONFIG)
@@ -73,17 +78,17 @@ def main(argv: list[str]) -> None:
         if flag.value is not None:
             config.ray[flag.name] = flag.value
     try:
-        if supervised.command(config) is None:
+        if command is None:
             validate_parts(config)
-        print(_run(config))
+        print(_run(command, config))
     except (InputError, FloatingPointError, ServiceError) as error:
         fail(error)
     finally:
         ray.shutdown()
 
 
-def _run(config: Config) -> str:
-    """What the main learner says at the end."""
+def _run(command: str | None, config: Config) -> str:
+    """Returns the report of the main learner."""
     count, bound = _LEARNERS.value, config.ray.timeout_s
     resources = ray_pool.Resources(_LEARNER_CPUS.value, _LEARNER_GPUS.value)
     wanted = ray_workers.bundles(config, resources, count)
@@ -93,7 +98,7 @@ def _run(config: Config) -> str:
     places = [ray_pool.in_bundle(group, i) for i in range(count)]
     learners = [kind.options(scheduling_strategy=place).remote() for place in places]
     [meeting] = ray_pool.hear([learners[0].meeting_place.remote()], "learner 0 to begin", bound)
-    given = config.to_dict(), _WORKDIR.value, meeting, count
+    given = command, config.to_dict(), _WORKDIR.value, meeting, count
     runs = [learner.run.remote(*given, i) for i, learner in enumerate(learners)]
     return ray_pool.hear(runs, "the run to end", None)[0]
 

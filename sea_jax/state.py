@@ -73,7 +73,7 @@ def init_state(
     num_members: int,
     feature_width: int,
     capacity: int,
-    family: Params | None = None,
+    prior_heads: Params | None = None,
 ) -> SeaState:
     """Line 1 of Alg. 2: D_0 empty, θ⁰ = π_ref, Φ⁰ from the prior.
 
@@ -85,13 +85,13 @@ def init_state(
         num_members: K.
         feature_width: E.
         capacity: C, pairs.
-        family: pretrained heads that Φ⁰ is drawn from, as `heads.init` takes them; None: random ones.
+        prior_heads: pretrained heads that Φ⁰ is drawn from, as `heads.init` takes them; None: random ones.
     """
     ensemble_key, run_key = jax.random.split(key)
     params = jax.tree.map(jnp.array, policy_params)
     return SeaState(
         PolicyState(params, policy_tx.init(params)),
-        heads.init(ensemble_key, head, num_members, feature_width, ensemble_tx, family),
+        heads.init(ensemble_key, head, num_members, feature_width, ensemble_tx, prior_heads),
         buffer.init(capacity, feature_width),
         run_key,
         jnp.int32(0),

@@ -70,7 +70,7 @@ class Run:
             self.learner.policy_optimizer, head, self.learner.ensemble_optimizer,
             num_members=config.ensemble.num_members, feature_width=assets.backbone.feature_width,
             capacity=config.ensemble.capacity,
-            family=assets.family_heads if config.ensemble.prior == "pretrained" else None,
+            prior_heads=assets.prior_heads if config.ensemble.prior == "pretrained" else None,
         )  # fmt: skip
         self.state = mesh_lib.settle(assets.mesh, state)
         self.policy = new_version(self.state.policy.params)

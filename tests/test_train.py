@@ -12,7 +12,7 @@ from small_run import small_run
 
 from configs import quickstart
 from sea_jax import evaluate
-from sea_jax.config import validate as config_lib
+from sea_jax.config.overrides import for_method
 from sea_jax.ensemble import heads
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.oracles import protocol
@@ -72,8 +72,8 @@ def test_a_method_may_have_settings_of_its_own():
     config = quickstart.get_config()
     shared = config.train.batch_size
     config.overrides.update({"passive": {"train": {"batch_size": 2 * shared}}})
-    assert config_lib.for_method(config, "passive").train.batch_size == 2 * shared
-    assert config_lib.for_method(config, "sea") == config
+    assert for_method(config, "passive").train.batch_size == 2 * shared
+    assert for_method(config, "sea") == config
     assert config.train.batch_size == shared
 
 

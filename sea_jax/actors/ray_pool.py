@@ -28,7 +28,7 @@ _SENT = ("JAX_", "XLA_", "HF_", "TPU_", "LIBTPU_")  # variables that a worker co
 
 
 class Bounds(NamedTuple):
-    """How long a pool is waited for; see config.ray in configs/quickstart.py."""
+    """How long a pool is waited for; see sea_jax/config/train.py."""
 
     timeout_s: float = 600.0  # of an answer, and of the start
     retries: int = 3  # how often a worker may be lost with the same question in hand

@@ -39,7 +39,7 @@ _BATCHED_TOKENS = 8192  # of prompts, read at once
 
 
 class Options(NamedTuple):
-    """How the sidecar runs; see config.sampler in configs/quickstart.py."""
+    """How the sidecar runs; see sea_jax/config/train.py."""
 
     python: str
     prompt_length: int  # L, tokens

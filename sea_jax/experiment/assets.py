@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 
 from sea_jax.actors.make import sampler_for
 from sea_jax.actors.sampler import Sampler, new_version, sample_now
-from sea_jax.config.validate import needs_family
 from sea_jax.ensemble import features, pair_encoder
 from sea_jax.evaluate import EvalSet, greedy_responses
 from sea_jax.experiment.oracles import make_oracles
+from sea_jax.experiment.validate_methods import needs_prior_heads
 from sea_jax.models import Decoder
 from sea_jax.models.params import cast_matrices
 from sea_jax.pretraining.policy import load_policy, trained_policy
@@ -39,7 +39,7 @@ class Assets:
     mesh: Mesh
     oracle: Callable[[int], Any]  # oracle seed -> the preference oracle
     sampler: Sampler
-    family_heads: Params | None = None  # leaves [P, ...]; None where no method draws its prior from them
+    prior_heads: Params | None = None  # leaves [P, ...]; None where no method draws its prior from them
 
 
 def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
@@ -59,7 +59,7 @@ def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
     folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
     model, params = load_policy(config, folder, mesh)
     ref_params = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)
-    backbone, family_heads = _backbone(config, cache_folder, task, model, params, mesh)
+    backbone, prior_heads = _backbone(config, cache_folder, task, model, params, mesh)
     del params
 
     sampler = sampler_for(config, task, model, mesh, own_mesh)
@@ -70,7 +70,7 @@ def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
     return Assets(
         task=task, model=model, ref_params=ref_params,
         initial_params=lambda: load_policy(config, folder, mesh)[1],
-        backbone=backbone, family_heads=family_heads, eval_set=eval_set, pairs=pairs,
+        backbone=backbone, prior_heads=prior_heads, eval_set=eval_set, pairs=pairs,
         pair_features=pair_features, mesh=mesh, oracle=oracle, sampler=sampler,
     )  # fmt: skip
 
@@ -90,8 +90,8 @@ def _backbone(
     if config.backbone.kind == "encoder":
         return pair_encoder.load(config.encoder, task.decode, mesh), None
     ranker = Ranker(config, folder, task, model, params, mesh)
-    drawn = any(needs_family(config, method) for method in config.methods)
-    return ranker.backbone, ranker.family_heads if drawn else None
+    drawn = any(needs_prior_heads(config, method) for method in config.methods)
+    return ranker.backbone, ranker.prior_heads if drawn else None
 
 
 def _eval_set(config: Config, task: Task, sample: Callable) -> EvalSet:

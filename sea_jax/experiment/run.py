@@ -4,15 +4,14 @@ import contextlib
 import json
 from pathlib import Path
 
-from sea_jax import tasks
-from sea_jax.config import validate as config_lib
-from sea_jax.experiment import assets
-from sea_jax.experiment import finetune as supervised
+from sea_jax.config.overrides import for_method
+from sea_jax.experiment import assets, validate
+from sea_jax.experiment.commands import cache_folder
+from sea_jax.experiment.workdir import claim_workdir
 from sea_jax.pretraining import policy
 from sea_jax.report import report
 from sea_jax.runtime.mesh import fetch, is_main
 from sea_jax.runtime.metrics import MetricWriter
-from sea_jax.tasks.protocol import Task
 from sea_jax.train import Run
 from sea_jax.types import Config
 
@@ -21,21 +20,18 @@ def run(config: Config, workdir: str) -> str:
     """Runs a config from the task to the table.
 
     Args:
-        config: see configs/quickstart.py.
+        config: see `experiment.base_config`.
         workdir: of this config; trained parts found in its cache are not trained again.
 
     Returns:
-        The report, as printed, or what a command of `supervised` says; of a run on several hosts its main
-        process's, and nothing on the others.
+        The report, as printed; of a run on several hosts its main process's, and nothing on the others.
 
     Raises:
         InputError: on a config or work directory that cannot work, before anything is trained.
     """
-    folder, cache = Path(workdir), _cache(config, workdir)
-    if (command := supervised.command(config)) is not None:
-        return command(config, cache, folder)
-    task = _begin(config, cache)
-    config_lib.claim_workdir(config, folder)
+    folder, cache = Path(workdir), cache_folder(config, workdir)
+    task = validate.load_task(config, cache)
+    claim_workdir(config, folder)
     shared = assets.prepare(config, cache, task)
     with contextlib.closing(shared.sampler):
         for replicate in range(config.num_seeds):
@@ -52,31 +48,15 @@ def prepare(config: Config, workdir: str) -> str:
     Returns:
         Where the parts are, in words.
     """
-    cache = _cache(config, workdir)
-    if supervised.command(config) is None:
-        assets.train_parts(config, cache, _begin(config, cache))
+    cache = cache_folder(config, workdir)
+    assets.train_parts(config, cache, validate.load_task(config, cache))
     return f"trained parts: {cache}"
-
-
-def _cache(config: Config, workdir: str) -> Path:
-    """The folder of trained parts, made if absent."""
-    cache = Path(config.cache_dir or Path(workdir) / "cache")
-    config_lib.require_writable("config.cache_dir" if config.cache_dir else "--workdir", cache)
-    return cache
-
-
-def _begin(config: Config, cache: Path) -> Task:
-    """Checks the config, and reads its task."""
-    config_lib.validate_parts(config)
-    task = tasks.load(config, cache / "task")
-    config_lib.validate(config, task)
-    return task
 
 
 def train_one(config: Config, shared: assets.Assets, method: str, replicate: int, folder: Path) -> None:
     """One method on one seed: metrics, samples and the final policy in a folder of its own."""
     run_folder = folder / "runs" / f"{method}-seed{config.seed + replicate}"
-    training = Run(config_lib.for_method(config, method), shared, method, replicate, run_folder)
+    training = Run(for_method(config, method), shared, method, replicate, run_folder)
     with MetricWriter(run_folder) as writer:
         training.loop(writer)
     params = fetch(training.state.policy.params)

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+from sea_jax.config.fields import Section
+from sea_jax.methods.apl import Apl
+from sea_jax.methods.xpo import Xpo
 from sea_jax.types import Config
 
 
@@ -63,5 +66,5 @@ METHODS = {
     "ceiling": Method("best_vs_random", True, False, "ceiling: perfect reward model", scorer="oracle"),
 }
 
-# In place of a method: each trains one model and ends; see `supervised.COMMANDS`.
-ALONE = ("sft", "rm")
+# Sections of the config that methods bring.
+SECTIONS: tuple[type[Section], ...] = (Apl, Xpo)
