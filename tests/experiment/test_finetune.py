@@ -15,7 +15,7 @@ from sea_jax.experiment import finetune
 from sea_jax.pretraining import sft
 from sea_jax.runtime.mesh import make_mesh
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def command(workdir, cache, *fields):
