@@ -14,7 +14,7 @@ import pytest
 from helpers import ROOT
 
 from configs import quickstart, tldr
-from sea_jax.methods import ALONE, METHODS
+from sea_jax.methods import METHODS
 
 PAPER_MAP = (ROOT / "docs/paper_map.md").read_text()
 DOCUMENTS = (
@@ -69,7 +69,7 @@ def test_config_fields_and_methods_exist(document):
     for name in re.findall(r"(?:`|--)config\.(?!py\b)([a-z_.]+[a-z_])", text):
         assert any(has_field(config, name) for config in configs), f"{document}: config.{name}"
     for methods in re.findall(r'--config\.methods="?\(([^)]*)\)', text):
-        assert set(ast.literal_eval(f"({methods})")) <= {*METHODS, *ALONE}, methods
+        assert set(ast.literal_eval(f"({methods})")) <= {*METHODS}, methods
 
 
 @pytest.mark.parametrize(
