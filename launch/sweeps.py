@@ -23,7 +23,7 @@ from sea_jax.report.sweep import Sweep, Unit
 SET_BY_SWEEP = {
     "methods": "--methods",
     "num_seeds": "--seeds",
-    "progress": "to leave it out, as units have logs",
+    "progress": "to leave it out, since units write logs",
 }
 
 
