@@ -25,12 +25,11 @@ from jax.sharding import Mesh
 
 from launch import environments
 from sea_jax import algorithm, models
-from sea_jax.ensemble import heads
 from sea_jax.models.generate import make_sampler
 from sea_jax.runtime.allocator import keep_freed_memory
-from sea_jax.runtime.mesh import make_mesh, replicate, split
+from sea_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from sea_jax.state import init_state, step_keys
-from sea_jax.train import assign_labels, propose, update
+from sea_jax.train import assign_labels, propose, route, update
 from sea_jax.types import Candidates, Params, PromptBatch
 
 PROMPTS, LENGTH, NEW_TOKENS, VOCABULARY, EOS = 16, 70, 53, 512, 0
@@ -67,32 +66,31 @@ def our_step(
     # The EOS is out of the vocabulary, so that every response has exactly NEW_TOKENS tokens.
     sample = make_sampler(model, 2, NEW_TOKENS, 0.7, VOCABULARY, EOS, mesh)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
-    learner = algorithm.Learner(
+    settings = algorithm.UpdateSettings(
         model, optimizer, optax.adam(1e-3), learn_ensemble=False, micro_batch=micro_batch
     )
-    state = init_state(
-        jax.random.key(0), params, optimizer, heads.Head((1,)), optax.adam(1e-3),
-        num_members=1, feature_width=1, capacity=1,
-    )  # fmt: skip
+    state = init_state(jax.random.key(0), params, optimizer)
     state, ref_params = replicate(mesh, state), replicate(mesh, params)
-    mask = split(mesh, np.ones((PROMPTS, LENGTH), bool))
+    mask = shard_batch(mesh, np.ones((PROMPTS, LENGTH), bool))
 
     def step(i: int) -> float:
         nonlocal state
         start = time.perf_counter()
         rows = np.arange(i * PROMPTS, (i + 1) * PROMPTS) % len(prompts)
-        batch = PromptBatch(split(mesh, prompts[rows]), mask, jnp.asarray(rows))
+        batch = PromptBatch(shard_batch(mesh, prompts[rows]), mask)
         keys = step_keys(state.key, i)
         responses = sample(state.policy.params, batch.tokens, mask, keys.sample)
-        candidates = Candidates(*responses, jnp.zeros((PROMPTS, 2, 1)))  # pyright: ignore[reportCallIssue]
+        candidates = Candidates(responses.tokens, responses.mask, None)
         rewards = jnp.zeros((1, PROMPTS, 2))
-        duel = propose(keys.select, keys.label, rewards, candidates, 10**9, strategy="passive", gamma=1.0)
+        duel = propose(keys.select, rewards, strategy="passive")
+        duel = route(keys.route, keys.label, duel, rewards, candidates, 10**9, gamma=1.0)
         tokens = np.asarray(responses.tokens)
         assert tokens.shape == (PROMPTS, 2, NEW_TOKENS) and np.asarray(responses.mask).all()
         reward = tokens.sum(-1) % 97  # the fixed reward of TRL's side
         prefers_first = reward[:, 0] > reward[:, 1]
-        labelled = assign_labels(keys.label, rewards, batch, candidates, duel, prefers_first)
-        state, metrics = update(learner, state, ref_params, split(mesh, labelled))
+        answered = np.ones(PROMPTS, bool)
+        labelled = assign_labels(keys.label, rewards, batch, candidates, duel, prefers_first, answered)
+        state, metrics = update(settings, state, ref_params, shard_batch(mesh, labelled))
         assert float(metrics["step/finite"]) == 1.0
         jax.block_until_ready(state)
         return time.perf_counter() - start

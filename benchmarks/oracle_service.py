@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sea_jax.oracles import messages as wire
+from sea_jax.oracles import messages
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks import mini_tldr_grammar as grammar
 
@@ -104,7 +104,7 @@ def requests(number: int = 500) -> list[bytes]:
     for i in range(number):
         post = grammar.make_post(rng)
         texts = [[post.text], *([grammar.make_demonstration(rng, post)[0]] for _ in range(2))]
-        body = wire.pack_request(str(i), "", "probability", 0, texts)
+        body = messages.pack_request(str(i), "", "probability", 0, texts)
         out.append(
             b"POST /probability HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
         )
@@ -125,7 +125,7 @@ async def load(port: int, count: int, seconds: float) -> list[float]:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
             assert head.startswith(b"HTTP/1.1 200"), head
             size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-            wire.read_answer(
+            messages.read_answer(
                 await asyncio.wait_for(reader.readexactly(size), 60), str(i % len(prepared)), "probability", 1
             )
             now = time.perf_counter()

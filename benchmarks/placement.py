@@ -1,12 +1,11 @@
-"""Times a step with collocated devices, and with half of them sampling and judging (the paper's Fig. 8).
+"""Seconds a step where all devices do everything, and where half of them sample and judge (the paper's Fig. 8).
 
     python -m benchmarks.placement --workdir runs/placement
 
-There are two devices; on a machine without accelerators each is half of the cores. Collocated devices share
-every batch (config.mesh.data=2). Split devices learn and score on one and sample on the other
-(config.sampler.devices=1). Sampling one step ahead (config.train.staleness=1) gains time only if they are
-split. The run is SEA on the quickstart's policy, which the first use trains and keeps in the work directory.
-The placements take turns.
+Two devices, which on a machine without accelerators are two parts of its cores: collocated both share each
+batch (config.mesh.data=2), split one learns and scores while the other samples (config.sampler.devices=1),
+the latter also one step ahead (config.train.staleness=1), which only a split makes faster. SEA on the
+quickstart's policy, trained on first use and kept in the work directory. The placements take turns.
 """
 
 import argparse
@@ -22,9 +21,11 @@ from configs import quickstart
 from sea_jax import tasks
 from sea_jax.config import validate as config
 from sea_jax.experiment import assets
+from sea_jax.experiment.logbook import Logbook
+from sea_jax.experiment.setup import make_run
 from sea_jax.runtime.allocator import keep_freed_memory
 from sea_jax.runtime.metrics import MetricWriter
-from sea_jax.train import Run
+from sea_jax.train import Run, train_step
 
 PLACEMENTS = {
     "collocated": dict(mesh=2, devices=0, staleness=0),
@@ -36,11 +37,11 @@ PLACEMENTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", default="runs/placement", help="folder of the trained parts")
+    parser.add_argument("--workdir", default="runs/placement", help="where the trained parts are kept")
     parser.add_argument("--method", default="sea", help="a row of sea_jax.methods.METHODS")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts a step")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of a placement in a round")
-    parser.add_argument("--rounds", type=int, default=4, help="timed rounds, after one that compiles")
+    parser.add_argument("--rounds", type=int, default=4, help="one more comes first, for the compiler")
     args = parser.parse_args()
     keep_freed_memory()
     jax.config.update("jax_compilation_cache_dir", f"{args.workdir}/xla")
@@ -52,19 +53,17 @@ def main() -> None:
             seconds[name] += each if number else []
     baseline = statistics.median(seconds["collocated"])
     print(
-        f"{args.method}, batch {args.batch_size}, {args.rounds} rounds of {args.steps} steps, "
-        f"jax {jax.__version__}"
+        f"{args.method}, batch {args.batch_size}, {args.rounds} rounds of {args.steps} steps, jax {jax.__version__}"
     )
     for name, found in seconds.items():
         middle = statistics.median(found)
         print(
-            f"{name:28} seconds a step: min {min(found):.3f}, median {middle:.3f}; "
-            f"collocated / this {baseline / middle:.2f}"
+            f"{name:28} seconds a step: min {min(found):.3f}, median {middle:.3f}; collocated / this {baseline / middle:.2f}"
         )
 
 
 def prepare(args, mesh: int, devices: int, staleness: int):
-    """Returns a function that makes a fresh run of a placement; all placements share the trained parts."""
+    """What makes a fresh run of a placement; the trained parts are shared by all of them."""
     cfg = quickstart.get_config()
     cfg.methods, cfg.mesh.data, cfg.sampler.devices = (args.method,), mesh, devices
     cfg.train.update(dict(batch_size=args.batch_size, staleness=staleness, query_budget=10**6))
@@ -74,15 +73,24 @@ def prepare(args, mesh: int, devices: int, staleness: int):
     task = tasks.load(cfg, cache / "task")
     config.validate(cfg, task)
     shared = assets.prepare(cfg, cache, task)
-    return lambda: Run(cfg, shared, args.method, 0, Path(args.workdir))
+    return lambda: make_run(cfg, shared, args.method, 0)
+
+
+class WithoutEvaluation(Logbook):
+    """Writes metrics as a run does, and evaluates nothing."""
+
+    def __init__(self, folder: Path, writer: MetricWriter):
+        super().__init__(folder, writer, lambda *_: {})  # pyright: ignore[reportArgumentType]
 
 
 def timed(run: Run, steps: int) -> list[float]:
     """Returns the seconds of each step after the first few."""
-    warm, last, marks = 3, None, []
+    warm, marks = 3, []
     with tempfile.TemporaryDirectory() as folder, MetricWriter(Path(folder)) as writer:
+        logbook = WithoutEvaluation(Path(folder), writer)
+        logbook.begin(run)
         for step in range(warm + steps):
-            last = run._step(step, run.labeller.num_queries, writer, last)
+            logbook.end_step(run, train_step(run, step, logbook), last=False)
             marks.append(time.perf_counter())
     jax.block_until_ready(run.state)
     return [b - a for a, b in itertools.pairwise(marks)][warm - 1 :]

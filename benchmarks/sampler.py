@@ -18,7 +18,7 @@ from benchmarks.online_dpo_step import VOCABULARY, small_policy
 from sea_jax.actors.jax_sampler import JaxSampler
 from sea_jax.actors.make import KINDS as SAMPLERS
 from sea_jax.actors.sampler import new_version, sample_now
-from sea_jax.actors.vllm_sampler import Options, VllmSampler
+from sea_jax.actors.vllm_sampler import VllmOptions, VllmSampler
 from sea_jax.runtime.allocator import keep_freed_memory
 from sea_jax.runtime.mesh import make_mesh
 
@@ -35,7 +35,7 @@ def main() -> None:
     prompts = np.random.default_rng(0).integers(1, VOCABULARY, (PROMPTS, LENGTH), dtype=np.int32)
     # The EOS is out of the vocabulary, so that every response has exactly NEW_TOKENS tokens.
     if args.kind == "vllm":
-        options = Options(".venv-vllm/bin/python", LENGTH, "float32", max_num_seqs=PROMPTS * RESPONSES)
+        options = VllmOptions(".venv-vllm/bin/python", LENGTH, "float32", max_num_seqs=PROMPTS * RESPONSES)
         sampler = VllmSampler(model, NEW_TOKENS, VOCABULARY, 0, make_mesh(), options)
     else:
         sampler = JaxSampler(model, NEW_TOKENS, VOCABULARY, 0, make_mesh(), 0)

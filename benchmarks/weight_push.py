@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from sea_jax.actors.sampler import new_version
-from sea_jax.actors.vllm_sampler import Options, VllmSampler
+from sea_jax.actors.vllm_sampler import VllmOptions, VllmSampler
 from sea_jax.actors.weight_sync import SharedWeights
 from sea_jax.models import LlamaConfig, PythiaConfig, convert, sizes
 from sea_jax.runtime.mesh import make_mesh
@@ -36,7 +36,7 @@ def main() -> None:
     assert isinstance(shape, PythiaConfig | LlamaConfig), "a policy"
     model = shape.build()
     params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
-    options = Options(args.python, PROMPT, "float32")
+    options = VllmOptions(args.python, PROMPT, "float32")
     for name in ("first", "second"):
         sampler = VllmSampler(model, RESPONSE, 0, 1, make_mesh(), options)
         start = time.perf_counter()

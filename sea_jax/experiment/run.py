@@ -9,14 +9,16 @@ from sea_jax import tasks
 from sea_jax.config import validate as config_lib
 from sea_jax.experiment import assets
 from sea_jax.experiment import finetune as supervised
+from sea_jax.experiment.logbook import Logbook
+from sea_jax.experiment.setup import make_evaluator, make_run
 from sea_jax.methods import METHODS
 from sea_jax.pretraining import policy
 from sea_jax.report import report
-from sea_jax.runtime.mesh import fetch, is_main
+from sea_jax.runtime.mesh import is_main, to_host
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.run_folder import Summary, is_finished, run_folder, write_summary
 from sea_jax.tasks.protocol import Task
-from sea_jax.train import Run
+from sea_jax.train import train
 from sea_jax.types import Config
 
 
@@ -101,15 +103,15 @@ def _begin(config: Config, cache: Path) -> Task:
 
 
 def train_one(config: Config, shared: assets.Assets, method: str, replicate: int, workdir: Path) -> None:
-    """Trains one method on one seed: metrics, samples and the final policy in a folder of its own."""
+    """Trains one method on one seed; leaves its metrics, samples and final policy in a folder of its own."""
     folder = run_folder(workdir, method, config.seed + replicate)
-    training = Run(config_lib.for_method(config, method), shared, method, replicate, folder)
+    run = make_run(config_lib.for_method(config, method), shared, method, replicate)
     with MetricWriter(folder) as writer:  # marks the run as unfinished
-        training.loop(writer)
-    params = fetch(training.state.policy.params)
+        train(run, Logbook(folder, writer, make_evaluator(run, shared)))
+    params = to_host(run.state.policy.params)
     if is_main():
         policy.save_policy(config, folder / "policy", shared.model, params, shared.task)
-        write_summary(folder, _summary(method, training.labeller.num_queries))
+        write_summary(folder, _summary(method, run.labeller.num_queries))
 
 
 def _summary(method: str, queries: int) -> Summary:
