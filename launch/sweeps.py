@@ -26,7 +26,7 @@ from sea_jax.types import Config
 SET_BY_SWEEP = {
     "methods": "--methods",
     "num_seeds": "--seeds",
-    "progress": "to leave it out, as units have logs",
+    "progress": "to leave it out, since units write logs",
 }
 
 
