@@ -78,13 +78,14 @@ def _validate_precision(config: Config) -> None:
 
 def validate_task(config: Config) -> None:
     """Raises InputError where the task cannot be loaded, or a model cannot be computed."""
-    one_of(config, "task.name", tasks.NAMES)
+    one_of(config, "task.name", tuple(tasks.TASKS))
     _validate_precision(config)
     if not is_text(config):
         return
+    embedded = " or ".join(repr(name) for name, spec in tasks.TASKS.items() if not spec.is_text)
     require(
         "path" in config.task, "task.name", config.task.name,
-        "'mini_tldr' in this config; the fields of real text are in configs/tldr.py",
+        f"{embedded} in this config; the fields of real text are in configs/tldr.py",
     )  # fmt: skip
     one_of(config, "task.chat", CHAT)
     folder = config.policy.folder
@@ -93,18 +94,18 @@ def validate_task(config: Config) -> None:
 
 def is_text(config: Config) -> bool:
     """Whether the task is real text, and not embedded."""
-    return config.task.name != "mini_tldr"
+    return tasks.find(config.task.name).is_text
 
 
 def validate_parts(config: Config) -> None:
     """Raises InputError where task, policy, oracle and backbone do not fit together; before any is loaded."""
     validate_task(config)
     validate_compute(config)
-    text = is_text(config)
     _validate_ray(config)
     validate_sampler(config)
     validate_oracle(config)
-    one_of(config, "backbone.kind", ("encoder",) if text else ("ranker", "encoder"))
+    ranker = () if tasks.find(config.task.name).reward_family is None else ("ranker",)
+    one_of(config, "backbone.kind", (*ranker, "encoder"))
     kind, folder = config.backbone.kind, config.encoder.folder
     require(
         kind == "ranker" or folder != "",
@@ -145,7 +146,8 @@ def validate_oracle(config: Config) -> None:
     one_of(config, "oracle.labels", MODES)
     flip = config.oracle.flip_probability
     require(0 <= flip <= 1, "oracle.flip_probability", flip, "in [0, 1]")
-    one_of(config, "oracle.kind", (*(() if is_text(config) else ("task",)), "reward_model", *REMOTE_KINDS))
+    hidden = () if tasks.find(config.task.name).reward_fn is None else ("task",)
+    one_of(config, "oracle.kind", (*hidden, "reward_model", *REMOTE_KINDS))
     if config.oracle.kind in REMOTE_KINDS:
         _validate_remote_oracle(config)
     if config.oracle.kind != "reward_model":

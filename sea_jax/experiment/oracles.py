@@ -5,12 +5,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from sea_jax import tasks
 from sea_jax.oracles import reward_model
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.judge import Judge, Prices
 from sea_jax.oracles.remote import Bounds, RemoteOracle, Share
 from sea_jax.runtime.mesh import broadcast_from_main
-from sea_jax.tasks import mini_tldr
 from sea_jax.types import Config
 
 REMOTE_KINDS = ("remote", "judge")
@@ -40,7 +40,9 @@ def make_local_oracles(config: Config, mesh: Mesh) -> Callable[[int], Any]:
     if config.oracle.kind == "reward_model":
         oracle = reward_model.load(config.oracle, mesh)
         return lambda seed: oracle
-    return lambda seed: BradleyTerryOracle(mini_tldr.reward_fn(seed))
+    reward_fn = tasks.find(config.task.name).reward_fn
+    assert reward_fn is not None, config.task.name  # the checks of the config see to it
+    return lambda seed: BradleyTerryOracle(reward_fn(seed))
 
 
 def _remote_oracles(config: Config, share: Share) -> Callable[[int], Any]:

@@ -2,7 +2,8 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sea_jax import hub
 from sea_jax.errors import InputError
 from sea_jax.models.deberta import DebertaConfig, Encoder
 from sea_jax.models.decoder import Decoder
@@ -51,7 +53,7 @@ def load(name: str, leave_out: tuple[str, ...] = (), **overrides: Any) -> tuple[
     """Opens a model in Hugging Face's layout.
 
     Args:
-        name: a folder with config.json and safetensors, or a name on the hub.
+        name: a folder with config.json and safetensors, or a hub name, which may be 'name@revision'.
         leave_out: beginnings of the names of tensors that are not wanted, as of an encoder's head.
         **overrides: fields of the architecture's config, e.g. dtype or remat.
 
@@ -73,12 +75,30 @@ def load(name: str, leave_out: tuple[str, ...] = (), **overrides: Any) -> tuple[
 
 
 def find(name: str) -> Path:
-    """The folder of a model: the one that is named, or a copy of what the hub has under that name.
+    """Returns the folder of a model: the named one, or a local copy of a repository of the hub.
+
+    Args:
+        name: a folder, or a hub name; 'name@revision' pins a branch, tag or commit.
 
     Raises:
-        InputError: where there is neither.
+        InputError: if there is neither, or if the weights are PyTorch pickles only.
     """
-    return Path(name) if Path(name).is_dir() else _download(name)
+    folder = Path(name)
+    if folder.is_dir():
+        _reject_pickles(name, [file.name for file in folder.iterdir()])
+        return folder
+    _reject_pickles(name, hub.list_files(str(name)))
+    return hub.download(str(name), ("*.json", "*.safetensors"), "model")
+
+
+def _reject_pickles(name: str | Path, files: Iterable[str]) -> None:
+    """Raises InputError where the only whole set of weights is PyTorch's, whose pickles can run code."""
+    files = set(files)
+    if not files & {_WHOLE, _INDEX} and any(re.match(r"pytorch_model.*\.bin", file) for file in files):
+        raise InputError(
+            f"model {str(name)!r}: PyTorch .bin weights only; valid: safetensors, which transformers writes "
+            "by from_pretrained(name).save_pretrained(folder, safe_serialization=True)"
+        )
 
 
 def read_config(folder: Path, **overrides: Any) -> Config:
@@ -314,15 +334,3 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         except SafetensorError as e:
             raise InputError(f"{folder / file}: not a whole safetensors file ({e})") from None
     return tensors
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as e:
-        reason = str(e).splitlines()[0]
-        raise InputError(
-            f"model {name!r}: neither a folder here nor to be had from the hub ({reason})"
-        ) from e

@@ -17,7 +17,7 @@ from sea_jax.losses.reward import preference_nll
 from sea_jax.models import Decoder, RewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.reward_model import Encode, bucket, padded
-from sea_jax.pretraining.fit import fit
+from sea_jax.pretraining.fit import adamw, fit, shuffled_rows
 from sea_jax.runtime.sharding import shard_params, with_gather
 from sea_jax.tasks.preferences import Length, Pair
 from sea_jax.tasks.tokenizer import Tokenizer
@@ -76,7 +76,10 @@ def train(
     def loss(params: Params, batch: Any) -> tuple[Array, dict[str, Array]]:
         return rm_loss(computed, params, batch)
 
-    return fit(config, loss, params, len(pairs), batch, key, mesh, "rm/nll", progress, config.micro_batch)
+    return fit(
+        loss, adamw(config), params, shuffled_rows(key, len(pairs), config.batch_size), batch, mesh,
+        steps=config.steps, metric="rm/nll", progress=progress, micro_batch=config.micro_batch,
+    )  # fmt: skip
 
 
 def with_head(

@@ -13,7 +13,7 @@ from sea_jax.errors import InputError
 from sea_jax.losses import weighted_mean
 from sea_jax.losses.logprobs import token_logprobs
 from sea_jax.models.decoder import Decoder
-from sea_jax.pretraining.fit import fit
+from sea_jax.pretraining.fit import adamw, fit, shuffled_rows
 from sea_jax.runtime.sharding import shard_params, with_gather
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Config, Params
@@ -85,8 +85,9 @@ def train(
         return sft_loss(model, params, batch, config.prompt_weight, config.token_chunk)
 
     return fit(
-        config, loss, params, len(data[0]), lambda rows: tuple(x[rows] for x in data), order_key, mesh,
-        "sft/response_nll", progress,
+        loss, adamw(config), params, shuffled_rows(order_key, len(data[0]), config.batch_size),
+        lambda rows: tuple(x[rows] for x in data), mesh,
+        steps=config.steps, metric="sft/response_nll", progress=progress,
     )  # fmt: skip
 
 

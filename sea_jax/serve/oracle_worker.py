@@ -21,15 +21,15 @@ from mosec import Worker
 from sea_jax.errors import InputError
 from sea_jax.oracles import messages as wire
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle, preference
+from sea_jax.tasks import TASKS
 
 ENVIRONMENT = "SEA_JAX_ORACLE_SETTINGS"
-_EMBEDDED = re.compile(r"mini_tldr(?::(\d+))?")
 
 
 class Settings(NamedTuple):
     """What the service's command says of the model."""
 
-    model: str  # 'mini_tldr:<oracle seed>', 'mini_tldr' for whichever a request names, a folder or a hub name
+    model: str  # '<task>:<oracle seed>', '<task>' for the seed that a request names, a folder or a hub name
     batch_size: int = 8  # texts at once
     longest: int = 0  # tokens of a text; 0: the model's context
     dtype: str = "float32"
@@ -39,8 +39,10 @@ class Settings(NamedTuple):
 
     @property
     def embedded(self) -> re.Match | None:
-        """Whether the model is the embedded task's hidden reward; group 1 is its seed, if it is one only."""
-        return _EMBEDDED.fullmatch(self.model)
+        """Matches 'task' or 'task:seed' if the model is an embedded task's hidden reward, else None."""
+        found = re.fullmatch(r"(?P<task>\w+)(?::(?P<seed>\d+))?", self.model)
+        is_task = found and found["task"] in TASKS and TASKS[found["task"]].reward_fn
+        return found if is_task else None
 
 
 class Scorer:
@@ -53,8 +55,8 @@ class Scorer:
 
     def __init__(self, settings: Settings, token: str):
         self._settings, self._token = settings, token
-        if settings.embedded:
-            self._oracle = functools.lru_cache(64)(_hidden)
+        if embedded := settings.embedded:
+            self._oracle = functools.lru_cache(64)(functools.partial(_hidden, embedded["task"]))
         else:
             oracle = _load(settings)
             self._oracle = lambda seed: oracle
@@ -85,8 +87,8 @@ class Scorer:
         if not compare_digest(request.token.encode(), self._token.encode()) and self._token:
             raise wire.Refusal("token", "the token is not the service's")
         embedded = self._settings.embedded
-        if embedded and embedded[1] and request.seed != int(embedded[1]):
-            said = f"seed={request.seed}; valid: {embedded[1]}, as the service holds {embedded[0]}"
+        if embedded and embedded["seed"] and request.seed != int(embedded["seed"]):
+            said = f"seed={request.seed}; valid: {embedded['seed']}, as the service holds {embedded[0]}"
             raise wire.Refusal("input", said)
 
     def _together(self, oracle: BradleyTerryOracle, requests: list[wire.Request]) -> list[bytes]:
@@ -121,10 +123,10 @@ def _refused(request: wire.Request | None, refusal: wire.Refusal) -> bytes:
     return wire.pack_answer(request.id if request else "", error=str(refusal), kind=refusal.kind)
 
 
-def _hidden(seed: int) -> BradleyTerryOracle:
-    from sea_jax.tasks import mini_tldr
-
-    return BradleyTerryOracle(mini_tldr.reward_fn(seed))
+def _hidden(task: str, seed: int) -> BradleyTerryOracle:
+    reward_fn = TASKS[task].reward_fn
+    assert reward_fn is not None
+    return BradleyTerryOracle(reward_fn(seed))
 
 
 def _load(settings: Settings) -> BradleyTerryOracle:

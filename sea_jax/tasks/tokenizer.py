@@ -14,6 +14,7 @@ from typing import Any
 
 import tokenizers
 
+from sea_jax import hub
 from sea_jax.errors import InputError
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -104,7 +105,7 @@ def load_tokenizer(
     `eos_token_id` of generation_config.json, the first where it is a list.
 
     Args:
-      name: a folder with tokenizer.json, or a hub name.
+      name: a folder with tokenizer.json, or a hub name, which may be 'name@revision'.
       chat: whether to use the chat template, one of `CHAT`; "auto": if there is one.
       eos_token: text of the token that ends a response; empty: as above.
       vocab_size: the model's, to be held against the tokenizer's.
@@ -146,15 +147,7 @@ def _folder(name: str) -> Path:
     """The folder of the tokenizer's files, fetched from the hub if it is none here."""
     folder = Path(name)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"tokenizer {name!r}: neither a folder here nor to be had from the hub ({reason})"
-            ) from None
+        folder = hub.download(name, FILES, "tokenizer")
     if not (folder / "tokenizer.json").is_file():
         raise InputError(f"tokenizer {name!r}: no {folder / 'tokenizer.json'}; valid: a folder that has one")
     return folder
@@ -172,7 +165,7 @@ def _read(name: str, folder: Path) -> Any:
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exceptions
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = hub.first_line(error)
         raise InputError(f"tokenizer {name!r}: the files in {folder} cannot be read ({reason})") from None
 
 
@@ -213,7 +206,7 @@ def _end_of_turn(tokenizer: Tokenizer) -> int | None:
         text = tokenizer.chat_pair("hello", _PROBE)
         tokenizer.chat("hello")
     except Exception as error:  # of the template's own code
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = hub.first_line(error)
         raise InputError(f"tokenizer {tokenizer.name!r}: its chat template fails ({reason})") from None
     found = tokenizer.special and tokenizer.special.match(text.rpartition(_PROBE)[2].lstrip())
     return tokenizer.backend.token_to_id(found[0]) if found else None

@@ -9,13 +9,13 @@ import numpy as np
 import optax
 
 from sea_jax.ensemble import features, heads
-from sea_jax.pretraining import backbone as pretrain
+from sea_jax.pretraining import backbone as backbone_lib
 
 
 def test_a_standard_normal_head_has_the_familys_covariance():
     """P Pᵀ is the covariance of the family's heads, plus the scaled outer product of their mean."""
     heads = np.random.default_rng(0).normal(size=(6, 40)) + np.arange(6)[:, None]
-    projection = pretrain.prior_projection(heads, 7, mean_scale=0.5)
+    projection = backbone_lib.prior_projection(heads, 7, mean_scale=0.5)
     mean = heads.mean(1)
     expected = np.cov(heads, ddof=0) + 0.25 * np.outer(mean, mean)
     np.testing.assert_allclose(projection @ projection.T, expected, rtol=1e-4, atol=1e-5)
@@ -24,7 +24,7 @@ def test_a_standard_normal_head_has_the_familys_covariance():
 
 def test_fewer_columns_keep_the_leading_directions():
     heads = np.diag([3.0, 2.0, 1.0]) @ np.random.default_rng(1).normal(size=(3, 4000))
-    projection = pretrain.prior_projection(heads, 3, mean_scale=0.0)
+    projection = backbone_lib.prior_projection(heads, 3, mean_scale=0.0)
     np.testing.assert_allclose(np.sort((projection**2).sum(0)), [0, 4, 9], rtol=0.1, atol=1e-6)
 
 
@@ -48,7 +48,7 @@ def test_family_heads_learn_one_reward_each_up_to_a_constant_of_the_prompt():
     rng = np.random.default_rng(0)
     rewards = phi @ rng.normal(size=(4, 3)).astype(np.float32) + rng.normal(size=(30, 1, 3)) * 10
     config = types.SimpleNamespace(num_heads=2, steps=300, batch_size=16)
-    params = pretrain.train_prior_heads(config, (16, 16), backbone, data, rewards, jax.random.key(1))
+    params = backbone_lib.train_prior_heads(config, (16, 16), backbone, data, rewards, jax.random.key(1))
     learned = np.asarray(heads.rewards(params, jnp.asarray(phi)))  # [2, 30, 5]
     centred = lambda r: r - r.mean(-1, keepdims=True)  # noqa: E731
     learned, target = centred(learned), centred(rewards.transpose(2, 0, 1))
