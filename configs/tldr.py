@@ -18,9 +18,13 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 
-# SFT models of Huang et al. (2024), arXiv:2403.17031.
-SFT = "cleanrl/EleutherAI_pythia-{size}-deduped__sft__tldr"
-SIZES = ("1b", "2.8b", "6.9b")
+# SFT models of Huang et al. (2024), arXiv:2403.17031, where they are stored whole as safetensors. The cleanrl
+# repositories and trl-lib's 2.8b and 6.9b have PyTorch pickles (trl-lib's also a part in safetensors).
+SFT = {
+    "1b": "trl-lib/pythia-1b-deduped-tldr-sft",  # in bfloat16
+    "2.8b": "mnoukhov/EleutherAI_pythia-2.8b-deduped__sft__tldr_55513",  # of seed 55513, another upload
+    "6.9b": "cleanrl/EleutherAI_pythia-6.9b-deduped__sft__tldr@refs/pr/1",  # the hub's own conversion
+}
 BETA = dict(dpo=0.1, slic=0.2, ipo=0.2)  # the paper tunes IPO's among 0.2, 0.3, 0.5, 1.0
 
 
@@ -33,7 +37,7 @@ def get_config(options: str = "") -> Any:
     Raises:
         ValueError: on an unknown option.
     """
-    chosen = parse(options, size=SIZES, dap=tuple(BETA), method=None)
+    chosen = parse(options, size=tuple(SFT), dap=tuple(BETA), method=None)
     config = quickstart.get_config()
     config.methods = (chosen.get("method", "sea"),)
     config.num_seeds, config.mesh.fsdp = 3, 8
@@ -47,7 +51,7 @@ def get_config(options: str = "") -> Any:
     )  # fmt: skip
     # methods=("rm",) with task.dataset="trl-lib/tldr-preference", task.num_train=0: an epoch of 92,858 pairs.
     config.rm.update(dict(steps=1451, batch_size=64, learning_rate=3e-6, micro_batch=8, length=1024))
-    config.policy.folder = SFT.format(size=chosen.get("size", "1b"))
+    config.policy.folder = SFT[chosen.get("size", "1b")]
     config.policy.dtype, config.policy.remat = "bfloat16", "full"
     config.oracle.update(
         dict(
