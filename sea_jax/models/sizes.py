@@ -1,4 +1,4 @@
-"""Shapes of published models by name, for what needs no weights of them.
+"""Shapes of published models by name, for plans that need no weights.
 
 References:
     Biderman et al. (2023), Pythia, arXiv:2304.01373.
@@ -53,7 +53,7 @@ SIZES: dict[str, Shape] = {
 
 
 def shape(name: str, **overrides: Any) -> Shape:
-    """The shape of a published model.
+    """Returns the shape of a published model.
 
     Args:
         name: a row of SIZES, or a hub name that holds one, such as
@@ -61,7 +61,7 @@ def shape(name: str, **overrides: Any) -> Shape:
         **overrides: fields of the architecture's config; of a reward model, of its trunk.
 
     Raises:
-        InputError: if there is none.
+        InputError: if the name holds no row of SIZES.
     """
     held = [row for row in SIZES if row in split_revision(name)[0].lower()]
     if not held:
