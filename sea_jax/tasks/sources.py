@@ -1,6 +1,6 @@
-"""Rows of text from files or from the hub, by split: jsonl, parquet, and data sets by name.
+"""Reads rows of text by split, from jsonl and parquet files or data sets of the hub.
 
-Parquet and the hub need `pip install sea_jax[data]`; jsonl needs nothing.
+Parquet and the hub need `pip install sea_jax[data]`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOCAL = "config.task.path=<folder of jsonl or parquet>"
 
 @dataclasses.dataclass
 class Table:
-    """A split: the names of all its columns, and its rows with those that were asked for."""
+    """A split: the names of all its columns, and its rows with the requested columns."""
 
     columns: set[str] = dataclasses.field(default_factory=set)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -33,14 +33,14 @@ class Table:
 
 
 def read_path(path: str, keep: Container[str]) -> dict[str, Table]:
-    """Rows of a file, or of all files in a folder and below it, by split.
+    """Reads the rows of a file, or of all files in and below a folder, by split.
 
     A file's split is the start of its name, as in `train.jsonl` and `test_prefs-00000-of-00001.parquet`;
-    files are read in the order of their names. Only columns in `keep` are held: responses and scores may be
-    most of a data set.
+    files are read in the order of their names. Holds only the columns in `keep`, since responses and scores
+    may be most of a data set.
 
     Raises:
-      InputError: nothing there that can be read, another kind of file, or a broken one (naming the line).
+      InputError: no readable file, an unknown kind of file, or a broken one (naming the line).
     """
     at = Path(path)
     if at.is_dir():
@@ -83,7 +83,7 @@ def _read_parquet(file: Path, keep: Container[str]) -> Table:
     except ImportError:
         raise InputError(f"{file}: pyarrow is not installed; valid: pip install sea_jax[data]") from None
     try:
-        # Not read_table: that makes columns of the folders' names.
+        # Not read_table, which makes columns of the folders' names.
         opened = parquet.ParquetFile(file)
         names = opened.schema_arrow.names
         return Table(set(names), opened.read([name for name in names if name in keep]).to_pylist())
