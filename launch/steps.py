@@ -309,8 +309,11 @@ def policy_shape(config: Any) -> Any:
     compute: dict[str, Any] = dict(dtype=jnp.dtype(policy.dtype).type, remat=policy.remat)
     if policy.folder:
         return shape_of("policy.folder", policy.folder, **compute)
+    vocab_size = tasks.find(config.task.name).vocab_size
+    if vocab_size is None:
+        raise InputError("config.policy.folder='': valid is a folder or a hub name, for a task of real text")
     return models.PythiaConfig(
-        vocab_size=tasks.find(config.task.name).vocab_size, num_layers=policy.num_layers, width=policy.width,
+        vocab_size=vocab_size, num_layers=policy.num_layers, width=policy.width,
         num_heads=policy.num_heads, mlp_width=policy.mlp_width, **compute,
     )  # fmt: skip
 
