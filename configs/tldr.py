@@ -18,9 +18,13 @@ from sea_jax.config.task import TextTask
 from sea_jax.experiment.base_config import base_config
 from sea_jax.types import Config
 
-# SFT models of Huang et al. (2024), arXiv:2403.17031.
-SFT = "cleanrl/EleutherAI_pythia-{size}-deduped__sft__tldr"
-SIZES = ("1b", "2.8b", "6.9b")
+# SFT models of Huang et al. (2024), arXiv:2403.17031, where they are stored whole as safetensors. The cleanrl
+# repositories and trl-lib's 2.8b and 6.9b have PyTorch pickles (trl-lib's also a part in safetensors).
+SFT = {
+    "1b": "trl-lib/pythia-1b-deduped-tldr-sft",  # in bfloat16
+    "2.8b": "mnoukhov/EleutherAI_pythia-2.8b-deduped__sft__tldr_55513",  # of seed 55513, another upload
+    "6.9b": "cleanrl/EleutherAI_pythia-6.9b-deduped__sft__tldr@refs/pr/1",  # the hub's own conversion
+}
 BETA = dict(dpo=0.1, slic=0.2, ipo=0.2)  # the paper tunes IPO's among 0.2, 0.3, 0.5, 1.0
 
 
@@ -34,7 +38,7 @@ def get_config(options: str = "") -> Config:
         ValueError: on an unknown option.
     """
     chosen = dict(size="1b", dap="dpo", method="sea")
-    chosen |= parse_options(options, size=SIZES, dap=tuple(BETA), method=None)
+    chosen |= parse_options(options, size=tuple(SFT), dap=tuple(BETA), method=None)
     config = base_config()
     config.methods = (chosen["method"],)
     config.num_seeds = 3

@@ -18,7 +18,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
-from sea_jax import models, train
+from sea_jax import models, tasks, train
 from sea_jax.ensemble import features, pair_encoder
 from sea_jax.errors import InputError
 from sea_jax.experiment import reward_scorer
@@ -32,7 +32,6 @@ from sea_jax.oracles import reward_model
 from sea_jax.runtime.mesh import AXES, batch_shards
 from sea_jax.runtime.sharding import checked_specs, with_gather
 from sea_jax.state import init_state
-from sea_jax.tasks import mini_tldr
 from sea_jax.types import BATCH_AXES, Config, PreferenceBatch, PromptBatch, SeaState
 
 NAMES = ("train", "generate", "pool", "score", "features", "oracle")
@@ -84,8 +83,9 @@ class Experiment:
         self.method = METHODS[config.methods[0]]
         self.num_responses = self.method.num_responses(config)
         task = config.task
-        self.prompt_length = task.get("prompt_length", mini_tldr.PROMPT_LENGTH)
-        self.response_length = task.get("response_length", mini_tldr.RESPONSE_LENGTH)
+        spec = tasks.find(task.name)
+        self.prompt_length = task.get("prompt_length", spec.prompt_length)
+        self.response_length = task.get("response_length", spec.response_length)
         self.policy = policy_shape(config).build()
         self._check_batches()
         self.settings = make_settings(
@@ -295,7 +295,7 @@ class Experiment:
         return self.policy, self._replicated(params), cfg.backbone.width
 
     def _split(self, tree: Any) -> Any:
-        """As `mesh.split`."""
+        """As `mesh.shard_batch`."""
         shards = batch_shards(self.mesh)
         spec = lambda x: PartitionSpec(BATCH_AXES) if x.shape[0] % shards == 0 else PartitionSpec()  # noqa: E731
         put = lambda x: x.update(sharding=NamedSharding(self.mesh, spec(x)))  # noqa: E731
@@ -318,8 +318,11 @@ def policy_shape(config: Config) -> Any:
     compute: dict[str, Any] = dict(dtype=jnp.dtype(policy.dtype).type, remat=policy.remat)
     if policy.folder:
         return shape_of("policy.folder", policy.folder, **compute)
+    vocab_size = tasks.find(config.task.name).vocab_size
+    if vocab_size is None:
+        raise InputError("config.policy.folder='': valid is a folder or a hub name, for a task of real text")
     return models.PythiaConfig(
-        vocab_size=mini_tldr.VOCAB_SIZE, num_layers=policy.num_layers, width=policy.width,
+        vocab_size=vocab_size, num_layers=policy.num_layers, width=policy.width,
         num_heads=policy.num_heads, mlp_width=policy.mlp_width, **compute,
     )  # fmt: skip
 

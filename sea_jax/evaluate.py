@@ -16,6 +16,7 @@ from sea_jax.models.generate import Responses
 from sea_jax.oracles import protocol
 from sea_jax.runtime.mesh import to_host
 from sea_jax.state import step_keys
+from sea_jax.tasks.batching import padded_batches
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Config, Params, SeaState
 
@@ -63,12 +64,10 @@ def best_responses(
         N texts; their mean length in tokens, EOS included.
     """
     texts, lengths = [], []
-    for start in range(0, len(tokens), batch):
-        rows = np.arange(start, start + batch) % len(tokens)
+    for start, rows, kept in padded_batches(len(tokens), batch):
         out = sample(tokens[rows], mask[rows], jax.random.fold_in(key, start))
         best = np.arange(batch), to_host(score(rows, out)).argmax(-1)
         out_tokens, out_mask = (x[best] for x in to_host((out.tokens, out.mask)))
-        kept = min(batch, len(tokens) - start)
         texts += task.decode(out_tokens, out_mask)[:kept]
         lengths += out_mask.sum(-1)[:kept].tolist()
     return tuple(texts), float(np.mean(lengths))

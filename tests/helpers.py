@@ -1,5 +1,6 @@
 """What several test files need: tiny models, padded batches, goodness-of-fit tests."""
 
+import functools
 import json
 import os
 import pathlib
@@ -67,11 +68,14 @@ def rewarder(kind="llama", seed=0, **trunk):
     return model, random_params(model, seed)
 
 
+shapes = functools.cache(convert.shapes)  # a trace of the model's init
+
+
 def random_params(model, seed=0):
     """Of any decoder or reward model: no zero biases or unit scales that would hide a mistake."""
     rng = np.random.default_rng(seed)
     flat = {}
-    for path, leaf in sorted(convert.shapes(model).items()):
+    for path, leaf in sorted(shapes(model).items()):
         values = rng.normal(size=leaf.shape)
         if path.endswith("kernel"):
             fan_in = (1, 2) if path.split("/")[-2] == "out" else (1,) if path.startswith("layers/") else (0,)

@@ -89,7 +89,7 @@ def test_the_papers_hyperparameters():
         config = tldr.get_config(f"size=6.9b,dap={dap},method=passive")
         train = config.train
         assert (train.dap, train.beta, train.batch_size, train.learning_rate) == (dap, beta, 128, 5e-7)
-        assert config.policy.folder == "cleanrl/EleutherAI_pythia-6.9b-deduped__sft__tldr"
+        assert config.policy.folder == "cleanrl/EleutherAI_pythia-6.9b-deduped__sft__tldr@refs/pr/1"
         assert config.methods == ("passive",) and train.schedule == "cosine"
         assert (config.sea.num_responses, config.ensemble.num_members) == (20, 20)
         assert (config.task.num_train, config.task.response_length) == (50_000, 53)

@@ -3,10 +3,10 @@
 import dataclasses
 from urllib.parse import urlsplit
 
+from sea_jax import tasks
 from sea_jax.config.checks import Checks
 from sea_jax.config.fields import Section, field
 from sea_jax.config.policy import DTYPES
-from sea_jax.config.task import is_text
 from sea_jax.tasks.tokenizer import CHAT
 
 REMOTE_KINDS = ("remote", "judge")
@@ -53,8 +53,8 @@ class Oracle(Section):
         """Requires the fields that the kind of oracle reads; asks nobody and reads no model."""
         if not checks.sound("oracle.kind", "task.name"):
             return
-        if is_text(checks.config):
-            checks.one_of("oracle.kind", KINDS[1:])  # real text has no hidden reward
+        if tasks.find(checks.config.task.name).reward_fn is None:
+            checks.one_of("oracle.kind", KINDS[1:])  # the task has no hidden reward
         kind, url = checks.config.oracle.kind, _check_url
         if kind == "reward_model" and checks.sound("oracle.folder"):
             valid = "a folder or a hub name with oracle.kind='reward_model'"

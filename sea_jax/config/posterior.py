@@ -2,10 +2,10 @@
 
 import dataclasses
 
+from sea_jax import tasks
 from sea_jax.config.checks import Checks
 from sea_jax.config.fields import Section, field
 from sea_jax.config.policy import DTYPES
-from sea_jax.config.task import is_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Backbone(Section):
 
     @classmethod
     def check(cls, checks: Checks) -> None:
-        """Requires an encoder for real text, and a folder for it."""
+        """Requires a task with a family of rewards for a ranker, and a folder for an encoder."""
         if not checks.sound("backbone.kind", "task.name"):
             return
-        if is_text(checks.config):
+        if tasks.find(checks.config.task.name).reward_family is None:
             checks.one_of("backbone.kind", ("encoder",))
         kind = checks.config.backbone.kind
         if kind == "encoder" and checks.sound("encoder.folder"):

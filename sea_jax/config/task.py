@@ -13,7 +13,7 @@ EMBEDDED = "mini_tldr"
 
 def is_text(config: Config) -> bool:
     """Returns whether the task is real text, and not embedded."""
-    return config.task.name != EMBEDDED
+    return tasks.find(config.task.name).is_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,15 +21,18 @@ class Task(Section):
     """Prompts, their splits and the hidden reward."""
 
     section_name = "task"
-    name: str = field(EMBEDDED, "the embedded task mini_tldr, or a kind of real text", one_of=tasks.NAMES)
+    name: str = field(EMBEDDED, "row of sea_jax.tasks.TASKS: an embedded task, or a kind of real text")
     oracle_seed: int = field(0, "seed of the hidden reward of the first replicate", at_least=0)
 
     @classmethod
     def check(cls, checks: Checks) -> None:
         """Requires the fields of real text, and a policy, whose tokenizer the task takes."""
+        if checks.sound("task.name"):
+            checks.one_of("task.name", tuple(tasks.TASKS))
         if not checks.sound("task.name") or not is_text(checks.config):
             return
-        valid = f"{EMBEDDED!r} in this config; the fields of real text are in configs/tldr.py"
+        embedded = " or ".join(repr(name) for name, spec in tasks.TASKS.items() if not spec.is_text)
+        valid = f"{embedded} in this config; the fields of real text are in configs/tldr.py"
         checks.require(checks.has("task.path"), "task.name", valid)
         if checks.sound("task.name", "policy.folder"):
             valid = "a folder or a hub name, whose tokenizer the task takes"
@@ -40,7 +43,7 @@ class Task(Section):
 class TextTask(Task):
     """Prompts of real text, from a data set of the hub or files; as `tasks.text.load` reads them."""
 
-    name: str = field("local", "'tldr', 'ultrafeedback' or 'local'", one_of=tasks.NAMES)
+    name: str = field("local", "'tldr', 'ultrafeedback' or 'local'")
     dataset: str = field("", "name of a data set of the hub; read where path is empty")
     subset: str = field("", "configuration of the data set, where it has several")
     path: str = field("", "file or folder of jsonl or parquet; empty: dataset")

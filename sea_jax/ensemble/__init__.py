@@ -1,4 +1,4 @@
-"""The epistemic reward model: heads, what they disagree on, and the duels that follow from it."""
+"""The epistemic reward model: its heads, their disagreement, and the selection of duels by it."""
 
 from sea_jax.ensemble.heads import Head, init, rewards, update
 from sea_jax.ensemble.selection import STRATEGIES

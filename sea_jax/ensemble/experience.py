@@ -1,4 +1,4 @@
-"""D_t: a ring buffer of oracle-labelled pairs, of fixed shape, on the device."""
+"""D_t: a ring buffer of oracle-labelled pairs on the device, of fixed shape."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from sea_jax.types import Array, Experience
 
 
 def init(capacity: int, feature_width: int) -> Experience:
-    """An empty buffer of C pairs."""
+    """Makes an empty buffer of C pairs."""
     return Experience(
         jnp.zeros((capacity, 2, feature_width), jnp.float32),
         jnp.zeros((capacity,), jnp.float32),
@@ -17,15 +17,15 @@ def init(capacity: int, feature_width: int) -> Experience:
 
 
 def add(data: Experience, features: Array, weight: Array, keep: Array) -> Experience:
-    """Appends the rows marked in `keep`, over the oldest once the buffer is full.
+    """Appends the rows marked in `keep`; overwrites the oldest once the buffer is full.
 
-    Of more than C kept rows the last C are stored, as if each had been added by itself.
+    Stores the last C of more than C kept rows, as if each had been added by itself.
 
     Args:
         data: D_{t−1}.
         features: [B, 2, E] f32.
         weight: [B] f32.
-        keep: [B] bool; rows not kept (synthetic labels, void duels) leave no trace.
+        keep: [B] bool; other rows (synthetic labels, void duels) are ignored.
 
     Returns:
         D_t.
@@ -42,13 +42,13 @@ def add(data: Experience, features: Array, weight: Array, keep: Array) -> Experi
 
 
 def _slots(cursor: Array, keep: Array, capacity: int) -> Array:
-    """Where each row goes, no slot twice, since a scatter has no order; C, out of bounds, drops it."""
+    """Assigns each row its own slot, since a scatter has no order; slot C, out of bounds, drops a row."""
     nth = jnp.cumsum(keep)  # 1 for the first kept row
     newest = keep & (nth > nth[-1] - capacity)
     return jnp.where(newest, (cursor + nth - 1) % capacity, capacity)
 
 
 def sample(key: Array, data: Experience, batch_size: int) -> tuple[Array, Array]:
-    """A uniform batch with replacement: features [B, 2, E], weight [B] (0 if D_t is empty)."""
+    """Samples uniformly with replacement: features [B, 2, E], weight [B] (0 if D_t is empty)."""
     index = jax.random.randint(key, (batch_size,), 0, jnp.maximum(data.size, 1))
     return data.features[index], jnp.where(data.size > 0, data.weight[index], 0.0)

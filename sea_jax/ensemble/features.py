@@ -5,8 +5,9 @@ gated by the decoder's states before and after it and by how much the decoder ex
 
     z(x, y) = Σ_t σ(G [h_{t-1}; h_t; log p_t; p_t]) ⊙ U y_t,     p_t = p(y_t | x, y_<t).
 
-What the decoder did not expect may be what the prompt does not say. The features are z in coordinates where
-a reward drawn from the pretraining family is close to a standard normal linear function (see `pretrain.py`).
+A token that the decoder did not expect may not follow from the prompt. The features are z in coordinates in
+which a reward of the pretraining family is close to a standard normal linear function (see
+`sea_jax/pretraining/backbone.py`).
 """
 
 import functools
@@ -24,8 +25,11 @@ from sea_jax.types import Array, Params
 
 
 class GatedPooling(nn.Module):
-    """States before and after each token [..., T + 1, W]; tokens, their log-probs and mask [..., T]; gives
-    [..., E] f32."""
+    """Pools gated token values over a response.
+
+    Takes states [..., T + 1, W] before and after each token, and tokens, their log-probs and mask
+    [..., T]; returns [..., E] f32.
+    """
 
     width: int
     vocab_size: int
@@ -48,19 +52,19 @@ class GatedPooling(nn.Module):
 
 
 class Extractor(Protocol):
-    """A frozen backbone, as a run sees it: it may read tokens, or the text they stand for."""
+    """The interface of a frozen backbone, which reads tokens or their text."""
 
     @property
     def feature_width(self) -> int:
-        """E."""
+        """E, the width of the features."""
         ...
 
     def __call__(self, texts: Sequence[str], prompts: Any, mask: Any, responses: Responses) -> Array:
-        """Features of M responses to each of B prompts.
+        """Computes the features of M responses to each of B prompts.
 
         Args:
             texts: the B prompts.
-            prompts: [B, L] int32, the same, left-padded.
+            prompts: [B, L] int32, their tokens, left-padded.
             mask: [B, L] bool.
             responses: tokens [B, M, T].
 
@@ -71,7 +75,7 @@ class Extractor(Protocol):
 
 
 class Backbone(NamedTuple):
-    """The extractor that reads the policy's own tokens: modules and their parameters."""
+    """An `Extractor` that reads the policy's own tokens: modules and their parameters."""
 
     model: Decoder
     pooling: GatedPooling
@@ -82,7 +86,7 @@ class Backbone(NamedTuple):
         return self.params["projection"].shape[-1]
 
     def __call__(self, texts: Sequence[str], prompts: Any, mask: Any, responses: Responses) -> Array:
-        """As `Extractor`; `extract`, jitted."""
+        """Computes features by `extract`, jitted; the texts are ignored."""
         del texts
         return extract_fn(self.model, self.pooling)(
             self.params, prompts, mask, responses.tokens, responses.mask
@@ -91,12 +95,12 @@ class Backbone(NamedTuple):
 
 @functools.cache
 def extract_fn(model: Decoder, pooling: GatedPooling) -> Callable[..., Array]:
-    """`extract`, jitted."""
+    """Returns `extract` jitted for a backbone."""
     return jax.jit(functools.partial(extract, model, pooling))
 
 
 def pooled(model: Decoder, pooling: GatedPooling, params: Params, batch: Any) -> Array:
-    """z(x, y): batch (prompts [B, L], mask, tokens [B, M, T], mask) -> [B, M, E'] f32."""
+    """Computes z(x, y): batch (prompts [B, L], mask, tokens [B, M, T], mask) -> [B, M, E'] f32."""
     tokens, mask = batch[2:]
     states = response_states(model, params["decoder"], *batch)
     logprobs = next_logprobs(model, params["decoder"], states[..., :-1, :], tokens)
@@ -107,7 +111,7 @@ def extract(
     model: Decoder, pooling: GatedPooling, params: Params, prompts: Array, prompt_mask: Array,
     tokens: Array, mask: Array,
 ) -> Array:  # fmt: skip
-    """Features of B·M responses: the prompt is read once for its M responses.
+    """Computes the features of B·M responses; a prompt is read once for its M responses.
 
     Args:
         model, pooling, params: of a Backbone.
@@ -126,7 +130,7 @@ def extract(
 def mean_states(
     model: Decoder, params: Params, prompts: Array, prompt_mask: Array, tokens: Array, mask: Array
 ) -> Array:
-    """The policy's own states, averaged over response tokens: the comparison features [B, M, W]."""
+    """Averages the policy's states over response tokens, [B, M, W]: features to compare a backbone with."""
     states = response_states(model, params, prompts, prompt_mask, tokens, mask)[:, :, 1:]
     total = jnp.sum(states * mask[..., None], -2)
     return total / jnp.maximum(mask.sum(-1), 1)[..., None]

@@ -2,7 +2,7 @@
 
 PairRM (Jiang et al., 2023, arXiv:2306.02561) reads "<|source|>x", "<|candidate1|>y" and "<|candidate2|>y'"
 as pieces of one sequence, and scores a candidate by the states at <|source|> and at the candidate's marker.
-Here a sequence has one candidate, and these two states, side by side, are the features.
+Here a sequence has one candidate, and the features are these two states, concatenated.
 """
 
 import functools
@@ -23,23 +23,23 @@ from sea_jax.models.params import cast_matrices
 from sea_jax.runtime.mesh import batch_shards, replicate, shard_batch, to_host
 from sea_jax.types import Array, Config, Params
 
-MULTIPLE = 64  # tokens: sequences are filled up to one of these, so that few shapes are compiled
+MULTIPLE = 64  # tokens: sequences are padded to a multiple, so that few shapes are compiled
 
 Decode = Callable[[np.ndarray, np.ndarray], Any]
 
 
 class PairEncoder:
-    """An `Extractor` that reads text: the encoder's tokens are not the policy's.
+    """An `Extractor` that reads text, since the encoder's tokens are not the policy's.
 
-    As PairRM does, what is longer than its share of the sequence is cut off at the end.
+    Truncates each piece at its end to its share of the sequence, as PairRM does.
 
     Args:
         model, params: the encoder; it computes in its config's dtype, and features are f32.
-        tokenizer: its own, with the markers in its vocabulary.
-        decode: the task's, of responses.
-        mesh: its devices share each batch; parameters lie whole on each.
-        markers: in front of the prompt and of the response.
-        source_length, candidate_length: tokens of each at most, markers and special tokens in.
+        tokenizer: the encoder's, with the markers in its vocabulary.
+        decode: decodes responses, as the task does.
+        mesh: its devices share each batch; parameters are replicated.
+        markers: tokens before the prompt and before the response.
+        source_length, candidate_length: most tokens of each, markers and special tokens included.
         batch_size: sequences at once.
 
     Raises:
@@ -61,29 +61,29 @@ class PairEncoder:
                     f"config.encoder.markers={markers}: {marker!r} is no token of the encoder; "
                     "valid: tokens of its vocabulary"
                 )
-        self._tokenizers = [_cut(tokenizer, length) for length in (source_length, candidate_length)]
+        self._tokenizers = [_truncating(tokenizer, length) for length in (source_length, candidate_length)]
 
     @property
     def feature_width(self) -> int:
-        """E: two hidden states."""
+        """E, twice the encoder's width."""
         return 2 * self.model.config.width
 
     def __call__(self, texts: Sequence[str], prompts: Any, mask: Any, responses: Responses) -> Array:
-        """As `Extractor`; reads the texts, and the responses in words."""
+        """Computes features from the texts and the decoded responses; prompt tokens are ignored."""
         del prompts, mask
-        said = self._decode(*to_host((responses.tokens, responses.mask)))
+        decoded = self._decode(*to_host((responses.tokens, responses.mask)))
         B, M, _ = responses.tokens.shape
-        flat = self.features([x for x in texts for _ in range(M)], [y for row in said for y in row])
+        flat = self.features([x for x in texts for _ in range(M)], [y for row in decoded for y in row])
         return jnp.asarray(flat.reshape(B, M, -1))
 
     def features(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """[N, E] f32 of N prompts and a response to each."""
+        """Computes [N, E] f32 features of N prompts and a response to each."""
         rows = [
             source + candidate
             for source, candidate in zip(self._encode(0, prompts), self._encode(1, responses), strict=True)
         ]
         out = np.zeros((len(rows), self.feature_width), np.float32)
-        # Of like length together: a short one need not be filled up to the longest of all.
+        # Sorted by length, so that short sequences are not padded to the longest of all.
         order = np.argsort([len(row) for row in rows], kind="stable")
         for start in range(0, len(rows), self.batch_size):
             chosen = order[start : start + self.batch_size]
@@ -106,20 +106,20 @@ class PairEncoder:
         return (ids[text] for text in texts)
 
     def _without_markers(self, text: str) -> str:
-        """What a text says of itself must not be taken for the real markers."""
+        """Removes markers that a text spells out, which the encoder would read as real ones."""
         return functools.reduce(lambda kept, marker: kept.replace(marker, ""), self._markers, text)
 
 
 def load(config: Config, decode: Decode, mesh: Mesh) -> PairEncoder:
-    """The encoder of a Hugging Face folder or hub name; its head, as PairRM's, is left out.
+    """Loads the encoder of a Hugging Face folder or hub name without its head.
 
     Args:
         config: folder, dtype, leave_out, markers, source_length, candidate_length, batch_size.
-        decode: as `PairEncoder`.
+        decode: as in `PairEncoder`.
         mesh: its devices share each batch.
 
     Raises:
-        InputError: as `models.load`; where the model is a decoder; where there is no tokenizer.json.
+        InputError: as `models.load`; on a decoder; if there is no tokenizer.json.
     """
     folder = models.find(config.folder)
     shape = models.read_config(folder)
@@ -145,8 +145,8 @@ def _tokenizer(folder: Path) -> tokenizers.Tokenizer:
         raise InputError(f"{file}: no tokenizer ({error})") from None
 
 
-def _cut(tokenizer: tokenizers.Tokenizer, length: int) -> tokenizers.Tokenizer:
-    """A copy that cuts off at the end, and pads nothing."""
+def _truncating(tokenizer: tokenizers.Tokenizer, length: int) -> tokenizers.Tokenizer:
+    """Returns a copy that truncates at the end, without padding."""
     copy = tokenizers.Tokenizer.from_str(tokenizer.to_str())
     copy.enable_truncation(length)
     copy.no_padding()
@@ -154,7 +154,7 @@ def _cut(tokenizer: tokenizers.Tokenizer, length: int) -> tokenizers.Tokenizer:
 
 
 def _pad(rows: list[list[int]], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """tokens [size, L] int32 and mask, padded on the right; rows that are lacking repeat the first."""
+    """Pads on the right to tokens [size, L] int32 and mask; missing rows repeat the first."""
     longest = max(len(row) for row in rows)
     length = -(-longest // MULTIPLE) * MULTIPLE
     tokens, mask = np.zeros((size, length), np.int32), np.zeros((size, length), bool)
@@ -166,7 +166,7 @@ def _pad(rows: list[list[int]], size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def states_fn(model: Encoder, marker_ids: tuple[int, ...]) -> Callable[..., Array]:
-    """(params, tokens [B, L], mask) -> the states at the markers, f32; jitted."""
+    """Returns a jitted (params, tokens [B, L], mask) -> states at the markers, f32."""
 
     def states(params: Params, tokens: Array, mask: Array) -> Array:
         hidden = model.apply({"params": params}, tokens, mask)

@@ -1,6 +1,6 @@
-"""Which two of M responses to compare: pure functions (key, rewards [K, B, M]) -> Duel.
+"""Selects two of M responses to compare, by pure functions (key, rewards [K, B, M]) -> Duel.
 
-A head is drawn for each prompt by itself, not once for the batch. Ties go to the lowest index.
+Heads are drawn per prompt, not once per batch. Ties go to the lowest index.
 """
 
 import jax
@@ -16,7 +16,7 @@ def _duel(first: Array, second: Array, void: Array | None = None) -> Duel:
 
 
 def thompson_draw(key: Array, rewards: Array) -> Array:
-    """argmax_b r_φ(x, b) with φ ~ Uniform(Φ), a head a prompt (Alg. 2, line 5).
+    """Takes argmax_b r_φ(x, b) with φ ~ Uniform(Φ), one head per prompt (Alg. 2, line 5).
 
     Args:
         key: [] key.
@@ -41,21 +41,24 @@ def _most_uncertain_against_first(key: Array, rewards: Array, variance) -> Duel:
 
 
 def bai_ts(key: Array, rewards: Array) -> Duel:
-    """Best-arm identification: a Thompson draw, and the response whose preference against it is
-    most uncertain, argmax_b V_φ[σ(r_φ(y_t) − r_φ(b))] (Alg. 2, lines 5 and 7)."""
+    """Selects for best-arm identification (Alg. 2, lines 5 and 7).
+
+    The first response is a Thompson draw, the second the one whose preference against it is most uncertain,
+    argmax_b V_φ[σ(r_φ(y_t) − r_φ(b))].
+    """
     return _most_uncertain_against_first(key, rewards, preference_variance)
 
 
 def bai_ts_logits(key: Array, rewards: Array) -> Duel:
-    """`bai_ts` with the variance of the logits in place of the preference's (docs/deviations.md)."""
+    """Selects as `bai_ts`, by the variance of the logits (docs/deviations.md)."""
     return _most_uncertain_against_first(key, rewards, logit_variance)
 
 
 def ee_ts(key: Array, rewards: Array) -> Duel:
-    """Explore and exploit: two Thompson draws, "repeat until y' ≠ y" (Alg. 2, lines 5 and 6).
+    """Selects for explore and exploit: two Thompson draws, "repeat until y' ≠ y" (Alg. 2, lines 5 and 6).
 
     Redrawing until the two differ is one draw from the heads whose argmax differs from y_t, so no
-    loop is needed. Where no head differs the loop would never end: the duel is void.
+    loop is needed. If no head differs, the loop would not end: the duel is void.
     """
     first_key, second_key = jax.random.split(key)
     first = thompson_draw(first_key, rewards)
@@ -68,7 +71,7 @@ def ee_ts(key: Array, rewards: Array) -> Duel:
 
 
 def uncertainty(key: Array, rewards: Array) -> Duel:
-    """Pure exploration: the pair whose logits' difference varies most over members (App. G.1)."""
+    """Selects the pair whose difference of logits varies most over members: pure exploration (App. G.1)."""
     del key
     B, M = rewards.shape[1:]
     above = jnp.triu(jnp.ones((M, M), bool), k=1)
@@ -80,14 +83,14 @@ def uncertainty(key: Array, rewards: Array) -> Duel:
 
 
 def passive(key: Array, rewards: Array) -> Duel:
-    """Online DAP: the first two responses, which are i.i.d. draws from π_θ (App. E)."""
+    """Selects the first two responses, i.i.d. draws from π_θ: online DAP (App. E)."""
     del key
     B = rewards.shape[1]
     return _duel(jnp.zeros((B,), jnp.int32), jnp.ones((B,), jnp.int32))
 
 
 def best_vs_random(key: Array, rewards: Array) -> Duel:
-    """A Thompson draw against a response drawn uniformly from the rest.
+    """Selects a Thompson draw and a response drawn uniformly from the rest.
 
     With the oracle's own reward as the only member (K = 1) this is the ceiling that the miniature's
     figure shows: every variance is 0 there, so line 7 has nothing to choose by.
@@ -100,11 +103,11 @@ def best_vs_random(key: Array, rewards: Array) -> Duel:
 
 
 def max_margin(key: Array, rewards: Array) -> Duel:
-    """The pair of largest |r(y) − r(y')|, of which the lower index comes first.
+    """Selects the pair of largest |r(y) − r(y')|, the lower index first.
 
     With DPO's implicit reward as the only member (K = 1) this is APL's "preference model certainty" (App. E;
-    Muldrew et al., 2024, arXiv:2402.08114); of more members, the margin of their mean. Where all are equal,
-    as before the first update, these are the first two responses.
+    Muldrew et al., 2024, arXiv:2402.08114); with more members, the margin of their mean. If all are equal, as
+    before the first update, it selects the first two responses.
     """
     del key
     B, M = rewards.shape[1:]

@@ -1,4 +1,4 @@
-"""What the ensemble does not agree on, from rewards [K, B, M]. Variances are over members (ddof 0)."""
+"""Variances of rewards [K, B, M] over the members of the ensemble (ddof 0)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from sea_jax.types import Array
 
 
 def preference_variance(rewards: Array, first: Array) -> Array:
-    """V_φ[σ(r_φ(y_t) − r_φ(b))] for every b in S_t (Alg. 2, line 7).
+    """Computes V_φ[σ(r_φ(y_t) − r_φ(b))] for every b in S_t (Alg. 2, line 7).
 
     Args:
         rewards: [K, B, M] f32.
@@ -21,13 +21,13 @@ def preference_variance(rewards: Array, first: Array) -> Array:
 
 
 def logit_variance(rewards: Array, first: Array) -> Array:
-    """V_φ[r_φ(y_t) − r_φ(b)]: the first implementation's choice for line 7. As above, in logits²."""
+    """Computes V_φ[r_φ(y_t) − r_φ(b)], the first implementation's choice for line 7, in logits²."""
     chosen = jnp.take_along_axis(rewards, first[None, :, None], axis=2)
     return jnp.var(chosen - rewards, axis=0)
 
 
 def pair_logit_variance(rewards: Array) -> Array:
-    """V_φ[r_φ(b) − r_φ(b')] of all pairs (App. G.1): [K, B, M] -> [B, M, M] f32, logits²."""
+    """Computes V_φ[r_φ(b) − r_φ(b')] of all pairs (App. G.1): [K, B, M] -> [B, M, M] f32, logits²."""
     centred = rewards - rewards.mean(axis=0)
     covariance = jnp.einsum("kbm,kbn->bmn", centred, centred) / rewards.shape[0]
     variance = jnp.diagonal(covariance, axis1=1, axis2=2)

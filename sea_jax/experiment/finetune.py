@@ -16,6 +16,7 @@ from sea_jax.models import Decoder
 from sea_jax.pretraining import policy, sft
 from sea_jax.runtime.mesh import is_main, make_mesh, shard_batch, to_host
 from sea_jax.runtime.sharding import shard_params
+from sea_jax.tasks.batching import padded_batches
 from sea_jax.types import Config, Params
 
 
@@ -87,12 +88,9 @@ def heldout_nll(
         )
         return metrics["sft/response_nll"] * mask.sum(), mask.sum()
 
-    N, nll, tokens = len(data[0]), 0.0, 0
-    for start in range(0, N, batch_size):
-        rows = np.arange(start, start + batch_size)
-        batch = shard_batch(
-            mesh, (tuple(x[rows % N] for x in data), rows < N)
-        )  # the last is filled up, not counted
-        part, count = total(params, *batch)
+    nll, tokens = 0.0, 0
+    for _, rows, kept in padded_batches(len(data[0]), batch_size):
+        counted = np.arange(batch_size) < kept
+        part, count = total(params, *shard_batch(mesh, (tuple(x[rows] for x in data), counted)))
         nll, tokens = nll + float(part), tokens + int(count)
     return nll / tokens

@@ -5,13 +5,13 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from sea_jax import tasks
 from sea_jax.config.oracle import REMOTE_KINDS
 from sea_jax.experiment import reward_scorer
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.judge import Judge, Prices
 from sea_jax.oracles.remote import BroadcastFn, RemoteOracle, RequestLimits
 from sea_jax.runtime.mesh import broadcast_from_main
-from sea_jax.tasks import mini_tldr
 from sea_jax.types import Config
 
 
@@ -39,7 +39,9 @@ def make_local_oracles(config: Config, mesh: Mesh) -> Callable[[int], Any]:
     if config.oracle.kind == "reward_model":
         oracle = reward_scorer.load_oracle(config.oracle, mesh)
         return lambda seed: oracle
-    return lambda seed: BradleyTerryOracle(mini_tldr.reward_fn(seed))
+    reward_fn = tasks.find(config.task.name).reward_fn
+    assert reward_fn is not None, config.task.name  # the checks of the config see to it
+    return lambda seed: BradleyTerryOracle(reward_fn(seed))
 
 
 def make_remote_oracles(config: Config, broadcast: BroadcastFn) -> Callable[[int], Any]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -23,6 +22,7 @@ from sea_jax.models import RewardConfig
 from sea_jax.oracles.labels import Labeller
 from sea_jax.pretraining import policy
 from sea_jax.runtime.mesh import to_host
+from sea_jax.tasks.batching import padded_batches
 from sea_jax.tasks.preferences import Length, Pair
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Config
@@ -97,8 +97,7 @@ def sample_pairs(task: Task, sample: Callable, prompts: Sequence[str], batch: in
     """
     tokens, mask = task.encode_prompts(prompts)
     texts: list[list[str]] = []
-    for start in range(0, len(tokens), batch):
-        rows = np.arange(start, start + batch) % len(tokens)
+    for start, rows, _ in padded_batches(len(tokens), batch):
         out = sample(tokens[rows], mask[rows], jax.random.fold_in(key, start))
         texts += task.decode(*to_host((out.tokens, out.mask)))
     return [Pair(x, *two) for x, two in zip(prompts, texts, strict=False)]

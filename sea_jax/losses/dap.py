@@ -1,6 +1,6 @@
-"""Direct alignment from preferences: the losses F of Eq. 9, as pure functions.
+"""Direct alignment from preferences: the losses F of Eq. 9 as pure functions.
 
-All share one signature, `(policy_logps, ref_logps, lengths, beta, **options)`, where the last axis
+All losses share one signature, `(policy_logps, ref_logps, lengths, beta, **options)`, where the last axis
 is (y+, y−): [..., 2] f32 -> [...] f32. Log-probs are summed over the response's tokens, in nats, at
 temperature 1; lengths are in tokens, EOS included. With h the log-ratio difference
 
@@ -22,7 +22,7 @@ def _log_ratio_difference(policy_logps: Array, ref_logps: Array) -> Array:
 
 
 def dpo(policy_logps: Array, ref_logps: Array, lengths: Array, beta: float = 0.1) -> Array:
-    """−log σ(β h).
+    """Computes −log σ(β h).
 
     References:
         Eq. 10; Rafailov et al. (2023), arXiv:2305.18290.
@@ -42,7 +42,7 @@ def dpo(policy_logps: Array, ref_logps: Array, lengths: Array, beta: float = 0.1
 def ipo(
     policy_logps: Array, ref_logps: Array, lengths: Array, beta: float = 0.2, per_token: bool = False
 ) -> Array:
-    """(h − 1 / 2β)².
+    """Computes (h − 1 / 2β)².
 
     References:
         Eq. 11; Azar et al. (2024), arXiv:2310.12036.
@@ -63,7 +63,7 @@ def ipo(
 
 
 def slic(policy_logps: Array, ref_logps: Array, lengths: Array, beta: float = 0.2) -> Array:
-    """max(0, 1 − β h).
+    """Computes max(0, 1 − β h).
 
     References:
         Eq. 12; Zhao et al. (2023), arXiv:2305.10425.
@@ -87,7 +87,7 @@ def simpo(
     beta: float = 10.0,
     margin_ratio: float = 0.3,
 ) -> Array:
-    """−log σ(β (log π_θ(y+)/|y+| − log π_θ(y−)/|y−| − m)), free of the reference policy.
+    """Computes −log σ(β (log π_θ(y+)/|y+| − log π_θ(y−)/|y−| − m)), without a reference policy.
 
     The paper's App. F.2 writes the target margin as γ/β = 0.3; that ratio is m, and that γ is not
     the mixture ratio of Sec. 4.2.3.
@@ -111,14 +111,14 @@ def simpo(
 
 
 def implicit_reward(policy_logps: Array, ref_logps: Array, beta: float = 0.1) -> Array:
-    """r̂(x, y) = β (log π_θ(y | x) − log π_ref(y | x)), DPO's implicit reward up to a constant of x.
+    """Computes DPO's implicit reward β (log π_θ(y | x) − log π_ref(y | x)), up to a constant of x.
 
     References:
         App. E, APL; Eq. 16; Rafailov et al. (2023), arXiv:2305.18290.
 
     Args:
         policy_logps, ref_logps: [...] f32 nats, at temperature 1.
-        beta: that of the loss.
+        beta: β of the loss.
 
     Returns:
         [...] f32.
@@ -127,7 +127,7 @@ def implicit_reward(policy_logps: Array, ref_logps: Array, beta: float = 0.1) ->
 
 
 def optimism(y_ref_logps: Array, alpha: float = 5e-6) -> Array:
-    """α log π_θ(y_ref), y_ref ~ π_ref: what XPO adds to DPO, so that the policy leaves what π_ref writes.
+    """Computes XPO's optimism term α log π_θ(y_ref), y_ref ~ π_ref, which drives the policy away from π_ref.
 
     References:
         Eq. 19; Xie et al. (2024), arXiv:2405.21046.

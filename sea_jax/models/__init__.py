@@ -1,4 +1,4 @@
-"""Language and reward models in Flax, and the way in from and out to Hugging Face's layout."""
+"""Language and reward models in Flax, loaded from and saved to Hugging Face's layout."""
 
 from sea_jax.models.convert import find, load, read_config, save
 from sea_jax.models.deberta import DebertaConfig, Encoder, marker_states

@@ -1,8 +1,9 @@
-"""Hugging Face folders to and from our parameters, driven by each architecture's PARAMS table."""
+"""Converts Hugging Face folders to our parameters and back, by each architecture's PARAMS table."""
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sea_jax import hub
 from sea_jax.errors import InputError
 from sea_jax.models.deberta import DebertaConfig, Encoder
 from sea_jax.models.decoder import Decoder
@@ -27,7 +29,7 @@ Model = Decoder | Encoder | RewardModel
 
 ARCHITECTURES = {"deberta-v2": DebertaConfig, "gpt_neox": PythiaConfig, "llama": LlamaConfig}
 
-# What stands on a decoder, by Hugging Face's name of the class; None is its own head.
+# The head on a decoder by Hugging Face's class; None is the decoder's own.
 CLASSES: dict[str, dict[str, type[RewardConfig] | None]] = {
     "gpt_neox": {"GPTNeoXForCausalLM": None, "GPTNeoXForSequenceClassification": RewardConfig},
     "llama": {
@@ -37,7 +39,7 @@ CLASSES: dict[str, dict[str, type[RewardConfig] | None]] = {
     },
 }
 
-# What every config.json must say, under names that the architectures share.
+# Fields that every config.json must have, under names that the architectures share.
 _SIZES = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -51,8 +53,8 @@ def load(name: str, leave_out: tuple[str, ...] = (), **overrides: Any) -> tuple[
     """Opens a model in Hugging Face's layout.
 
     Args:
-        name: a folder with config.json and safetensors, or a name on the hub.
-        leave_out: beginnings of the names of tensors that are not wanted, as of an encoder's head.
+        name: a folder with config.json and safetensors, or a hub name, which may be 'name@revision'.
+        leave_out: prefixes of the names of tensors to ignore, such as those of an encoder's head.
         **overrides: fields of the architecture's config, e.g. dtype or remat.
 
     Returns:
@@ -73,16 +75,34 @@ def load(name: str, leave_out: tuple[str, ...] = (), **overrides: Any) -> tuple[
 
 
 def find(name: str) -> Path:
-    """The folder of a model: the one that is named, or a copy of what the hub has under that name.
+    """Returns the folder of a model: the named one, or a local copy of a repository of the hub.
+
+    Args:
+        name: a folder, or a hub name; 'name@revision' pins a branch, tag or commit.
 
     Raises:
-        InputError: where there is neither.
+        InputError: if there is neither, or if the weights are PyTorch pickles only.
     """
-    return Path(name) if Path(name).is_dir() else _download(name)
+    folder = Path(name)
+    if folder.is_dir():
+        _reject_pickles(name, [file.name for file in folder.iterdir()])
+        return folder
+    _reject_pickles(name, hub.list_files(str(name)))
+    return hub.download(str(name), ("*.json", "*.safetensors"), "model")
+
+
+def _reject_pickles(name: str | Path, files: Iterable[str]) -> None:
+    """Raises InputError where the only whole set of weights is PyTorch's, whose pickles can run code."""
+    files = set(files)
+    if not files & {_WHOLE, _INDEX} and any(re.match(r"pytorch_model.*\.bin", file) for file in files):
+        raise InputError(
+            f"model {str(name)!r}: PyTorch .bin weights only; valid: safetensors, which transformers writes "
+            "by from_pretrained(name).save_pretrained(folder, safe_serialization=True)"
+        )
 
 
 def read_config(folder: Path, **overrides: Any) -> Config:
-    """The shape of a model in Hugging Face's layout, checked before any tensor is read.
+    """Reads the shape of a model in Hugging Face's layout, before any tensor.
 
     Args:
         folder: holds config.json.
@@ -92,7 +112,7 @@ def read_config(folder: Path, **overrides: Any) -> Config:
 
     Raises:
         InputError: naming file and field, on a missing or broken file, an unknown architecture or class, a
-            size that is absent or none, and what the architecture's port does not have.
+            missing or invalid size, or a feature that the port does not have.
     """
     file = folder / "config.json"
     hf = _read_json(file)
@@ -114,7 +134,7 @@ def read_config(folder: Path, **overrides: Any) -> Config:
 
 
 def _head(kind: str, hf: dict[str, Any]) -> type[RewardConfig] | None:
-    """What stands on the decoder; of an encoder only the tensors say."""
+    """Returns the reward head that a config.json names, None for a decoder's own head or an encoder."""
     names, classes = hf.get("architectures"), CLASSES.get(kind)
     if names in (None, []) or classes is None:
         return None
@@ -165,14 +185,14 @@ def save(
 
 
 class _Tensor(NamedTuple):
-    """A tensor of a file to be, made when it is written."""
+    """A tensor that is converted when its file is written."""
 
     nbytes: int
     make: Callable[[], np.ndarray]
 
 
 def _tensors(model: Model, params: Params) -> dict[str, _Tensor]:
-    """Our parameters under Hugging Face's names, one array a layer."""
+    """Lists our parameters under Hugging Face's names, one tensor per layer."""
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     if problem := _difference(set(flat), {row.path for row in model.config.params_table}, "PARAMS row"):
         raise ValueError(problem)
@@ -188,12 +208,12 @@ def _tensors(model: Model, params: Params) -> dict[str, _Tensor]:
 
 
 def _export(row: Param, array: Any, layer: int) -> np.ndarray:
-    # Of an array on a device, only the layer comes to the host.
+    # Only this layer is copied from device to host.
     return row.to_hf(np.asarray(array[layer] if row.stacked else array))
 
 
 def _write_tensors(folder: Path, tensors: dict[str, _Tensor], most: int) -> None:
-    """One file, or several of at most `most` bytes each, unless a single tensor has more."""
+    """Writes one file, or several of at most `most` bytes each, unless a single tensor has more."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in tensors.items():
@@ -209,7 +229,7 @@ def _write_tensors(folder: Path, tensors: dict[str, _Tensor], most: int) -> None
     for name, shard in zip(names if len(shards) > 1 else [_WHOLE], shards, strict=True):
         content = {tensor: tensors[tensor].make() for tensor in shard}
         save_file(content, folder / name, metadata={"format": "pt"})
-    if len(shards) > 1:  # last: a folder without it is seen to be unfinished
+    if len(shards) > 1:  # last, so that a folder without it is unfinished
         where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = dict(metadata=dict(total_size=total), weight_map=dict(sorted(where.items())))
@@ -217,12 +237,12 @@ def _write_tensors(folder: Path, tensors: dict[str, _Tensor], most: int) -> None
 
 
 def to_hf(model: Model, params: Params) -> dict[str, np.ndarray]:
-    """Our parameters under Hugging Face's names, one array a layer."""
+    """Converts our parameters to Hugging Face's names and layout, one array per layer."""
     return {name: tensor.make() for name, tensor in _tensors(model, params).items()}
 
 
 def hf_views(model: Model, params: Params) -> Iterator[View]:
-    """Our parameters, on the host, under Hugging Face's names, without a copy."""
+    """Yields views of our host parameters under Hugging Face's names, without copying them."""
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     for row in model.config.params_table:
         array = flat[row.path]
@@ -232,8 +252,8 @@ def hf_views(model: Model, params: Params) -> Iterator[View]:
 
 
 def from_hf(model: Model, tensors: dict[str, np.ndarray]) -> Params:
-    """Inverse of `to_hf`; an InputError unless every tensor is there, with its shape, and no other."""
-    if hasattr(model.config, "base_tensors"):  # an encoder may lie under a prefix, beside a head
+    """Inverts `to_hf`; raises InputError on a missing, unexpected or misshapen tensor."""
+    if hasattr(model.config, "base_tensors"):  # an encoder's names may have a prefix
         tensors = model.config.base_tensors(tensors)
     if getattr(model.config, "tied", False):
         tensors = _without_tied_head(tensors)
@@ -257,11 +277,11 @@ def from_hf(model: Model, tensors: dict[str, np.ndarray]) -> Params:
 
 
 def _without_tied_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without a second copy of the embedding that some checkpoints store as the head."""
+    """Drops the second copy of the embedding that some checkpoints store as the head."""
     head, embedding = (tensors.get(name) for name in (_HEAD, _EMBEDDING))
     if head is None or embedding is None:
         return tensors
-    pairs = zip(head, embedding, strict=False)  # row by row, for no copies as large as these
+    pairs = zip(head, embedding, strict=False)  # row by row, to avoid copies of these arrays
     if head.shape != embedding.shape or any(a.tobytes() != b.tobytes() for a, b in pairs):
         raise InputError(
             f"tensor {_HEAD}: differs from {_EMBEDDING}, to which tie_word_embeddings=True ties it"
@@ -270,7 +290,7 @@ def _without_tied_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def shapes(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every parameter by path, without allocating any."""
+    """Returns shape and dtype of every parameter by path, without allocating them."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))["params"]
     return flatten_dict(tree, sep="/")  # pyright: ignore[reportReturnType]
@@ -314,15 +334,3 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         except SafetensorError as e:
             raise InputError(f"{folder / file}: not a whole safetensors file ({e})") from None
     return tensors
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as e:
-        reason = str(e).splitlines()[0]
-        raise InputError(
-            f"model {name!r}: neither a folder here nor to be had from the hub ({reason})"
-        ) from e

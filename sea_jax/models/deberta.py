@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sea_jax.models.deberta_params import PARAMS, base_tensors
 from sea_jax.models.disentangled import DisentangledAttention, relative_index
 from sea_jax.models.layers import gelu
 from sea_jax.models.params import Param
@@ -33,10 +34,6 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
 }
 
-# Names that transformers' head classes and PairRM's put before the encoder's.
-_PREFIXES = ("deberta.", "pretrained_model.")
-_WORDS, _POSITIONS = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
-
 
 @dataclasses.dataclass(frozen=True)
 class DebertaConfig:
@@ -50,9 +47,9 @@ class DebertaConfig:
             at most 0 means one for each.
         max_relative_positions: distances beyond are cut; at most 0 means `max_length`.
         norm_rel_ebd: "layer_norm" or "none", of the relative positions' embeddings.
-        position_biased_input: absolute positions are added to the embeddings too.
-        type_vocab_size: of the segments; 0 means that they are not read.
-        padding_idx: id of the padding token, for the file; the mask alone says what is padding.
+        position_biased_input: adds absolute positions to the embeddings too.
+        type_vocab_size: number of segments; 0 means that they are ignored.
+        padding_idx: id of the padding token, written to config.json; the model reads the mask.
     """
 
     vocab_size: int = 128_100
@@ -86,12 +83,12 @@ class DebertaConfig:
 
     @property
     def span(self) -> int:
-        """Half the number of relative positions that have an embedding."""
+        """Half the number of embedded relative positions."""
         return self.position_buckets if self.position_buckets > 0 else self.max_distance
 
     @property
     def params_table(self) -> tuple[Param, ...]:
-        """The rows of PARAMS that a model of this shape has."""
+        """Rows of PARAMS of this shape."""
         positional = self.relative_attention and not self.share_att_key
         absent = {
             "position_embed": not self.position_biased_input,
@@ -105,7 +102,7 @@ class DebertaConfig:
         return tuple(row for row in PARAMS if not any(absent.get(part) for part in row.path.split("/")))
 
     def build(self) -> "Encoder":
-        """The module of this shape."""
+        """Builds the module of this shape."""
         return Encoder(self)
 
     def norm(self, name: str | None = None) -> nn.Module:
@@ -114,28 +111,15 @@ class DebertaConfig:
         )
 
     def base_tensors(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A checkpoint's tensors under the names of the table, those of a bare DebertaV2Model.
-
-        The prefix of a head class is taken off; what it does not cover (the head) keeps its name, for the
-        caller to refuse. Two names go: the buffer of positions that old checkpoints store, and absolute
-        positions beside an encoder that does not read them (they belong to the decoder of the pretraining).
-        """
-        prefix = next((p for p in _PREFIXES if p + _WORDS in tensors), "")
-        base = {}
-        for name, array in tensors.items():
-            bare = name.removeprefix(prefix)
-            base[name if bare in tensors else bare] = array  # never one over another
-        base.pop("embeddings.position_ids", None)
-        if not self.position_biased_input:
-            base.pop(_POSITIONS, None)
-        return base
+        """Renames a checkpoint's tensors, as `deberta_params.base_tensors` does."""
+        return base_tensors(tensors, self.position_biased_input)
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any], **overrides: Any) -> "DebertaConfig":
         """Reads a config.json of model_type deberta-v2.
 
         Raises:
-            ValueError: if the file asks for something this port does not have.
+            ValueError: if the file asks for a feature that this port does not have.
         """
         width, max_length = hf["hidden_size"], hf.get("max_position_embeddings", 512)
         kinds = hf.get("pos_att_type") or ()
@@ -165,7 +149,7 @@ class DebertaConfig:
         return config
 
     def to_hf(self) -> dict[str, Any]:
-        """A config.json that transformers opens as a DebertaV2Model."""
+        """Returns a config.json that transformers opens as a DebertaV2Model."""
         return dict(
             architectures=["DebertaV2Model"],
             model_type="deberta-v2",
@@ -192,7 +176,7 @@ class DebertaConfig:
 
 
 def _require_ported(config: DebertaConfig, hf: dict[str, Any]) -> None:
-    """Raises ValueError, naming field, value and what is valid, for what the port does not have."""
+    """Raises ValueError at a field whose value the port does not support."""
     for name in ("position_buckets", "max_relative_positions", "type_vocab_size", "embedding_size"):
         if name in hf and type(hf[name]) is not int:
             raise ValueError(f"{name}={hf[name]!r}; valid: a whole number")
@@ -217,52 +201,8 @@ def _require_ported(config: DebertaConfig, hf: dict[str, Any]) -> None:
             raise ValueError(f"{name}={hf.get(name)!r}; valid: {valid}")
 
 
-# Our path, Hugging Face's name ({i}: layer), how the array is laid out there, our logical axes.
-_LAYER, _SELF = "encoder.layer.{i}.", "encoder.layer.{i}.attention.self."
-
-
-def _projection(ours: str, theirs: str) -> tuple[Param, ...]:
-    return (
-        Param(f"layers/attention/{ours}/kernel", f"{_SELF}{theirs}.weight", "dense_out",
-              ("embed", "heads", "head_dim")),
-        Param(f"layers/attention/{ours}/bias", f"{_SELF}{theirs}.bias", "flat", ("heads", "head_dim")),
-    )  # fmt: skip
-
-
-def _norm(ours: str, theirs: str) -> tuple[Param, ...]:
-    return (
-        Param(f"{ours}/scale", f"{theirs}.weight", "none", ("embed",)),
-        Param(f"{ours}/bias", f"{theirs}.bias", "none", ("embed",)),
-    )
-
-
-PARAMS: tuple[Param, ...] = (
-    Param("embed/embedding", _WORDS, "none", ("vocab", "embed")),
-    Param("position_embed/embedding", _POSITIONS, "none", (None, "embed")),
-    Param("segment_embed/embedding", "embeddings.token_type_embeddings.weight", "none", (None, "embed")),
-    Param("embed_proj/kernel", "embeddings.embed_proj.weight", "dense_out", (None, "embed")),
-    *_norm("embed_norm", "embeddings.LayerNorm"),
-    Param("relative_embed", "encoder.rel_embeddings.weight", "none", (None, "embed")),
-    *_norm("relative_norm", "encoder.LayerNorm"),
-    *_projection("query", "query_proj"),
-    *_projection("key", "key_proj"),
-    *_projection("value", "value_proj"),
-    *_projection("pos_key", "pos_key_proj"),
-    *_projection("pos_query", "pos_query_proj"),
-    Param("layers/attention/out/kernel", _LAYER + "attention.output.dense.weight", "dense_in",
-          ("heads", "head_dim", "embed")),
-    Param("layers/attention/out/bias", _LAYER + "attention.output.dense.bias", "none", ("embed",)),
-    *_norm("layers/attention_norm", _LAYER + "attention.output.LayerNorm"),
-    Param("layers/up/kernel", _LAYER + "intermediate.dense.weight", "dense_out", ("embed", "mlp")),
-    Param("layers/up/bias", _LAYER + "intermediate.dense.bias", "none", ("mlp",)),
-    Param("layers/down/kernel", _LAYER + "output.dense.weight", "dense_in", ("mlp", "embed")),
-    Param("layers/down/bias", _LAYER + "output.dense.bias", "none", ("embed",)),
-    *_norm("layers/mlp_norm", _LAYER + "output.LayerNorm"),
-)  # fmt: skip
-
-
 class Block(nn.Module):
-    """One layer, normed after each residual. Scanned: the carry is x, the rest is the same for all."""
+    """One layer, with a norm after each residual. In a scan the carry is x, the rest is broadcast."""
 
     config: DebertaConfig
 
@@ -279,7 +219,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Tokens to hidden states, every token seeing every other of its sequence."""
+    """Maps tokens to hidden states; every token attends to every other of its sequence."""
 
     config: DebertaConfig
 
@@ -315,15 +255,15 @@ class Encoder(nn.Module):
         )(cfg)
 
     def __call__(self, tokens: Array, mask: Array | None = None, segments: Array | None = None) -> Array:
-        """Hidden states after the last layer.
+        """Computes hidden states after the last layer.
 
         Args:
             tokens: [B, L] int32.
             mask: [B, L] bool, False on padding (left, right or both); None means no padding.
-            segments: [B, L] int32, None means 0; not read where `type_vocab_size` is 0.
+            segments: [B, L] int32, None means 0; ignored if `type_vocab_size` is 0.
 
         Returns:
-            [B, L, W], dtype of the config; of no meaning on padding.
+            [B, L, W], dtype of the config; undefined on padding.
 
         Raises:
             ValueError: if L exceeds the absolute positions that the model has.
@@ -354,7 +294,7 @@ class Encoder(nn.Module):
 
 
 def marker_states(hidden: Array, tokens: Array, marker_ids: Sequence[int]) -> Array:
-    """Features of marked texts: the hidden states at the markers, side by side.
+    """Concatenates the hidden states at marker tokens.
 
     PairRM (Jiang et al., 2023) reads "<|source|> x <|candidate1|> y <|candidate2|> y'" and scores a candidate
     by the states at <|source|> and at the candidate's own marker: `marker_ids` are these two.
@@ -365,7 +305,7 @@ def marker_states(hidden: Array, tokens: Array, marker_ids: Sequence[int]) -> Ar
         marker_ids: n ids of special tokens; the first occurrence of each counts.
 
     Returns:
-        [B, n·W]; NaN for a marker that a sequence lacks, as another token's state would pass unseen.
+        [B, n·W]; NaN for a marker that a sequence lacks, since another token's state would go unnoticed.
     """
     found = tokens[:, None] == jnp.asarray(marker_ids)[:, None]  # [B, n, L]
     states = jnp.take_along_axis(hidden, found.argmax(-1)[..., None], axis=1)

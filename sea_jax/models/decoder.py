@@ -1,4 +1,4 @@
-"""A decoder-only language model around an architecture's block: embedding, scanned layers, head."""
+"""The decoder-only language model: embedding, scanned blocks of an architecture, head."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,15 @@ from sea_jax.types import Array, Config, Params
 
 
 class Decoder(nn.Module):
-    """Tokens to hidden states and logits.
+    """Maps tokens to hidden states and logits.
 
-    `config` is an architecture's config (e.g. `pythia.PythiaConfig`); it names its block, so that a
-    new architecture needs one file and no change here. All layers are one scanned block, whose
-    compile time does not grow with depth; only `generate` walks the layers one by one.
+    `config` is an architecture's config (e.g. `pythia.PythiaConfig`) and names the block, so that a new
+    architecture needs one file and no change here. The layers are one scanned block, whose compile time does
+    not grow with depth; only `generate` unrolls them.
     """
 
     config: Config
-    gather: Any = None  # a mesh.Gather, where devices hold parts of the parameters
+    gather: Any = None  # a sharding.Gather, where the parameters are sharded
 
     if TYPE_CHECKING:  # Flax's annotations leave these open
 
@@ -49,7 +49,7 @@ class Decoder(nn.Module):
             self.head = nn.Dense(cfg.vocab_size, use_bias=False, dtype=cfg.dtype, param_dtype=jnp.float32)
 
     def __call__(self, tokens: Array, mask: Array | None = None) -> Array:
-        """Logits of whole sequences.
+        """Computes the logits of whole sequences.
 
         Args:
             tokens: [B, L] int32.
@@ -66,12 +66,12 @@ class Decoder(nn.Module):
     def prefill(
         self, tokens: Array, mask: Array, layers: Sequence[Params] | None = None
     ) -> tuple[Array, Prefix]:
-        """Reads prompts once, the last layer only for what its keys, values and last state need.
+        """Reads prompts once; the last layer computes only the cache and the last token's state.
 
         Args:
             tokens: [B, L] int32, left-padded.
             mask: [B, L] bool.
-            layers: each layer's parameters, where they lie apart; None: the stacked ones, by a scan.
+            layers: each layer's parameters, unstacked; None: scans over the stacked ones.
 
         Returns:
             hidden state of each prompt's last token [B, W], and the cache its responses share.
@@ -92,7 +92,7 @@ class Decoder(nn.Module):
                 caches.append(jax.tree.map(lambda c: c[None], cache))
             last = layers[-1]
         else:
-            # Cast first, as the modules would: the slices are copies.
+            # Cast before slicing, since slices are copies; the modules would cast later, to the same bits.
             stack = cast_matrices(self.variables["params"]["layers"], cfg.dtype, "layers/")
             before, last = (jax.tree.map(lambda p, part=part: p[part], stack) for part in (slice(-1), -1))
             x, cache = jax.lax.scan(checkpointed(layer, cfg.remat), x, before, unroll=self.unroll)
@@ -105,25 +105,25 @@ class Decoder(nn.Module):
         return self.final_norm(x)[:, 0, 0], Prefix(keys, values, mask)
 
     def gather_shared(self, params: Params) -> Params:
-        """The parameters, embedding and head whole on every device."""
+        """Gathers embedding, final norm and head on every device; the identity without `gather`."""
         return params if self.gather is None else self.gather.gather_shared(params)
 
     @property
     def unroll(self) -> int:
-        """Layers in one turn of a scan: all, where they are few."""
+        """Layers in one iteration of a scan: all, if there are at most 4."""
         return self.config.num_layers if self.config.num_layers <= 4 else 1
 
     def positions(self, mask: Array) -> Array:
-        """Of tokens behind left padding: [..., T] bool -> [..., T] int32."""
+        """Counts tokens after left padding: mask [..., T] bool -> positions [..., T] int32."""
         return jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)
 
     def encode(self, tokens: Array, mask: Array, prefix: Prefix | None = None) -> tuple[Array, Array, Array]:
-        """Hidden states of responses after their shared prompt, or of bare sequences.
+        """Computes hidden states of responses after their shared prompt, or of whole sequences.
 
         Args:
             tokens: [B, M, T] int32.
             mask: [B, M, T] bool; left padding only where there is no prefix.
-            prefix: cache of the prompts; None for bare sequences.
+            prefix: cache of the prompts; None for whole sequences.
 
         Returns:
             hidden [B, M, T, W] after the final norm; the new keys and values [N, B, M, T, H_kv, D].
@@ -141,14 +141,14 @@ class Decoder(nn.Module):
         return self.final_norm(hidden), keys, values
 
     def embed_tokens(self, tokens: Array) -> Array:
-        """What enters the first layer: tokens [...] -> [..., W]."""
+        """Embeds tokens: [...] int32 -> [..., W]."""
         return self.embed(tokens)
 
     def read_out(self, hidden: Array) -> Array:
-        """Logits [..., V] f32 of what leaves the last layer, [..., W]."""
+        """Computes logits [..., V] f32 from the output [..., W] of the last layer, before the final norm."""
         return self.logits(self.final_norm(hidden))
 
     def logits(self, hidden: Array) -> Array:
-        """Logits [..., V] f32 of hidden states [..., W]."""
+        """Computes logits [..., V] f32 from hidden states [..., W], after the final norm."""
         head = self.embed.attend if self.config.tied else self.head
         return head(hidden).astype(jnp.float32)

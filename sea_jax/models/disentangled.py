@@ -1,4 +1,4 @@
-"""Disentangled attention: of contents to each other, and of content and relative position.
+"""Disentangled attention: content to content, and content to relative position and back.
 
 References:
     He et al. (2021a), DeBERTa, arXiv:2006.03654, Sec. 3.1.
@@ -17,20 +17,20 @@ _MASKED = -1e30  # finite: a row of padding alone must not become NaN
 
 
 def relative_index(length: int, span: int, buckets: int = -1, max_distance: int = -1) -> Array:
-    """Row of the embedding of each relative position, δ(i - j) of He et al. (2021a), Eq. 3.
+    """Computes the embedding row of each relative position, δ(i - j) of He et al. (2021a), Eq. 3.
 
     With buckets, distances beyond half of them share logarithmic ones, as in version 2 of the code.
 
     Args:
         length: L, tokens of a sequence.
         span: half the number of embeddings.
-        buckets: number of buckets a side; at most 0 means none.
+        buckets: number of buckets per side; at most 0 means none.
         max_distance: the distance that the last bucket holds.
 
     Returns:
         [L, L] int32 in [0, 2·span), queries before keys.
     """
-    # NumPy in f32 as transformers' torch: the ceiling must fall alike. Distances, not pairs of tokens.
+    # NumPy in f32, as torch in transformers: the ceilings must agree. Per distance, not per pair of tokens.
     distance = np.arange(-length + 1, length)
     place = distance
     if buckets > 0:
@@ -45,16 +45,16 @@ def relative_index(length: int, span: int, buckets: int = -1, max_distance: int 
 
 
 class DisentangledAttention(nn.Module):
-    """Content to content, content to position and position to content; He et al. (2021a), Eq. 4."""
+    """Content-to-content, content-to-position and position-to-content; He et al. (2021a), Eq. 4."""
 
     config: Config  # a DebertaConfig
 
     @nn.compact
     def __call__(self, x: Array, mask: Array, relative: Array | None, index: Array | None) -> Array:
-        """x [B, L, W], mask [B, L], relative [2·span, W], index [L, L] -> [B, L, W].
+        """Attends: x [B, L, W], mask [B, L], relative [2·span, W], index [L, L] -> [B, L, W].
 
-        No array is larger than [B, H, L, max(L, 2·span)]: each token meets each relative position once, and
-        the pairs of tokens gather from that.
+        No array is larger than [B, H, L, max(L, 2·span)]: scores are computed once for each token and
+        relative position, and the pairs of tokens gather from them.
         """
         cfg = self.config
         dense = dict(dtype=cfg.dtype, param_dtype=jnp.float32, kernel_init=nn.initializers.normal(0.02))

@@ -1,4 +1,4 @@
-"""The sampler: M responses to each prompt, the prompt read once (Alg. 2, line 4)."""
+"""Samples M responses to each prompt, which is read once (Alg. 2, line 4)."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from sea_jax.types import BATCH_AXES, Array, Params
 
 
 class Responses(NamedTuple):
-    """What `generate` returns."""
+    """Sampled responses."""
 
     tokens: Array  # [B, M, T] int32, pad after the EOS
     mask: Array  # [B, M, T] bool, True up to the EOS and on it
@@ -33,16 +33,16 @@ class BatchSlice(NamedTuple):
 def sample_token(logits: Array, uniform: Array, temperature: float) -> tuple[Array, Array]:
     """Draws from softmax(logits / temperature) by inverting its cumulative sum.
 
-    One uniform a row replaces V Gumbel variables, which on CPU cost more than the rest of the head. So
-    would a cumulative sum over V: the block of about √V tokens is drawn first, then the token in it.
+    One uniform per row replaces V Gumbel variables, which on CPU cost more than the rest of the head. A
+    cumulative sum over V would cost as much: a block of about √V tokens is drawn first, then a token in it.
 
     Args:
         logits: [..., V] f32.
         uniform: [...] f32 in [0, 1).
-        temperature: 0 takes the argmax, whose log-prob is then reported at temperature 1.
+        temperature: 0 takes the argmax and reports its log-prob at temperature 1.
 
     Returns:
-        tokens [...] int32, and their log-probs [...] f32 nats under the distribution drawn from.
+        tokens [...] int32, and their log-probs [...] f32 nats under that distribution.
     """
     scaled = logits / (temperature or 1.0)
     scaled -= jnp.max(scaled, -1, keepdims=True)
@@ -63,9 +63,9 @@ def sample_token(logits: Array, uniform: Array, temperature: float) -> tuple[Arr
 
 
 def _invert_cdf(mass: Array, target: Array) -> tuple[Array, Array]:
-    """The first index whose cumulative mass is above the target, and what is left of the target there.
+    """Finds the first index whose cumulative mass exceeds the target; returns it and the remaining target.
 
-    Whatever the rounding, the index has mass: [..., n] f32, [...] f32 -> [...] int32, [...] f32.
+    The index has mass, whatever the rounding: [..., n] f32, [...] f32 -> [...] int32, [...] f32.
     """
     cumulative = jnp.cumsum(mass, -1)
     possible = mass > 0
@@ -77,10 +77,9 @@ def _invert_cdf(mass: Array, target: Array) -> tuple[Array, Array]:
 
 
 class Weights(NamedTuple):
-    """A policy as the sampler reads it: the layers apart, and in the precision that it computes in.
+    """A policy's parameters for sampling: unstacked layers, in the dtype of the computation.
 
-    Slices out of stacked arrays would be copied at every token, and all at once they are a second copy of the
-    model. Where devices hold parts of it, each layer is whole on them only in this form.
+    Slices of stacked arrays would be copied at every token. Sharded parameters are gathered in this form.
     """
 
     layers: tuple[Params, ...]
@@ -96,19 +95,19 @@ class Layer(NamedTuple):
 
 
 class DecodingState(NamedTuple):
-    """What one step of the loop hands to the next."""
+    """The carry of the decoding loop."""
 
     t: Array  # [] int32, tokens drawn so far
     token: Array  # [B, M] int32, the last of them
     length: Array  # [B, M] int32, tokens of each response, its EOS included
     ended: Array  # [B, M] bool
-    past: tuple[Past, ...]  # one a layer
-    tokens: Array  # [T, B, M] int32, time first: a step writes one piece of memory
+    past: tuple[Past, ...]  # one per layer
+    tokens: Array  # [T, B, M] int32, time first, so that a step writes contiguous memory
     logprobs: Array  # [T, B, M] f32
 
 
 def unstack_layers(model: Decoder, params: Params) -> Weights:
-    """Parameters as the learner has them -> as the sampler reads them."""
+    """Casts and unstacks the learner's parameters for sampling."""
     cast = cast_matrices(params, model.config.dtype)
     stack = cast.pop("layers")
     layers = [jax.tree.map(lambda x, i=i: x[i], stack) for i in range(model.config.num_layers)]
@@ -118,16 +117,16 @@ def unstack_layers(model: Decoder, params: Params) -> Weights:
 def next_logits(
     model: Decoder, params: Params, layers: list[Layer], prompt_mask: Array, state: DecodingState
 ) -> tuple[Array, tuple[Past, ...]]:
-    """Reads the last token of every response.
+    """Computes the logits of the next token of every response.
 
     Args:
-        model, params: the policy; of its parameters all but the layers'.
+        model, params: the policy, and its parameters without the layers.
         layers: weights and caches of the layers.
         prompt_mask: [B, L] bool.
-        state: the loop's.
+        state: carry of the loop.
 
     Returns:
-        logits [B, M, V] of the next token, and the caches with the last one in them.
+        logits [B, M, V], and the caches with the last token appended.
     """
     variables, block = {"params": params}, model.config.block(model.config)
     token = state.token[..., None]  # [B, M, 1]
@@ -144,7 +143,7 @@ def next_logits(
 def init_decoding(
     prefix: Prefix, token: Array, logprob: Array, max_tokens: int, eos_id: int
 ) -> DecodingState:
-    """The loop's state once the first token [B, M] and its log-prob are drawn, the caches empty."""
+    """Returns the state after the first token [B, M] and its log-prob are drawn; the caches are empty."""
     (B, M), T, (_, _, H, D, _) = token.shape, max_tokens, prefix.keys.shape
     return DecodingState(
         t=jnp.int32(1),
@@ -165,7 +164,7 @@ def init_decoding(
 
 
 def to_responses(state: DecodingState, pad_id: int) -> Responses:
-    """What was drawn, cut off after each response's EOS."""
+    """Returns the drawn tokens, masked after each response's EOS."""
     mask = jnp.arange(state.tokens.shape[0]) < state.length[..., None]
     tokens, logprobs = (jnp.moveaxis(x, 0, -1) for x in (state.tokens, state.logprobs))
     return Responses(jnp.where(mask, tokens, pad_id), mask, jnp.where(mask, logprobs, 0.0))
@@ -197,15 +196,15 @@ def generate(
         prompts: [B, L] int32, left-padded.
         prompt_mask: [B, L] bool.
         key: [] key.
-        first, total: of a `BatchSlice`; total is 0 where these B are all.
+        first, total: fields of a `BatchSlice`; total is 0 if the B prompts are the whole batch.
         num_responses: M.
         max_tokens: T, EOS included.
         temperature: 0 is greedy.
-        eos_id, pad_id: token ids; they may be equal, the mask tells them apart.
-        mesh: its devices share the prompts, if they divide B. Each ends when its own responses have, and
-            what is drawn does not depend on their number.
-        micro_batch: prompts sampled at once, at most; bounds the caches' memory and changes no response.
-            0: all of B.
+        eos_id, pad_id: token ids; they may be equal, since the mask marks padding.
+        mesh: its devices share the prompts, if they divide B. Each stops when its own responses have ended;
+            the draws do not depend on the number of devices.
+        micro_batch: prompts sampled at once, at most; bounds the memory of the caches and changes no
+            response. 0: all of B.
 
     Returns:
         Responses [B, M, T].
@@ -218,7 +217,7 @@ def generate(
         temperature=temperature, eos_id=eos_id, pad_id=pad_id,
     )  # fmt: skip
     if shards > 1:
-        # Weights are gathered once, before the first token, and not layer by layer at each.
+        # Gathers the weights once, before the first token, rather than layer by layer at each token.
         each, rows, by_token = PartitionSpec(), PartitionSpec(BATCH_AXES), PartitionSpec(None, BATCH_AXES)
         respond = jax.shard_map(
             respond, mesh=mesh, in_specs=(each, rows, rows, by_token), out_specs=rows,
@@ -234,7 +233,7 @@ def _respond_in_passes(
     model: Decoder, weights: Weights, prompts: Array, prompt_mask: Array, uniforms: Array,
     *, at_once: int, **options: Any,
 ) -> Responses:  # fmt: skip
-    """`_respond` for `at_once` prompts at a time, or the most below that divides B."""
+    """Calls `_respond` on `at_once` prompts at a time, or on the largest smaller number that divides B."""
     B = prompts.shape[0]
     passes = next(n for n in range(1, B + 1) if B % n == 0 and B // n <= max(at_once, 1))
     respond = functools.partial(_respond, model, weights, **options)
@@ -250,7 +249,7 @@ def _respond(
     model: Decoder, weights: Weights, prompts: Array, prompt_mask: Array, uniforms: Array,
     *, temperature: float, eos_id: int, pad_id: int,
 ) -> Responses:  # fmt: skip
-    """`generate`, its randomness given: uniforms [T, B, M] f32 in [0, 1)."""
+    """Samples as `generate` does, with given uniforms [T, B, M] f32 in [0, 1)."""
     T, _, M = uniforms.shape
     params, variables = weights.rest, {"params": weights.rest}
     last, prefix = model.apply(variables, prompts, prompt_mask, weights.layers, method="prefill")
@@ -283,7 +282,7 @@ def make_sampler(
     model: Decoder, num_responses: int, max_tokens: int, temperature: float, eos_id: int, pad_id: int,
     mesh: Mesh | None = None, micro_batch: int = 0, total: int = 0,
 ) -> Callable:  # fmt: skip
-    """`generate` with its static arguments bound, jitted and compiled once a process."""
+    """Returns `generate` with its static arguments bound, jitted; compiled once per process."""
     sample = functools.partial(
         generate, model, num_responses=num_responses, max_tokens=max_tokens,
         temperature=temperature, eos_id=eos_id, pad_id=pad_id, mesh=mesh, micro_batch=micro_batch,

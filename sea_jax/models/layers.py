@@ -1,4 +1,4 @@
-"""Parts that every decoder shares: rotary embedding and attention over a shared prefix."""
+"""Layers that all decoders share: rotary embedding and attention over a shared prefix."""
 
 import functools
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ _MASKED = -1e30  # finite: a row without any visible key must not become NaN
 class Prefix(NamedTuple):
     """Keys and values of a prompt, stored once for all of its M responses.
 
-    The layouts make both attention products plain batched matrix products, which XLA:CPU runs more
+    With these layouts both attention products are plain batched matrix products, which XLA:CPU runs more
     than twice as fast as einsums over [B, L, H, D].
     """
 
@@ -24,14 +24,14 @@ class Prefix(NamedTuple):
 
 
 class Past(NamedTuple):
-    """One layer's keys and values of the response tokens decoded so far: the first `length` of T slots."""
+    """One layer's cache of response tokens, of which the first `length` of T slots are filled."""
 
     keys: Array  # [B, H_kv, M, D, T]
     values: Array  # [B, H_kv, M, T, D]
     length: Array  # [] int32
 
     def append(self, k: Array, v: Array) -> "Past":
-        """With the tokens at hand, k and v [B, M, t, H_kv, D], in the next t slots; in place under jit."""
+        """Returns the cache with k and v [B, M, t, H_kv, D] in the next t slots; jit updates it in place."""
         at = self.length
         return Past(
             jax.lax.dynamic_update_slice(self.keys, k.transpose(0, 3, 1, 4, 2), (0, 0, 0, 0, at)),
@@ -41,11 +41,11 @@ class Past(NamedTuple):
 
 
 class RopeScaling(NamedTuple):
-    """Llama 3.1's scaling of RoPE to contexts longer than those it was trained on first.
+    """Llama 3.1's scaling of RoPE to contexts longer than the original one.
 
     Wavelengths that fit less than low_freq_factor times into the original context become `factor` times
-    longer, those that fit more than high_freq_factor times stay. In between, frequencies are interpolated,
-    linearly in how many times theirs fit.
+    longer, those that fit more than high_freq_factor times stay. In between, frequencies are interpolated
+    linearly in the number of times that their wavelength fits.
 
     References:
         Grattafiori et al. (2024), The Llama 3 Herd of Models, arXiv:2407.21783.
@@ -57,7 +57,7 @@ class RopeScaling(NamedTuple):
     original_max_position_embeddings: int  # tokens
 
     def stretch(self, period: Array) -> Array:
-        """Reciprocal frequencies [...] f32, in tokens a radian, to the scaled ones."""
+        """Scales reciprocal frequencies [...] f32, in tokens per radian."""
         fits = self.original_max_position_embeddings / (2 * jnp.pi * period)
         kept = (fits - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         kept = jnp.clip(kept, 0.0, 1.0)
@@ -67,7 +67,7 @@ class RopeScaling(NamedTuple):
 def rotary_angles(
     positions: Array, rotary_dim: int, base: float, scaling: RopeScaling | None = None
 ) -> tuple[Array, Array]:
-    """Sines and cosines of RoPE (Su et al., 2021, arXiv:2104.09864).
+    """Computes the sines and cosines of RoPE (Su et al., 2021, arXiv:2104.09864).
 
     Args:
         positions: [...] int32.
@@ -103,10 +103,10 @@ def apply_rotary(x: Array, sin: Array, cos: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """Exact GELU (Hendrycks & Gimpel, 2016, arXiv:1606.08415), x Φ(x), of any shape.
+    """Computes the exact GELU x Φ(x), elementwise (Hendrycks & Gimpel, 2016, arXiv:1606.08415).
 
-    Checkpointed: the gradient needs x alone and recomputes Φ(x), where keeping what it could reuse
-    would write and read three more arrays as wide as the MLP.
+    Checkpointed: the backward pass recomputes Φ(x) from x. Saving its residuals would write and read three
+    more arrays as wide as the MLP.
     """
 
     @jax.checkpoint
@@ -117,17 +117,19 @@ def gelu(x: Array) -> Array:
 
 
 def _materialize(x: Any) -> Any:
-    """On CPUs, arrays that are in memory before they are used: XLA:CPU does not fold how they were made into
-    what uses them. Elsewhere, where that is an advantage, as they are."""
+    """Materialises the operands, so that XLA:CPU does not fuse the transpose into the product.
+
+    On other platforms that fusion is an advantage, and the operands are returned as they are.
+    """
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 @jax.custom_vjp
 def unstack_axis(x: Array) -> tuple[Array, ...]:
-    """[..., n, D] -> n arrays [..., D].
+    """Splits [..., n, D] into n arrays [..., D].
 
-    Its gradient is one stack. That of n slices would be a sum of n padded arrays, which XLA:CPU computes
-    element by element, as it does a stack of what is not written down.
+    The gradient is one stack of materialised arrays. The gradient of n slices would be a sum of n padded
+    arrays, which XLA:CPU computes element by element.
     """
     return tuple(x[..., i, :] for i in range(x.shape[-2]))
 
@@ -141,10 +143,9 @@ unstack_axis.defvjp(lambda x: (unstack_axis(x), None), _unstack_axis_backward)
 
 @jax.custom_vjp
 def matmul(a: Array, b: Array) -> Array:
-    """a [..., n, k] @ b [..., k, m] -> [..., n, m].
+    """Multiplies a [..., n, k] by b [..., k, m] -> [..., n, m].
 
-    Its gradient in b is aᵀ g. XLA:CPU folds the transposition into the matmul, and then has a plain loop for
-    it only.
+    The gradient in b is aᵀ g. With the transpose fused into it, XLA:CPU would run the product as a loop.
     """
     return a @ b
 
@@ -164,24 +165,24 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 def shared_prefix_attention(
     q: Array, k: Array, v: Array, mask: Array, prefix: Prefix | None = None, past: Past | None = None
 ) -> Array:
-    """Attention of M responses to their shared prompt and causally to themselves.
+    """Attends from M responses to their shared prompt, and causally to themselves.
 
-    The prompt's keys are never repeated M times: the M·T queries of a prompt meet them in one
-    matrix product. The two sets of keys share a softmax without being joined: each adds to the
+    The prompt's keys are never repeated M times: the M·T queries of a prompt are multiplied with them in one
+    matrix product. The two sets of keys share a softmax without being concatenated: each adds to the
     numerator and to the denominator of
 
         Σ_j exp(s_j - max) v_j / Σ_j exp(s_j - max).
 
     H may be a multiple of H_kv (Ainslie et al., 2023, arXiv:2305.13245): query head h reads key head
     h // G, G = H / H_kv. Keys are not repeated G times either: the G·T queries of a response that share a
-    key head meet it as the rows of one matrix.
+    key head are the rows of one matrix.
 
     Args:
-        q: [B, M, T, H, D], the last T of the tokens at hand.
-        k, v: [B, M, S, H_kv, D], all S ≥ T of them.
-        mask: [B, M, S] bool, False on padding; not read with a past, whose tokens are all real.
+        q: [B, M, T, H, D], the last T of the current tokens.
+        k, v: [B, M, S, H_kv, D], all S ≥ T current tokens.
+        mask: [B, M, S] bool, False on padding; ignored with a past, which has no padding.
         prefix: one layer of the prompt's cache, or None.
-        past: one layer of the responses' caches, the tokens at hand appended, or None.
+        past: one layer of the responses' caches, the current tokens appended, or None.
 
     Returns:
         [B, M, T, H, D].

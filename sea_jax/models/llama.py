@@ -67,7 +67,7 @@ class LlamaConfig:
 
     @property
     def params_table(self) -> tuple[Param, ...]:
-        """The rows of PARAMS that this shape has: no head where it is tied, no bias where there is none."""
+        """Rows of PARAMS of this shape: without a head if it is tied, without absent biases."""
 
         def present(row: Param) -> bool:
             *_, module, leaf = row.path.split("/")
@@ -78,11 +78,11 @@ class LlamaConfig:
         return tuple(filter(present, PARAMS))
 
     def build(self) -> Decoder:
-        """The module of this shape."""
+        """Builds the module of this shape."""
         return Decoder(self)
 
     def norm(self, name: str | None = None) -> nn.Module:
-        """RMSNorm (Zhang & Sennrich, 2019, arXiv:1910.07467), its statistics in f32."""
+        """Builds an RMSNorm (Zhang & Sennrich, 2019, arXiv:1910.07467), its statistics in f32."""
         return nn.RMSNorm(self.norm_eps, dtype=self.dtype, param_dtype=jnp.float32, name=name)
 
     @classmethod
@@ -90,7 +90,7 @@ class LlamaConfig:
         """Reads a config.json of model_type llama (transformers 4 and 5 spellings).
 
         Raises:
-            ValueError: if the file asks for something this port does not have.
+            ValueError: if the file asks for a feature that this port does not have.
         """
         act = hf.get("hidden_act", "silu")
         if act not in ("silu", "swish"):  # two names of one function
@@ -117,7 +117,7 @@ class LlamaConfig:
         return cls(**(fields | overrides))
 
     def to_hf(self) -> dict[str, Any]:
-        """A config.json that transformers 4 and 5 and vLLM open."""
+        """Returns a config.json that transformers 4 and 5 and vLLM open."""
         scaling = None
         if self.rope_scaling is not None:
             scaling = dict(rope_type="llama3", **self.rope_scaling._asdict())
@@ -145,7 +145,7 @@ class LlamaConfig:
 
 
 def _size(hf: dict[str, Any], name: str, default: int) -> int:
-    """A whole number that may be absent or null."""
+    """Reads a positive integer that may be absent or null."""
     value = default if hf.get(name) is None else hf[name]
     if type(value) is not int or value < 1:  # a bool is no size
         raise ValueError(f"{name}={value!r}; valid: {name}, a whole number of at least 1")
@@ -153,7 +153,7 @@ def _size(hf: dict[str, Any], name: str, default: int) -> int:
 
 
 def _number(hf: dict[str, Any], name: str, least: float) -> float:
-    """A number above `least`, or equal to it where that is not 0."""
+    """Reads a number of at least `least`, and above 0."""
     value: Any = hf.get(name)
     if type(value) not in (int, float) or not least <= value < float("inf") or value == 0:
         valid = f"a number of at least {least:g}" if least else "a number above 0"
@@ -162,7 +162,7 @@ def _number(hf: dict[str, Any], name: str, least: float) -> float:
 
 
 def _read_rope(hf: dict[str, Any], max_length: int) -> tuple[float, RopeScaling | None]:
-    """Base and scaling: transformers 4 has them in rope_theta and rope_scaling, 5 in rope_parameters."""
+    """Reads base and scaling, in transformers 4 rope_theta and rope_scaling, in 5 rope_parameters."""
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"rope_scaling={rope!r}; valid: an object with rope_type, or null")
@@ -210,7 +210,7 @@ PARAMS: tuple[Param, ...] = (
 
 
 class Block(nn.Module):
-    """One Llama layer. Scanned: the carry is x, the prefix is sliced by layer."""
+    """One Llama layer. In a scan the carry is x, and the prefix is sliced by layer."""
 
     config: LlamaConfig
 
@@ -225,10 +225,10 @@ class Block(nn.Module):
         past: Past | None = None,
         last_only: bool = False,
     ) -> tuple[Array, Any]:
-        """x [B, M, T, W], positions and mask [B, M, T] -> x, and what the layer adds to a cache.
+        """Applies the layer: x [B, M, T, W], positions and mask [B, M, T] -> x, cache.
 
-        That is (new keys, new values) [B, M, T, H_kv, D], or the past with them appended. With last_only x
-        is returned of the last token alone, [B, M, 1, W]. Products are in the config's dtype; RMSNorm,
+        The cache is (new keys, new values) [B, M, T, H_kv, D], or the past with them appended. With last_only
+        x is that of the last token, [B, M, 1, W]. Products are in the config's dtype; RMSNorm,
         rotation and softmax are in f32.
         """
         cfg = self.config

@@ -1,4 +1,4 @@
-"""The row type of an architecture's PARAMS table, and the walk from rows to arrays."""
+"""The rows of an architecture's PARAMS table, and the conversions that they describe."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -8,12 +8,12 @@ import numpy as np
 
 
 class Param(NamedTuple):
-    """One parameter, here and in Hugging Face's layout.
+    """One parameter, in this package and in Hugging Face's layout.
 
     Attributes:
         path: our path, '/'-separated; under 'layers/' the leaf has a leading layer axis.
         hf_name: Hugging Face's name, with '{i}' for the layer.
-        layout: how Hugging Face stores it: 'none' as ours; 'flat' with our axes merged into one;
+        layout: Hugging Face's shape of it: 'none' as ours; 'flat' with our axes merged into one;
             'dense_out' [merged outputs, input]; 'dense_in' [output, merged inputs].
         axes: our logical axes, without the layer axis; the sharding rules read them.
     """
@@ -28,14 +28,14 @@ class Param(NamedTuple):
         return self.path.startswith("layers/")
 
     def hf_names(self, num_layers: int) -> Iterator[str]:
-        """The one name, or one for each layer."""
+        """Yields the name, or one for each layer of a stacked parameter."""
         if not self.stacked:
             yield self.hf_name
         else:
             yield from (self.hf_name.format(i=i) for i in range(num_layers))
 
     def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Hugging Face's shape of one (unstacked) array of ours."""
+        """Returns Hugging Face's shape of one (unstacked) array of ours."""
         if self.layout == "none":
             return shape
         if self.layout == "flat":
@@ -47,7 +47,7 @@ class Param(NamedTuple):
         raise ValueError(f"layout={self.layout!r} of {self.path}: unknown")
 
     def view(self, array: np.ndarray) -> tuple[np.ndarray, bool]:
-        """One (unstacked) array of ours with its axes merged, and whether Hugging Face's is its transpose."""
+        """Merges the axes of one (unstacked) array of ours; True if Hugging Face stores the transpose."""
         if self.layout == "dense_out":
             return array.reshape(array.shape[0], -1), True
         if self.layout == "dense_in":
@@ -55,31 +55,31 @@ class Param(NamedTuple):
         return array.reshape(self.hf_shape(array.shape)), False
 
     def to_hf(self, array: np.ndarray) -> np.ndarray:
-        """One (unstacked) array of ours in Hugging Face's layout."""
+        """Converts one (unstacked) array of ours to Hugging Face's layout."""
         view, transposed = self.view(array)
         return np.ascontiguousarray(view.T if transposed else view)
 
     def from_hf(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Inverse of `to_hf`; `shape` is ours, unstacked."""
+        """Inverts `to_hf`; `shape` is ours, unstacked."""
         if self.layout in ("dense_out", "dense_in"):
             array = array.T
         return array.reshape(shape)
 
 
-# What computes in the dtype of the config; a reward's head does not.
+# The modules that compute in the config's dtype; reward heads do not.
 _DECODER = ("embed/", "layers/", "head/")
 
 
 def cast_matrices(params: Any, dtype: Any, prefix: str = "") -> Any:
-    """A decoder's matrices and embeddings in the precision that it computes in.
+    """Casts a decoder's matrices and embeddings to the dtype that it computes in.
 
-    Its modules cast them so themselves before each use: outputs stay the same to the bit. Norms and biases,
-    which are small, keep their own, and norms multiply in f32.
+    Its modules cast them before each use, so outputs stay the same to the bit. Norms and biases, which are
+    small, keep their dtype, and norms multiply in f32.
 
     Args:
-        params: a model's parameters, or a part of them.
-        dtype: that precision.
-        prefix: path of the part, with a slash behind it.
+        params: a model's parameters, or a subtree of them.
+        dtype: of the computation.
+        prefix: path of the subtree, with a trailing slash.
     """
 
     def cast(path: Any, x: Any) -> Any:
@@ -91,12 +91,12 @@ def cast_matrices(params: Any, dtype: Any, prefix: str = "") -> Any:
 
 
 class View(NamedTuple):
-    """One tensor in the layout that it is stored in.
+    """A view of one tensor in the layout of this package.
 
     Attributes:
         name: Hugging Face's.
         array: any shape and float dtype, C-contiguous.
-        transposed: whether the tensor of that name is its transpose. Transposing belongs to the reader, which
+        transposed: True if the tensor of that name is its transpose. The reader transposes it, since it
             copies the tensor anyway.
     """
 

@@ -54,7 +54,7 @@ class PythiaConfig:
 
     @property
     def tied(self) -> bool:
-        """Whether the head is the embedding: in no Pythia."""
+        """False: no Pythia ties its head to the embedding."""
         return False
 
     @property
@@ -66,7 +66,7 @@ class PythiaConfig:
         return PARAMS
 
     def build(self) -> Decoder:
-        """The module of this shape."""
+        """Builds the module of this shape."""
         return Decoder(self)
 
     def norm(self, name: str | None = None) -> nn.Module:
@@ -83,7 +83,7 @@ class PythiaConfig:
         """Reads a config.json of model_type gpt_neox (transformers 4 and 5 spellings).
 
         Raises:
-            ValueError: if the file asks for something this port does not have.
+            ValueError: if the file asks for a feature that this port does not have.
         """
         if hf.get("tie_word_embeddings", False):
             raise ValueError("tie_word_embeddings=True: GPT-NeoX is ported with an untied head only")
@@ -110,7 +110,7 @@ class PythiaConfig:
         return cls(**(fields | overrides))
 
     def to_hf(self) -> dict[str, Any]:
-        """A config.json that transformers 4 and 5 and vLLM open."""
+        """Returns a config.json that transformers 4 and 5 and vLLM open."""
         return dict(
             architectures=["GPTNeoXForCausalLM"],
             model_type="gpt_neox",
@@ -162,7 +162,7 @@ PARAMS: tuple[Param, ...] = (
 
 
 class Block(nn.Module):
-    """One GPT-NeoX layer. Scanned: the carry is x, the prefix is sliced by layer."""
+    """One GPT-NeoX layer. In a scan the carry is x, and the prefix is sliced by layer."""
 
     config: PythiaConfig
 
@@ -177,10 +177,10 @@ class Block(nn.Module):
         past: Past | None = None,
         last_only: bool = False,
     ) -> tuple[Array, Any]:
-        """x [B, M, T, W], positions and mask [B, M, T] -> x, and what the layer adds to a cache.
+        """Applies the layer: x [B, M, T, W], positions and mask [B, M, T] -> x, cache.
 
-        That is (new keys, new values) [B, M, T, H, D], or the past with them appended. With last_only x is
-        returned of the last token alone, [B, M, 1, W].
+        The cache is (new keys, new values) [B, M, T, H, D], or the past with them appended. With last_only
+        x is that of the last token, [B, M, 1, W].
         """
         cfg = self.config
         dense = dict(dtype=cfg.dtype, param_dtype=jnp.float32, kernel_init=nn.initializers.normal(0.02))

@@ -1,11 +1,11 @@
-"""What the backward pass keeps of a layer, and what it computes again."""
+"""Rematerialisation policies: the residuals that a layer saves for the backward pass."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-# Of the layer's inputs nothing is ever computed again: they are what a scan carries.
+# A layer's inputs are always saved, as the carry of the scan.
 POLICIES: dict[str, Any] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -15,21 +15,21 @@ POLICIES: dict[str, Any] = {
 
 
 def checkpointed(layer: Any, remat: str, wrap: Callable[..., Any] = jax.checkpoint) -> Any:
-    """A scanned layer under a policy.
+    """Wraps a scanned layer with a rematerialisation policy.
 
     Args:
         layer: a function, or a module's class where `wrap` is flax's `nn.remat`.
-        remat: 'none' keeps all that the backward pass reads, 'full' the layer's input alone and computes
-            the layer once more; 'dots' also keeps the results of matrix products, 'dots_no_batch' those
-            with weights but not attention's, whose scores grow with the square of the length.
-        wrap: what applies a policy to it.
+        remat: 'none' saves all residuals; 'full' saves the layer's input only and recomputes the layer;
+            'dots' also saves the results of matrix products, 'dots_no_batch' those with weights but not
+            those of attention, whose scores grow with the square of the length.
+        wrap: applies the policy, `jax.checkpoint` or `nn.remat`.
 
     Raises:
-        ValueError: on another name.
+        ValueError: on an unknown policy.
     """
     if remat not in POLICIES:
         raise ValueError(f"remat={remat!r}; valid: one of {sorted(POLICIES)}")
     if remat == "none":
         return layer
-    # Inside a scan nothing can be merged with the forward pass's; the barriers would only cost.
+    # A scan's body cannot be merged with the forward pass by CSE; the barriers against it would only cost.
     return wrap(layer, prevent_cse=False, policy=POLICIES[remat])

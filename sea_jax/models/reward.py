@@ -1,4 +1,4 @@
-"""Reward models: a decoder's trunk, and a head that reads the state of a text's last token.
+"""Reward models: a decoder's trunk, and a head on the state of a text's last token.
 
 References:
     Stiennon et al. (2020), Learning to summarize from human feedback, arXiv:2009.01325.
@@ -28,8 +28,8 @@ class RewardConfig:
 
     Attributes:
         trunk: the decoder's config, a LlamaConfig or a PythiaConfig; its head is not used.
-        num_labels: numbers a text gets; 1 in a reward model.
-        padding_idx: id of the padding token, for the file; the mask alone says what is padding.
+        num_labels: outputs per text; 1 in a reward model.
+        padding_idx: id of the padding token, written to config.json; the model reads padding from the mask.
     """
 
     trunk: Any
@@ -50,16 +50,16 @@ class RewardConfig:
 
     @property
     def head_table(self) -> tuple[Param, ...]:
-        """The rows of the head."""
+        """Rows of the head."""
         return (Param("score/kernel", "score.weight", "dense_out", ("embed", None)),)
 
     @property
     def params_table(self) -> tuple[Param, ...]:
-        """The trunk's rows without its LM head, then the head's."""
+        """Rows of the trunk without its LM head, then of the head."""
         return (*(row for row in self.trunk.params_table if row.path != "head/kernel"), *self.head_table)
 
     def build(self) -> "RewardModel":
-        """The module of this shape."""
+        """Builds the module of this shape."""
         return RewardModel(self)
 
     @classmethod
@@ -68,15 +68,15 @@ class RewardConfig:
 
         Args:
             hf: the file.
-            trunk: what the trunk's config read in it.
+            trunk: the trunk's config, read from it.
 
         Raises:
-            ValueError: on numbers of labels that are none or disagree, or a padding token that is none.
+            ValueError: on an invalid or inconsistent number of labels, or an invalid padding token.
         """
         return cls(trunk, _num_labels(hf), _padding(hf))
 
     def to_hf(self) -> dict[str, Any]:
-        """A config.json that transformers opens as a sequence classifier."""
+        """Returns a config.json that transformers opens as a sequence classifier."""
         base = self.trunk.to_hf()
         names = [f"LABEL_{i}" for i in range(self.num_labels)]
         return base | dict(
@@ -94,13 +94,12 @@ class GatedRewardConfig(RewardConfig):
     """Shape of ArmoRM, by default of RLHFlow/ArmoRM-Llama3-8B-v0.1: `num_labels` is always 1.
 
     Attributes:
-        num_objectives: rewards that are predicted before they are mixed.
+        num_objectives: rewards that the gate mixes.
         gating_width: of the gating network's hidden layers.
-        gating_layers: how many hidden layers it has.
+        gating_layers: number of hidden layers.
         temperature: of the gate's softmax.
         prompt_end: tokens at whose last occurrence the gate reads the prompt. The published code has them
-            as a constant; in config.json they are the field `gating_token_pattern`, which only this port
-            reads and writes.
+            as a constant; this port reads and writes them as `gating_token_pattern` in config.json.
     """
 
     num_objectives: int = 19
@@ -125,12 +124,12 @@ class GatedRewardConfig(RewardConfig):
         return tuple(rows)
 
     def build(self) -> "GatedRewardModel":
-        """The module of this shape."""
+        """Builds the module of this shape."""
         return GatedRewardModel(self)
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any], trunk: Any) -> "GatedRewardConfig":
-        """Reads the head's part of a config.json, as `RewardConfig.from_hf`.
+        """Reads the head's part of a config.json, as `RewardConfig.from_hf` does.
 
         Raises:
             ValueError: naming the field, its value and what is valid.
@@ -138,7 +137,7 @@ class GatedRewardConfig(RewardConfig):
         sizes = dict(num_objectives=19, gating_hidden_dim=1024, gating_n_hidden=3)
         sizes |= {name: hf[name] for name in sizes.keys() & hf.keys()}
         for name, size in sizes.items():
-            if type(size) is not int or size < 1:  # a bool is no size
+            if type(size) is not int or size < 1:  # excludes bool
                 raise ValueError(f"{name}={size!r}; valid: a whole number of at least 1")
         temperature = hf.get("gating_temperature", 10)
         if type(temperature) not in (int, float) or not 0 < temperature < float("inf"):
@@ -153,7 +152,7 @@ class GatedRewardConfig(RewardConfig):
         )  # fmt: skip
 
     def to_hf(self) -> dict[str, Any]:
-        """A config.json like the published one; transformers opens it with ArmoRM's own code beside it."""
+        """Returns a config.json like the published one; transformers needs ArmoRM's own code beside it."""
         return super().to_hf() | dict(
             architectures=["LlamaForRewardModelWithGating"],
             num_objectives=self.num_objectives,
@@ -165,10 +164,10 @@ class GatedRewardConfig(RewardConfig):
 
 
 class RewardModel(nn.Module):
-    """Texts to rewards: r(x, y) is linear in the last token's state."""
+    """Maps texts to rewards: r(x, y) is linear in the last token's state."""
 
     config: Config
-    gather: Any = None  # as a Decoder's
+    gather: Any = None  # as in Decoder
 
     if TYPE_CHECKING:  # Flax's annotations leave these open
 
@@ -180,7 +179,7 @@ class RewardModel(nn.Module):
         self.score = nn.Dense(self.config.num_labels, use_bias=False, param_dtype=jnp.float32)
 
     def __call__(self, tokens: Array, mask: Array | None = None) -> Array:
-        """Rewards of whole texts, a prompt and its response.
+        """Computes the rewards of whole texts, a prompt and its response.
 
         Args:
             tokens: [B, L] int32.
@@ -189,23 +188,23 @@ class RewardModel(nn.Module):
         Returns:
             [B, num_labels] f32; NaN for a row of padding alone.
 
-        Transformers takes the last token that is not `pad_token_id`; here the mask alone says which that is.
+        Transformers takes the last token that is not `pad_token_id`; here the mask marks it.
         """
         states, mask = self._states(tokens, mask)
         return self.score(_state_at_last(states, mask))
 
     def gather_shared(self, params: Params) -> Params:
-        """As `Decoder.gather_shared`."""
+        """Gathers embedding, final norm and head, as `Decoder.gather_shared` does."""
         return params if self.gather is None else self.gather.gather_shared(params)
 
     def _set_trunk(self) -> None:
         self.trunk = Decoder(
             self.config.trunk, self.gather
-        )  # its head is never called, so it has no parameters
-        nn.share_scope(self, self.trunk)  # parameters are named as a decoder's
+        )  # its LM head is never called, so it has no parameters
+        nn.share_scope(self, self.trunk)  # parameter names are a decoder's
 
     def _states(self, tokens: Array, mask: Array | None) -> tuple[Array, Array]:
-        """States [B, L, W] after the final norm, and the mask."""
+        """Returns states [B, L, W] after the final norm, and the mask."""
         if mask is None:
             mask = jnp.ones(tokens.shape, bool)
         hidden, _, _ = self.trunk.encode(tokens[:, None], mask[:, None])
@@ -218,12 +217,12 @@ class GatedRewardModel(RewardModel):
         r(x, y) = s · softmax(g(h_x) / τ) · (R h_xy) T
 
     h_xy is the last token's state and h_x that of the last token sequence `prompt_end`'s first token, which
-    has seen the prompt alone; g is an MLP with ReLU, R the regression layer, T decorrelates the objectives
+    has seen only the prompt; g is an MLP with ReLU, R the regression layer, T decorrelates the objectives
     from verbosity (Wang et al., 2024, Sec. 2). Follows the code published beside the weights: biases in every
     layer of g and in no other, no dropout, s multiplies the softmax and not what enters it.
 
-    The published code finds the last token by looking for the first padding token, which is right for padding
-    on the right only; here the mask says.
+    The published code finds the last token by the first padding token, which is right for padding on the
+    right only; here the mask marks it.
     """
 
     def setup(self):
@@ -236,7 +235,7 @@ class GatedRewardModel(RewardModel):
         self.logit_scale = self.param("logit_scale", nn.initializers.ones, (1,))
 
     def __call__(self, tokens: Array, mask: Array | None = None) -> Array:
-        """As `RewardModel`, [B, 1] f32; NaN also for a text that nowhere has the tokens `prompt_end`."""
+        """Computes rewards [B, 1] f32, as `RewardModel`; NaN also for a text without `prompt_end`."""
         cfg = self.config
         states, mask = self._states(tokens, mask)
         rewards = self.regression(_state_at_last(states, mask)) @ self.transform
@@ -248,14 +247,14 @@ class GatedRewardModel(RewardModel):
 
 
 def _state_at_last(states: Array, where: Array) -> Array:
-    """States [B, L, W] at the last True of `where` [B, L] -> [B, W] f32; NaN where there is none."""
+    """Takes states [B, L, W] at the last True of `where` [B, L] -> [B, W] f32; NaN if there is none."""
     last = where.shape[-1] - 1 - where[:, ::-1].argmax(-1)
     found = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
     return jnp.where(where.any(-1, keepdims=True), found, jnp.nan)
 
 
 def _starts(tokens: Array, mask: Array, pattern: tuple[int, ...]) -> Array:
-    """Where a pattern of real tokens begins: [B, L] bool."""
+    """Marks where a pattern of real tokens begins: [B, L] bool."""
     length = tokens.shape[-1]
     beyond = jnp.pad(jnp.where(mask, tokens, -1), ((0, 0), (0, len(pattern) - 1)), constant_values=-1)
     found = jnp.ones(tokens.shape, bool)
@@ -265,13 +264,13 @@ def _starts(tokens: Array, mask: Array, pattern: tuple[int, ...]) -> Array:
 
 
 def _num_labels(hf: dict[str, Any]) -> int:
-    """From num_labels or from the names of the labels; two where there is neither, as in transformers."""
+    """Reads num_labels, or counts the labels' names; 2 where there is neither, as in transformers."""
     names, number = hf.get("id2label"), hf.get("num_labels")
     if names is not None and (not isinstance(names, dict) or not names):
         raise ValueError(f"id2label={names!r}; valid: an object with a name for each label")
     if number is None:
         return 2 if names is None else len(names)
-    if type(number) is not int or number < 1:  # a bool is no size
+    if type(number) is not int or number < 1:  # excludes bool
         raise ValueError(f"num_labels={number!r}; valid: a whole number of at least 1")
     if names is not None and len(names) != number:
         raise ValueError(f"num_labels={number}; valid: {len(names)}, as many as id2label names")

@@ -1,4 +1,4 @@
-"""Shapes of published models by name, for what needs no weights of them.
+"""Shapes of published models by name, for plans that need no weights.
 
 References:
     Biderman et al. (2023), Pythia, arXiv:2304.01373.
@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 from sea_jax.errors import InputError
+from sea_jax.hub import split_revision
 from sea_jax.models.deberta import DebertaConfig
 from sea_jax.models.layers import RopeScaling
 from sea_jax.models.llama import LLAMA_3_2_SCALING, LlamaConfig
@@ -52,17 +53,17 @@ SIZES: dict[str, Shape] = {
 
 
 def shape(name: str, **overrides: Any) -> Shape:
-    """The shape of a published model.
+    """Returns the shape of a published model.
 
     Args:
         name: a row of SIZES, or a hub name that holds one, such as
-            'cleanrl/EleutherAI_pythia-6.9b-deduped__sft__tldr'; case is ignored.
+            'trl-lib/pythia-1b-deduped-tldr-sft@main'; case and revision are ignored.
         **overrides: fields of the architecture's config; of a reward model, of its trunk.
 
     Raises:
-        InputError: if there is none.
+        InputError: if the name holds no row of SIZES.
     """
-    held = [row for row in SIZES if row in name.lower()]
+    held = [row for row in SIZES if row in split_revision(name)[0].lower()]
     if not held:
         raise InputError(f"model {name!r}: shape unknown; valid: a name that holds one of {', '.join(SIZES)}")
     found = SIZES[max(held, key=len)]

@@ -1,1 +1,1 @@
-"""Training that comes before a run: SFT, reward models, the miniature's backbone and prior heads."""
+"""Training before a run: SFT, reward models, the embedded task's backbone and prior heads."""

@@ -1,8 +1,8 @@
-"""Pretraining of the frozen backbone as a ranker under many random rewards.
+"""Pretrains the frozen backbone as a ranker under many random rewards.
 
 The paper's backbone is a pretrained 0.4B preference encoder. The miniature's counterpart learns, from
 the starting policy's own samples, to predict many rewards drawn from the task's family at once. The
-oracle's reward is never among them: it has seeds below `SEED_OFFSET`, these have seeds above.
+oracle's reward is never among them: its seeds are below `SEED_OFFSET`, those of these rewards above.
 """
 
 from collections.abc import Hashable
@@ -19,8 +19,8 @@ from sea_jax.ensemble.features import Backbone, GatedPooling, pooled
 from sea_jax.ensemble.heads import Head
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses
-from sea_jax.runtime.mesh import replicate, shard_batch, to_host
-from sea_jax.runtime.progress import bar as progress_bar
+from sea_jax.pretraining.fit import distinct_rows, fit
+from sea_jax.runtime.mesh import replicate, to_host
 from sea_jax.types import Array, Config, Params
 
 SEED_OFFSET = 1_000_000
@@ -31,7 +31,7 @@ _CHUNK = 100  # prompts in one pass of the extractor
 def regression_loss(
     model: Decoder, pooling: GatedPooling, params: Params, batch: Any, rewards: Array
 ) -> Array:
-    """Mean squared error of reward differences within each prompt, over S rewards.
+    """Computes the mean squared error of reward differences within each prompt, over S rewards.
 
     Rewards matter up to a constant of the prompt (Eq. 3), so both sides are centred over M.
 
@@ -50,7 +50,7 @@ def regression_loss(
 
 
 def prior_projection(heads: Array | np.ndarray, width: int, mean_scale: float) -> np.ndarray:
-    """Coordinates in which a standard normal head varies as the pretraining family does.
+    """Computes coordinates in which a standard normal head varies as the pretraining family does.
 
     The family's heads have a mean w̄ and a covariance C. The reward w·z with w ~ N(0, C) equals
     v·(C^½ z) with v ~ N(0, I): the first columns are C's leading eigenvectors, scaled by the roots of
@@ -73,7 +73,7 @@ def prior_projection(heads: Array | np.ndarray, width: int, mean_scale: float) -
     return np.concatenate([scaled, mean_scale * mean], axis=1).astype(np.float32)
 
 
-def pretrain(
+def train(
     config: Config, model: Decoder, policy_params: Params, data: Any, rewards: np.ndarray, key: Array,
     mesh: Mesh, progress: bool = True,
 ) -> Backbone:  # fmt: skip
@@ -83,7 +83,7 @@ def pretrain(
         config: steps, batch_size (prompts), learning_rate, decoder_rate (its share of it),
             pooled_width E', width E, mean_scale, gate_hidden.
         model: the policy's module.
-        policy_params: π_sft, where the decoder begins.
+        policy_params: π_sft, the decoder's initial parameters; copied.
         data: NumPy arrays prompts [N, L], prompt_mask, tokens [N, M, T], mask.
         rewards: [N, M, S] f32.
         key: [] key.
@@ -97,48 +97,39 @@ def pretrain(
     init_key, head_key, order_key = jax.random.split(key, 3)
     states, ones = jnp.zeros((1, 1, 2, model.config.width)), jnp.ones((1, 1, 1))
     params = {
-        "decoder": jax.tree.map(jnp.asarray, policy_params),
+        "decoder": jax.tree.map(jnp.array, policy_params),  # a copy, since `fit` donates
         "pooling": pooling.init(init_key, states, ones.astype(int), ones, ones)["params"],
         "heads": jax.random.normal(head_key, (config.pooled_width, rewards.shape[-1]))
         * config.pooled_width**-0.5,
     }
-    params = replicate(mesh, params)
-    optimizer = _optimizer(config)
 
-    @jax.jit
-    def step(params, opt_state, batch, rewards):
-        loss, grads = jax.value_and_grad(lambda p: regression_loss(model, pooling, p, batch, rewards))(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
+    def loss(params: Params, batch: Any) -> tuple[Array, dict[str, Array]]:
+        mse = regression_loss(model, pooling, params, *batch)
+        return mse, {"backbone/mse": mse}
 
-    opt_state = optimizer.init(params)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
-    bar = progress_bar(range(config.steps), "backbone", "step", progress)
-    bar.compiling("the training step")
-    for i in bar:
-        rows = rng.choice(len(rewards), config.batch_size, replace=False)
-        batch = shard_batch(mesh, (tuple(x[rows] for x in data), rewards[rows]))
-        params, opt_state, loss = step(params, opt_state, *batch)
-        if i % 20 == 19 or i == config.steps - 1:
-            if not np.isfinite(float(loss)):
-                raise FloatingPointError(f"backbone loss at step {i + 1}: {loss}, must be finite")
-            bar.set_postfix(mse=f"{float(loss):.3f}", refresh=False)
+    params = fit(
+        loss, _optimizer(config), replicate(mesh, params),
+        distinct_rows(order_key, len(rewards), config.batch_size),
+        lambda rows: (tuple(x[rows] for x in data), rewards[rows]), mesh,
+        steps=config.steps, metric="backbone/mse", progress=progress,
+    )  # fmt: skip
     return _freeze(config, model, pooling, params, data)
 
 
 def train_prior_heads(
     config: Config, hidden: tuple[int, ...], backbone: Backbone, data: Any, rewards: np.ndarray, key: Array
 ) -> Params:
-    """Trains heads that each know one reward of the family, for runs to draw their prior φ⁰ from.
+    """Trains P heads, each on one reward of the family; a run draws its prior φ⁰ from them.
 
     A pretrained ranker knows what people tend to like, though not what these people like. Random heads do
-    not even know the sign. Head p regresses, as the backbone did, on reward p.
+    not even know the sign. Head p regresses on reward p with the backbone's loss. All steps are one program,
+    unlike those of `fit`: they are too small to be dispatched one by one.
 
     Args:
         config: num_heads P ≤ S, steps, batch_size (prompts).
         hidden: widths of a head's hidden layers.
         backbone: frozen.
-        data: as `pretrain` took it.
+        data: as in `train`.
         rewards: [N, M, S] f32.
         key: [] key.
 
@@ -146,7 +137,7 @@ def train_prior_heads(
         Leaves [P, ...].
     """
     P, N = config.num_heads, len(rewards)
-    # To the host one by one: all dispatched at once, each would hold its temporary memory.
+    # To the host one by one: dispatched together, all chunks would hold their temporary memory.
     parts = [to_host(_features(backbone, data, i)) for i in range(0, N, _CHUNK)]
     features = jnp.asarray(np.concatenate(parts))
     targets = jnp.asarray(rewards[..., :P]).transpose(2, 0, 1)
@@ -185,12 +176,12 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
         "pooling": adam(config.learning_rate),
         "heads": adam(config.learning_rate),
     }
-    label = lambda params: {k: jax.tree.map(lambda _: k, v) for k, v in params.items()}  # noqa: E731
+    label = lambda params: {k: jax.tree.map(lambda _, k=k: k, v) for k, v in params.items()}  # noqa: E731
     return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(parts, label))
 
 
 def _freeze(config: Config, model: Decoder, pooling: GatedPooling, params: Params, data: Any) -> Backbone:
-    """Replaces the ranking heads by the projection, centred and scaled on up to 500 prompts."""
+    """Replaces the ranking heads with the projection, centred and scaled on up to 500 prompts."""
     projection = prior_projection(params["heads"], config.width, config.mean_scale)
     z = to_host(jax.jit(lambda b: pooled(model, pooling, params, b))(tuple(x[:500] for x in data)))
     z = z.reshape(-1, z.shape[-1]) @ projection

@@ -1,4 +1,4 @@
-"""Trained parts on disk: each in a folder whose name is a fingerprint of what it depends on."""
+"""Keeps trained parts on disk, each in a folder named by a fingerprint of its inputs."""
 
 import hashlib
 import json
@@ -20,15 +20,15 @@ from sea_jax.types import Params
 
 
 def fingerprint(fields: dict) -> str:
-    """Ten hexadecimal digits that change with any of the fields."""
+    """Returns ten hexadecimal digits of a hash of the fields."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
-    """Writes a folder whole or not at all, so that a killed run leaves no half of a model.
+    """Writes a folder completely or not at all, so that a killed run leaves no partial model.
 
-    Of runs that make the same folder together, the first to end leaves its own. Of a run on several hosts
-    its main process writes, and the others wait for it.
+    If several runs write the same folder at once, the first to finish wins. In a run on several hosts the
+    main process writes, and the others wait for it.
     """
     if is_main():
         _write_atomically(folder, write)
@@ -48,13 +48,13 @@ def _write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_params(folder: Path, params: Params) -> None:
-    """Keeps a tree of arrays."""
+    """Writes a tree of arrays to a folder."""
     flat: dict[str, np.ndarray] = to_host(flatten_dict(params, sep="/"))
     write_atomically(folder, lambda part: save_file(flat, part / "params.safetensors"))
 
 
 def read_params(folder: Path) -> Params:
-    """Raises InputError if the file is spoilt."""
+    """Reads the tree that `write_params` wrote; raises InputError if the file is broken."""
     file = folder / "params.safetensors"
     try:
         flat = load_file(file)

@@ -1,10 +1,9 @@
-"""Supervised training of one model: AdamW over examples that are shuffled anew in each epoch."""
+"""Trains one model on a fixed set of examples: the loop of SFT, reward models and the backbone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -14,38 +13,34 @@ from sea_jax.runtime.progress import bar as progress_bar
 from sea_jax.types import Array, Config, Params
 
 Loss = Callable[[Params, Any], tuple[Array, dict[str, Array]]]
+_CHECKED = 20  # steps between two looks at the metric, each of which waits for the devices
 
 
 def fit(
-    config: Config, loss: Loss, params: Params, size: int, examples: Callable[[np.ndarray], Any], key: Array,
-    mesh: Mesh, shown: str, progress: bool = True, micro_batch: int = 0,
+    loss: Loss, optimizer: optax.GradientTransformation, params: Params, rows: Iterator[np.ndarray],
+    examples: Callable[[np.ndarray], Any], mesh: Mesh, *,
+    steps: int, metric: str, progress: bool = True, micro_batch: int = 0,
 ) -> Params:  # fmt: skip
-    """Trains for config.steps steps.
-
-    The rate rises for a twentieth of them and falls along a cosine to a twentieth of config.learning_rate.
+    """Takes one optimizer step on each of `steps` batches.
 
     Args:
-        config: steps, batch_size, learning_rate.
-        loss: of parameters and a batch: [] f32 nats, a mean over the batch, and metrics.
+        loss: (params, batch) -> [] f32, a mean over the batch, and metrics.
+        optimizer: of all parameters.
         params: f32, on the mesh; they are donated.
-        size: how many examples there are.
-        examples: rows [B] int64 -> a batch, arrays [B, ...].
-        key: [] key of the order of examples.
+        rows: yields the rows [B] int64 of each batch, as `shuffled_rows` does.
+        examples: rows [B] -> a batch, arrays [B, ...] on the host.
         mesh: its devices share each batch.
-        shown: the metric in the bar, and what is trained, as 'sft/response_nll'.
+        steps: number of optimizer steps.
+        metric: the metric that the bar shows, as 'sft/response_nll'; its prefix names the bar.
         progress: shows a bar.
-        micro_batch: examples in a backward pass, a divisor of batch_size; 0: the whole batch.
+        micro_batch: examples in a backward pass, a divisor of B; 0: the whole batch.
 
     Returns:
         Parameters, f32, on the mesh.
 
     Raises:
-        FloatingPointError: where that metric is not finite.
+        FloatingPointError: if that metric is not finite.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.steps // 20, config.steps, config.learning_rate / 20
-    )
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
 
     def step(params: Params, opt_state: Any, batch: Any) -> tuple[Params, Any, dict[str, Array]]:
         metrics, grads = gradient(loss, params, batch, micro_batch)
@@ -54,45 +49,71 @@ def fit(
 
     step = jax.jit(step, donate_argnums=(0, 1))
     opt_state = optimizer.init(params)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    name, _, metric = shown.partition("/")
-    bar = progress_bar(range(config.steps), name.upper(), "step", progress)
+    name, _, short = metric.partition("/")
+    bar = progress_bar(range(steps), name.upper(), "step", progress)
     bar.compiling("the training step")
-    rows = np.empty((0,), np.int64)
     for i in bar:
-        while len(rows) < config.batch_size:
-            rows = np.concatenate([rows, rng.permutation(size)])
-        chosen, rows = rows[: config.batch_size], rows[config.batch_size :]
-        params, opt_state, metrics = step(params, opt_state, shard_batch(mesh, examples(chosen)))
-        if i % 20 == 19 or i == config.steps - 1:
-            value = float(metrics[shown])
+        batch = shard_batch(mesh, examples(next(rows)))
+        params, opt_state, metrics = step(params, opt_state, batch)
+        if i % _CHECKED == _CHECKED - 1 or i == steps - 1:
+            value = float(metrics[metric])
             if not np.isfinite(value):
-                raise FloatingPointError(f"{shown} at step {i + 1}: {value}, must be finite")
-            bar.set_postfix({metric: f"{value:.3f}"}, refresh=False)
+                raise FloatingPointError(f"{metric} at step {i + 1}: {value}, must be finite")
+            bar.set_postfix({short: f"{value:.3f}"}, refresh=False)
     return params
 
 
 def gradient(loss: Loss, params: Params, batch: Any, micro_batch: int) -> tuple[dict[str, Array], Params]:
-    """Metrics and gradient of a mean over a batch, the mean of those of its micro-batches.
+    """Returns metrics and gradient of a mean over a batch, averaged over its micro-batches.
+
+    Optax deals row i to micro-batch i mod (B / micro_batch): each has rows of every shard of the batch.
 
     Args:
-        loss, micro_batch: as `fit`.
+        loss, micro_batch: as in `fit`.
         params: f32.
         batch: arrays [B, ...].
     """
     differentiate = jax.value_and_grad(loss, has_aux=True)
-    B = len(jax.tree.leaves(batch)[0])
-    passes = B // (micro_batch or B)
-    if passes == 1:
-        (_, metrics), grads = differentiate(params, batch)
-        return metrics, grads
+    if micro_batch not in (0, len(jax.tree.leaves(batch)[0])):
+        differentiate = optax.microbatching.microbatch(
+            differentiate, argnums=1, microbatch_size=micro_batch,
+            accumulator=optax.microbatching.AccumulationType.MEAN,
+        )  # fmt: skip
+    (_, metrics), grads = differentiate(params, batch)
+    return metrics, grads
 
-    def add(total: Params, part: Any) -> tuple[Params, dict[str, Array]]:
-        (_, metrics), grads = differentiate(params, part)
-        return jax.tree.map(jnp.add, total, grads), metrics
 
-    # Row i goes to pass i mod `passes`: each takes its rows from every shard of the batch axis.
-    spread = lambda x: x.reshape(micro_batch, passes, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    total, metrics = jax.lax.scan(add, zeros, jax.tree.map(spread, batch))
-    return jax.tree.map(jnp.mean, metrics), jax.tree.map(lambda g: g / passes, total)
+def adamw(config: Config) -> optax.GradientTransformation:
+    """Returns AdamW with gradients clipped to norm 1.
+
+    The rate rises for a twentieth of config.steps and falls along a cosine to a twentieth of
+    config.learning_rate.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.steps // 20, config.steps, config.learning_rate / 20
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
+
+
+def shuffled_rows(key: Array, size: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Yields batches [batch_size] int64 of rows below `size`, each epoch a new permutation.
+
+    A batch may reach from one epoch into the next.
+    """
+    rng, rows = _rng(key), np.empty((0,), np.int64)
+    while True:
+        while len(rows) < batch_size:
+            rows = np.concatenate([rows, rng.permutation(size)])
+        yield rows[:batch_size]
+        rows = rows[batch_size:]
+
+
+def distinct_rows(key: Array, size: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Yields independent batches [batch_size] int64 of rows below `size`, distinct within each batch."""
+    rng = _rng(key)
+    while True:
+        yield rng.choice(size, batch_size, replace=False)
+
+
+def _rng(key: Array) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))

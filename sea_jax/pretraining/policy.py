@@ -1,4 +1,4 @@
-"""The starting policy: its shape, where its parameters come from, and how it is saved."""
+"""Makes, loads and saves the starting policy."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ from sea_jax.types import Array, Config, Params
 
 
 def trained_policy(config: Config, folder: Path, task: Task, mesh: Mesh) -> str:
-    """Where π_sft is that was trained on the demonstrations, now or before, and is kept in `folder`."""
+    """Trains the SFT policy unless it is cached in `folder`; returns its folder."""
     fields = {name: config[name].to_dict() for name in ("policy", "sft")} | {"task": task.fingerprint}
     folder /= f"sft-{cache.fingerprint(fields)}"
     if not (folder / "model.safetensors").exists():
@@ -30,7 +30,7 @@ def trained_policy(config: Config, folder: Path, task: Task, mesh: Mesh) -> str:
 
 
 def initial_policy(config: Config, task: Task, key: Array) -> tuple[Decoder, Params]:
-    """What supervised fine-tuning begins from: the user's model, or random weights."""
+    """Returns the model that fine-tuning starts from: the user's, or one of random weights."""
     if config.policy.folder:
         return load_policy(config, config.policy.folder)
     model = Decoder(policy_config(config, task))
@@ -38,14 +38,14 @@ def initial_policy(config: Config, task: Task, key: Array) -> tuple[Decoder, Par
 
 
 def load_policy(config: Config, folder: str, mesh: Mesh | None = None) -> tuple[Decoder, Params]:
-    """A policy and its parameters in f32: on the host, or each device of the mesh with its part."""
+    """Loads a policy and its f32 parameters, to the host or sharded over the mesh."""
     dtype = jnp.dtype(config.policy.dtype).type
     model, params = models.load(folder, dtype=dtype, remat=config.policy.remat)
     return model, params if mesh is None else shard_params(mesh, model, params)
 
 
 def save_policy(config: Config, folder: Path, model: Decoder, params: Params, task: Task) -> None:
-    """A Hugging Face folder; a policy that came with a tokenizer keeps all of that tokenizer's files."""
+    """Writes a Hugging Face folder; a given policy keeps all files of its tokenizer."""
     given = config.policy.folder
     models.save(folder, model, params, None if given else task.tokenizer)
     if given:
@@ -53,14 +53,14 @@ def save_policy(config: Config, folder: Path, model: Decoder, params: Params, ta
 
 
 def copy_tokenizer(given: str, folder: Path) -> None:
-    """All files of a tokenizer, from a folder or a hub name."""
+    """Copies all files of a tokenizer from a folder or hub name."""
     for name in FILES:
         if (file := models.find(given) / name).exists():
             shutil.copy(file, folder / name)
 
 
 def policy_config(config: Config, task: Task) -> PythiaConfig:
-    """The policy's shape; its vocabulary and context are the task's."""
+    """Returns the policy's shape, with the task's vocabulary and context."""
     return PythiaConfig(
         vocab_size=task.tokenizer.get_vocab_size(),
         num_layers=config.policy.num_layers,

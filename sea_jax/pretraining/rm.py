@@ -1,4 +1,4 @@
-"""Training of a reward model on preferences (Eq. 5): the counterpart of `sft`.
+"""Trains a reward model on preferences (Eq. 5).
 
 References:
     Stiennon et al. (2020), Learning to summarize from human feedback, arXiv:2009.01325: the new head.
@@ -17,7 +17,7 @@ from sea_jax.losses.reward import preference_nll
 from sea_jax.models import Decoder, RewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.reward_model import Encode, bucket, padded
-from sea_jax.pretraining.fit import fit
+from sea_jax.pretraining.fit import adamw, fit, shuffled_rows
 from sea_jax.runtime.sharding import shard_params, with_gather
 from sea_jax.tasks.preferences import Length, Pair
 from sea_jax.tasks.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ Tokens = list[tuple[list[int], list[int]]]  # of (y+, y−), each with its promp
 
 
 def rm_loss(model: RewardModel, params: Params, batch: tuple[Array, Array]) -> tuple[Array, dict[str, Array]]:
-    """Mean of −log σ(r(x, y+) − r(x, y−)), Eq. 5.
+    """Computes the mean of −log σ(r(x, y+) − r(x, y−)), Eq. 5.
 
     Args:
         model, params: the reward model.
@@ -57,7 +57,7 @@ def train(
     Args:
         config: steps, batch_size, learning_rate, micro_batch.
         pairs: to train on.
-        model, params: where training begins; parameters that are on the mesh are donated.
+        model, params: the initial model; parameters that are on the mesh are donated.
         key: [] key of the order of pairs.
         mesh: its devices share each batch.
         progress: shows a bar.
@@ -76,19 +76,22 @@ def train(
     def loss(params: Params, batch: Any) -> tuple[Array, dict[str, Array]]:
         return rm_loss(computed, params, batch)
 
-    return fit(config, loss, params, len(pairs), batch, key, mesh, "rm/nll", progress, config.micro_batch)
+    return fit(
+        loss, adamw(config), params, shuffled_rows(key, len(pairs), config.batch_size), batch, mesh,
+        steps=config.steps, metric="rm/nll", progress=progress, micro_batch=config.micro_batch,
+    )  # fmt: skip
 
 
 def with_head(
     model: Decoder | RewardModel, params: Params, key: Array, padding: int | None, max_length: int = 0
 ) -> tuple[RewardModel, Params]:
-    """The reward model that training begins from.
+    """Makes the initial reward model.
 
     Args:
-        model, params: a language model, whose head gives way to a new one; or a reward model, kept as it is.
+        model, params: a language model, whose head is replaced; or a reward model, kept as it is.
         key: [] key of the new head's weights, normal with variance 1 / (W + 1).
         padding: id of the padding token, for config.json.
-        max_length: tokens, the least that the context is said to be; rotary embeddings know no end.
+        max_length: tokens, a lower bound for the context in config.json; rotary embeddings have no limit.
     """
     if is_new := isinstance(model, Decoder):
         kernel = np.asarray(jax.random.normal(key, (model.config.width, 1)))
@@ -100,22 +103,23 @@ def with_head(
 
 
 def tokenize_pairs(encode: Encode, pairs: Sequence[Pair]) -> Tokens:
-    """The texts of pairs as the model reads them."""
+    """Tokenises the two texts of each pair as the model reads them."""
     prompts, chosen, rejected = zip(*pairs, strict=True)
     return list(zip(encode(prompts, chosen), encode(prompts, rejected), strict=True))
 
 
 def pair_lengths(encode: Encode) -> Length:
-    """Of pairs, how many tokens the longer text of each has."""
+    """Returns a function from pairs to the number of tokens of each pair's longer text."""
     return lambda pairs: [max(map(len, pair)) for pair in tokenize_pairs(encode, pairs)] if pairs else []
 
 
 def padding_token(tokenizer: Tokenizer, encode: Encode) -> int | None:
-    """What to pad with in transformers, which takes the last token of another kind for the end of a text.
+    """Chooses the padding token for transformers, which takes the last other token for the end of a text.
 
-    It is the tokenizer's own unless texts end with that, as they do where the EOS serves; then another
-    special token, at best with 'pad' in its name. None: there is none, and transformers reads one text at a
-    time.
+    Returns:
+        The tokenizer's own padding token unless texts end with it, as with an EOS that also pads; else
+        another special token, preferably with 'pad' in its name. None: there is none, and transformers can
+        read only one text at a time.
     """
     last = encode(["a"], ["b"])[0][-1]
     added = tokenizer.backend.get_added_tokens_decoder().items()
@@ -124,7 +128,7 @@ def padding_token(tokenizer: Tokenizer, encode: Encode) -> int | None:
 
 
 def accuracy(oracle: BradleyTerryOracle, pairs: Sequence[Pair]) -> dict[str, float]:
-    """The share of pairs that the rewards order right, a tie counted 1/2, and the loss, in nats a pair."""
+    """Computes the share of pairs ordered correctly, a tie as 1/2, and the NLL in nats per pair."""
     prompts, chosen, rejected = zip(*pairs, strict=True)
     margin = oracle.rewards(prompts, chosen).astype(np.float64) - oracle.rewards(prompts, rejected)
     won = np.where(margin == 0, 0.5, margin > 0)

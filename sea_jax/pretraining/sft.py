@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of the starting policy on demonstrations: π_sft, later π_ref."""
+"""Fine-tunes the starting policy on demonstrations: π_sft, later π_ref."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from sea_jax.errors import InputError
 from sea_jax.losses import weighted_mean
 from sea_jax.losses.logprobs import token_logprobs
 from sea_jax.models.decoder import Decoder
-from sea_jax.pretraining.fit import fit
+from sea_jax.pretraining.fit import adamw, fit, shuffled_rows
 from sea_jax.runtime.sharding import shard_params, with_gather
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Config, Params
@@ -22,16 +22,16 @@ from sea_jax.types import Array, Config, Params
 def sft_loss(
     model: Decoder, params: Params, batch: tuple[Array, ...], prompt_weight: float, token_chunk: int = 0
 ) -> tuple[Array, dict[str, Array]]:
-    """Mean next-token NLL of responses, plus a weighted one of prompts.
+    """Computes the mean next-token NLL of responses, plus a weighted one of prompts.
 
-    The prompt's term is for models trained from nothing: it is where they learn to copy. Without it no
-    logits of prompts are made.
+    The prompts' term teaches models trained from random weights to copy. Without it no logits of prompts are
+    computed.
 
     Args:
         model, params: the policy.
         batch: prompts [B, L] int32, left-padded; their mask; responses [B, T] int32; their mask.
-        prompt_weight: of the prompt's term.
-        token_chunk: as `next_logprobs`; with prompt_weight 0 only.
+        prompt_weight: of the prompts' term.
+        token_chunk: as in `next_logprobs`; only with prompt_weight 0.
 
     Returns:
         loss [] f32 nats per token; metrics.
@@ -58,22 +58,22 @@ def train(
     config: Config, task: Task, model: Decoder, key: Array, mesh: Mesh, progress: bool = True,
     params: Params | None = None,
 ) -> Params:  # fmt: skip
-    """Trains a policy on the task's demonstrations or, where it has none, on its references.
+    """Trains a policy on the task's demonstrations or, without any, on its references.
 
     Args:
         config: steps, batch_size, learning_rate, prompt_weight, token_chunk.
-        task: its train prompts, and what stands there for a response.
+        task: its train prompts and their responses.
         model: the policy's module.
         key: [] key of the initial weights and the order of examples.
         mesh: its devices share each batch.
         progress: shows a bar.
-        params: where training begins; None: random weights.
+        params: initial parameters; None: random weights.
 
     Returns:
         Parameters, f32, on the mesh.
 
     Raises:
-        InputError: where the task has neither demonstrations nor references.
+        InputError: if the task has neither demonstrations nor references.
     """
     data = examples(task, "train")
     init_key, order_key = jax.random.split(key)
@@ -85,18 +85,19 @@ def train(
         return sft_loss(model, params, batch, config.prompt_weight, config.token_chunk)
 
     return fit(
-        config, loss, params, len(data[0]), lambda rows: tuple(x[rows] for x in data), order_key, mesh,
-        "sft/response_nll", progress,
+        loss, adamw(config), params, shuffled_rows(order_key, len(data[0]), config.batch_size),
+        lambda rows: tuple(x[rows] for x in data), mesh,
+        steps=config.steps, metric="sft/response_nll", progress=progress,
     )  # fmt: skip
 
 
 def examples(task: Task, split_name: str) -> tuple[np.ndarray, ...]:
-    """Prompts of a split [N, L], their mask, responses [N, T] and theirs; as NumPy arrays.
+    """Returns prompts [N, L] of a split, their mask, responses [N, T] and their mask, as NumPy arrays.
 
-    A response that is empty or has too many tokens is left out with its prompt, and a warning says how many.
+    Leaves out responses that are empty or too long with their prompts, and logs a warning with their number.
 
     Raises:
-        InputError: where the task has no response to a prompt, or none is left.
+        InputError: if the task has no responses, or none is left.
     """
     texts = task.demonstrations if split_name == "train" and task.demonstrations else ()
     texts = texts or task.references[split_name]

@@ -1,7 +1,7 @@
-"""The devices of a run, and arrays on them: split by prompts, or whole on each.
+"""Makes meshes of devices and moves arrays between host and mesh.
 
-Three axes: prompts are split along `data` and `fsdp`, parameters along `fsdp` and `tensor`, as
-`runtime/sharding.py` says.
+A mesh has three axes: batches are split along `data` and `fsdp`, parameters along `fsdp` and `tensor` by the
+rules of `runtime/sharding.py`.
 """
 
 import contextlib
@@ -22,22 +22,22 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, extra: int = 0) -> Mesh:
-    """The first data · fsdp · tensor devices.
+    """Makes a mesh of the first data · fsdp · tensor devices.
 
-    A CPU is one device unless JAX is told otherwise before its first computation, as this does. Two of two
-    cores each work on their half of a batch, where one device's threads would meet at every operation.
+    Splits the CPU into as many JAX devices as are asked for, if JAX has not been initialised yet. Two devices
+    on two cores each compute half of a batch; one device's threads would synchronise at every operation.
 
     Args:
         data, fsdp, tensor: sizes of the axes.
-        extra: further devices that must be there, for `sampling_mesh`.
+        extra: further devices, which `sampling_mesh` takes.
 
     Raises:
-        InputError: if there are fewer.
+        InputError: if there are fewer devices.
     """
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     count = math.prod(sizes.values())
     if count + extra > 1:
-        with contextlib.suppress(RuntimeError):  # JAX has begun: then with the devices it has
+        with contextlib.suppress(RuntimeError):  # JAX is initialised: its devices stay as they are
             jax.config.update("jax_num_cpu_devices", count + extra)
     devices = jax.devices()
     if count + extra > len(devices):
@@ -50,7 +50,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, extra: int = 0) -> 
 
 
 def sampling_mesh(mesh: Mesh, count: int) -> Mesh:
-    """The `count` devices that come after those of a mesh, which share batches and hold parameters whole."""
+    """Makes a mesh of the next `count` devices, which share batches and hold whole parameters."""
     return _mesh(jax.devices()[mesh.size : mesh.size + count], count, 1, 1)
 
 
@@ -59,23 +59,23 @@ def _mesh(devices: Sequence[Any], *sizes: int) -> Mesh:
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """How many parts a batch is split into."""
+    """Returns the number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """The whole of every array on every device."""
+    """Copies every array to every device."""
     return jax.tree.map(lambda x: put_on_mesh(x, NamedSharding(mesh, PartitionSpec())), tree)
 
 
 def ensure_on_mesh(mesh: Mesh, tree: Any) -> Any:
-    """Arrays that are on the mesh as they are, the others whole on every device."""
+    """Returns the tree with the arrays that are not on the mesh replicated; the others stay as they are."""
     on_mesh = lambda x: isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh  # noqa: E731
     return jax.tree.map(lambda x: x if on_mesh(x) else replicate(mesh, x), tree)
 
 
 def shard_batch(mesh: Mesh, tree: Any) -> Any:
-    """Every array split along its first axis; whole on each device where that does not divide."""
+    """Splits every array along its first axis; replicates those whose first axis the shards do not divide."""
 
     def put(x: Any) -> jax.Array:
         spec = PartitionSpec(BATCH_AXES) if x.shape[0] % batch_shards(mesh) == 0 else PartitionSpec()
@@ -85,18 +85,18 @@ def shard_batch(mesh: Mesh, tree: Any) -> Any:
 
 
 def put_on_mesh(x: Any, sharding: NamedSharding) -> jax.Array:
-    """An array on the mesh. Every process of a run on several hosts gives the same whole array."""
+    """Puts an array on the mesh; in a run on several hosts every process passes the same whole array."""
     if sharding.is_fully_addressable or not isinstance(x, jax.Array):
         return jax.device_put(x, sharding)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(put_on_mesh(jax.random.key_data(x), sharding))
-    if not x.is_fully_addressable:  # on the mesh already: the devices exchange what another layout needs
+    if not x.is_fully_addressable:  # on the mesh already: the devices exchange the parts
         return jax.jit(lambda x: x, out_shardings=sharding)(x)
     return jax.device_put(np.asarray(x), sharding)
 
 
 def to_host(tree: Any) -> Any:
-    """NumPy copies of whole arrays, on every process; all processes must call it with the same arrays."""
+    """Copies whole arrays to NumPy on every process; all processes must call it with the same arrays."""
 
     def get(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
@@ -107,43 +107,43 @@ def to_host(tree: Any) -> Any:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and speaks to people.
+    """Returns True on the process that writes files, logs and asks the oracle.
 
-    Alone, it is; then JAX is not asked, which would fix the number of devices before `make_mesh` does.
+    A single process does not ask JAX, which would fix the number of devices before `make_mesh` sets it.
     """
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def broadcast_from_main(compute: Callable[[], Any], like: Any) -> Any:
-    """What the main process computes, on all processes; the others wait, and do not compute.
+    """Runs a function on the main process and returns its arrays on all processes.
 
-    For what must happen once, as asking an oracle.
+    For side effects that must happen once, such as asking an oracle. The other processes wait.
 
     Args:
-        compute: gives arrays on the host.
-        like: the tree that they are in, each with its shape and dtype.
+        compute: returns a tree of host arrays.
+        like: a tree of the same structure, whose leaves have the arrays' shapes and dtypes.
 
     Raises:
-        ServiceError: on the others, where it failed; the main process raises its own error.
+        ServiceError: on the other processes, if the function raised; the main process raises its own error.
     """
     if not jax.distributed.is_initialized():
         return compute()
     leaves, tree = jax.tree.flatten(like)
     sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves]
-    # Bits, since JAX would round float64; words of them, since it adds bytes up.
+    # As 32-bit words: JAX would round float64, and sums bytes in a wider type.
     failure, words = None, np.zeros(-(-sum(sizes) // 4) + 1, np.uint32)
     if is_main():
         try:
             found = zip(tree.flatten_up_to(compute()), leaves, strict=True)
             data = b"".join(_bytes(array, leaf) for array, leaf in found)
             words[1:].view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
-        except Exception as error:  # raised below, once the others know
+        except Exception as error:  # raised below, once the other processes know
             failure, words[0] = error, 1
     words = np.asarray(multihost_utils.broadcast_one_to_all(words, is_source=is_main()))
     if failure is not None:
         raise failure
     if words[0]:
-        raise ServiceError("the main process failed at what it does for all; it says why")
+        raise ServiceError("the main process failed; its log says why")
     data, ends = words[1:].astype(np.uint32).view(np.uint8), np.cumsum([0, *sizes])
     parts = [data[start : start + size] for start, size in zip(ends[:-1], sizes, strict=True)]
     arrays = [part.view(leaf.dtype).reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
@@ -158,6 +158,6 @@ def _bytes(array: Any, like: Any) -> bytes:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process has come here; `what` names the place."""
+    """Waits until every process has reached this barrier, named `what`."""
     if jax.distributed.is_initialized():
         multihost_utils.sync_global_devices(what)

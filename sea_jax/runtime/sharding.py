@@ -1,7 +1,7 @@
-"""Which part of a parameter each device holds, and how the parts come together.
+"""Shards parameters over a mesh, and gathers them for computation.
 
-A device holds a part along `fsdp` and gets the rest of a layer when it is that layer's turn; along `tensor`
-each computes its heads and its part of the MLP. RULES say which logical axis of a PARAMS table lies on which.
+Along `fsdp` each device stores a shard and gathers one layer at a time; along `tensor` it computes its own
+heads and its part of the MLP. RULES map the logical axes of a PARAMS table to mesh axes.
 
 References:
     Rajbhandari et al. (2020), ZeRO, arXiv:1910.02054.
@@ -20,19 +20,19 @@ from sea_jax.models.params import cast_matrices
 from sea_jax.runtime.mesh import put_on_mesh
 from sea_jax.types import BATCH_AXES, Config
 
-# Logical axis -> mesh axis; axes that are not here lie whole on every device.
+# Logical axis -> mesh axis; other axes are replicated.
 RULES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
 
 
 def partition_specs(model: Any, shapes: dict[str, Any]) -> dict[str, PartitionSpec]:
-    """How every parameter of a model is split, by path.
+    """Returns the partition spec of every parameter of a model, by path.
 
     Args:
-        model: its config has params_table, whose rows name our logical axes.
+        model: a module whose config has a params_table.
         shapes: path -> anything with a shape, of every parameter.
 
     Raises:
-        ValueError: if two axes of one parameter lie on the same mesh axis.
+        ValueError: if two axes of one parameter map to the same mesh axis.
     """
     specs = {}
     for row in model.config.params_table:
@@ -46,7 +46,7 @@ def partition_specs(model: Any, shapes: dict[str, Any]) -> dict[str, PartitionSp
 
 
 def checked_specs(mesh: Mesh, model: Any, shapes: dict[str, Any]) -> dict[str, PartitionSpec]:
-    """`partition_specs`; an InputError names the first parameter that an axis of the mesh does not divide."""
+    """Returns `partition_specs`; raises InputError if a mesh axis does not divide a parameter."""
     specs = partition_specs(model, shapes)
     for path, spec in specs.items():
         for size, axis in zip(shapes[path].shape, spec, strict=True):
@@ -59,10 +59,10 @@ def checked_specs(mesh: Mesh, model: Any, shapes: dict[str, Any]) -> dict[str, P
 
 
 def shard_params(mesh: Mesh, model: Any, params: Any) -> Any:
-    """Parameters, each device holding its part.
+    """Puts each device's shard of the parameters on it.
 
     Raises:
-        InputError: naming the parameter, where an axis of the mesh does not divide it.
+        InputError: if an axis of the mesh does not divide a parameter, which it names.
     """
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     specs = checked_specs(mesh, model, flat)
@@ -72,21 +72,21 @@ def shard_params(mesh: Mesh, model: Any, params: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Gather:
-    """Brings together along `fsdp`, in the model's precision, what the devices hold parts of.
+    """Gathers sharded parameters along `fsdp`, in the model's precision.
 
-    Left to itself the compiler may gather the batch instead, and every device computes all of it. The
-    gradient goes the same way back: it is reduced, and split again.
+    Without these constraints the compiler may gather the batch instead, so that every device computes all of
+    it. In the backward pass the gradient is reduced and scattered again.
     """
 
     mesh: Mesh
     config: Config  # of a decoder
 
     def layer(self, params: Any) -> Any:
-        """One layer's parameters, where the scan over the layers comes to it."""
+        """Gathers one layer's parameters, within the scan over layers."""
         return self._whole(params, "layers/")
 
     def gather_shared(self, params: Any) -> Any:
-        """A model's parameters: embedding, head and final norm together, the stack of layers as it is."""
+        """Gathers embedding, final norm and head on every device; the stack of layers stays sharded."""
         rest = {name: tree for name, tree in params.items() if name != "layers"}
         return self._whole(rest, "") | {"layers": params["layers"]}
 
@@ -94,7 +94,7 @@ class Gather:
         rows = {row.path: row.axes for row in self.config.params_table}
 
         def gather(path: str, x: Any) -> Any:
-            if prefix + path not in rows:  # a reward's head, of a column or two
+            if prefix + path not in rows:  # a reward head, of a column or two
                 return x
             parts = [RULES.get(axis) if axis else None for axis in rows[prefix + path]]
             for axes in (parts, [None if axis in BATCH_AXES else axis for axis in parts]):
@@ -107,7 +107,7 @@ class Gather:
 
 
 def with_gather(mesh: Mesh, model: Any) -> Any:
-    """The model for computing with parameters that the mesh splits; itself, where they are whole."""
+    """Returns the model with a `Gather` where the mesh shards its parameters, else the model itself."""
     if mesh.shape["fsdp"] == 1:
         return model
     return model.clone(gather=Gather(mesh, getattr(model.config, "trunk", model.config)))

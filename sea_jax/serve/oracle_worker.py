@@ -21,15 +21,15 @@ from mosec import Worker
 from sea_jax.errors import InputError
 from sea_jax.oracles import messages
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle, preference
+from sea_jax.tasks import TASKS
 
 SETTINGS_VARIABLE = "SEA_JAX_ORACLE_SETTINGS"  # in the environment
-_EMBEDDED = re.compile(r"mini_tldr(?::(\d+))?")
 
 
 class Settings(NamedTuple):
     """The service's flags that concern the model."""
 
-    model: str  # 'mini_tldr:<oracle seed>', 'mini_tldr' for the seed of each request, a folder or a hub name
+    model: str  # '<task>:<oracle seed>', '<task>' for the seed of each request, a folder or a hub name
     batch_size: int = 8  # texts
     longest: int = 0  # tokens of a text; 0: the model's context
     dtype: str = "float32"
@@ -39,8 +39,10 @@ class Settings(NamedTuple):
 
     @property
     def embedded(self) -> re.Match | None:
-        """The match of 'mini_tldr[:seed]', whose group 1 is the seed or None; None for other models."""
-        return _EMBEDDED.fullmatch(self.model)
+        """Matches 'task' or 'task:seed' if the model is an embedded task's hidden reward, else None."""
+        found = re.fullmatch(r"(?P<task>\w+)(?::(?P<seed>\d+))?", self.model)
+        is_task = found and found["task"] in TASKS and TASKS[found["task"]].reward_fn
+        return found if is_task else None
 
 
 class RequestHandler:
@@ -53,8 +55,8 @@ class RequestHandler:
 
     def __init__(self, settings: Settings, token: str):
         self._settings, self._token = settings, token
-        if settings.embedded:
-            self._oracle = functools.lru_cache(64)(_embedded_oracle)
+        if embedded := settings.embedded:
+            self._oracle = functools.lru_cache(64)(functools.partial(_embedded_oracle, embedded["task"]))
         else:
             oracle = _load_oracle(settings)
             self._oracle = lambda seed: oracle
@@ -87,8 +89,8 @@ class RequestHandler:
         if not compare_digest(request.token.encode(), self._token.encode()) and self._token:
             raise messages.RefusedError("token", "the token is not the service's")
         embedded = self._settings.embedded
-        if embedded and embedded[1] and request.seed != int(embedded[1]):
-            valid = f"valid: {embedded[1]}, as the service holds {embedded[0]}"
+        if embedded and embedded["seed"] and request.seed != int(embedded["seed"]):
+            valid = f"valid: {embedded['seed']}, as the service holds {embedded[0]}"
             raise messages.RefusedError("input", f"seed={request.seed}; {valid}")
 
     def _answer_group(self, oracle: BradleyTerryOracle, requests: list[messages.Request]) -> list[bytes]:
@@ -124,10 +126,10 @@ def _pack_refusal(request: messages.Request | None, refusal: messages.RefusedErr
     return messages.pack_answer(request.id if request else "", error=str(refusal), kind=refusal.kind)
 
 
-def _embedded_oracle(seed: int) -> BradleyTerryOracle:
-    from sea_jax.tasks import mini_tldr
-
-    return BradleyTerryOracle(mini_tldr.reward_fn(seed))
+def _embedded_oracle(task: str, seed: int) -> BradleyTerryOracle:
+    reward_fn = TASKS[task].reward_fn
+    assert reward_fn is not None
+    return BradleyTerryOracle(reward_fn(seed))
 
 
 def _load_oracle(settings: Settings) -> BradleyTerryOracle:

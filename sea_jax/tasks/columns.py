@@ -1,4 +1,4 @@
-"""Which columns of a data set hold prompts, references and preferences, and what text they make.
+"""Finds the columns that hold prompts, references and preferences, and reads their texts.
 
 References:
     Stiennon et al. (2020), Learning to summarize from human feedback, arXiv:2009.01325: the TL;DR prompt.
@@ -13,24 +13,24 @@ from typing import Any
 from sea_jax.errors import InputError
 from sea_jax.tasks.sources import Table
 
-PROMPTS = ("prompt", "query")  # the first that is there
+PROMPTS = ("prompt", "query")  # the first that exists
 REFERENCES = ("reference", "completion", "reference_response", "summary")
 PREFERENCES = dict(chosen_column="chosen", rejected_column="rejected")  # field -> the column by default
-POST = ("subreddit", "title", "post")  # what else a prompt is made of
-NONE = "none"  # as a reference column: not to be read
+POST = ("subreddit", "title", "post")  # the parts of a prompt, where it has no column of its own
+NONE = "none"  # as a reference column: read no references
 TLDR_PROMPT = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
 KNOWN = frozenset((*PROMPTS, *REFERENCES, *POST, "info"))
-_MARKS = ("<|endoftext|>", "[PAD]")  # stand in the references of some TL;DR sets
+_MARKS = ("<|endoftext|>", "[PAD]")  # found in the references of some TL;DR sets
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Where a row has its prompt and its reference.
+    """The columns of prompt and reference.
 
     Attributes:
       prompt: a column of texts, or of conversations; None: the three columns of a Reddit post.
-      reference: the same, of responses; None: there are none.
-      summaries: the references are TL;DR's: cleaned, and with the space that divides them from "TL;DR:".
+      reference: a column of responses or of conversations; None: there are no references.
+      summaries: True for TL;DR: cleans the references and puts a space between them and "TL;DR:".
     """
 
     prompt: str | None
@@ -38,13 +38,13 @@ class Columns:
     summaries: bool
 
     def pair(self, row: dict[str, Any]) -> tuple[str, str]:
-        """Prompt and reference; '' for what is absent.
+        """Reads prompt and reference of a row; '' where one is absent.
 
-        A prompt that is a conversation has one turn; longer ones count as absent. Of a reference that is one
-        the last turn is taken.
+        A conversation as a prompt must have one turn; longer ones count as absent. A conversation as a
+        reference gives its last turn.
 
         Raises:
-          InputError: a column holds something else than text.
+          InputError: a column holds other values than text.
         """
         row = _with_info(row)
         if self.prompt is not None:
@@ -59,12 +59,12 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class PairColumns:
-    """Where a row has its prompt, the response that was preferred to another, and that other.
+    """The columns of prompt, preferred response and other response.
 
     Attributes:
-      prompt: where the prompt is; None: it is the first turn of the conversations.
+      prompt: the prompt's column; None: it is the first turn of the conversations.
       chosen, rejected: columns of texts, or of conversations that end with the response.
-      summaries: as of `Columns`.
+      summaries: as in `Columns`.
     """
 
     prompt: Columns | None
@@ -73,10 +73,10 @@ class PairColumns:
     summaries: bool
 
     def read(self, row: dict[str, Any]) -> tuple[str, str, str] | str:
-        """Prompt, y+ and y−; or why the row is none: 'without a prompt', …
+        """Reads prompt, y+ and y−; or returns the reason to drop the row: 'without a prompt', …
 
         Raises:
-          InputError: a column holds something else than text.
+          InputError: a column holds other values than text.
         """
         turns = [_turns(row.get(column), column) for column in (self.chosen, self.rejected)]
         if self.prompt is not None:
@@ -108,7 +108,7 @@ def find(table: Table, prompt: str, reference: str, summaries: bool, where: str)
       where: names the data in errors.
 
     Raises:
-      InputError: a column that is named, or all that could hold prompts, are missing.
+      InputError: a named column, or every column that could hold prompts, is missing.
     """
     present = table.columns | _with_info(table.rows[0]).keys()
     for field, name in (("prompt_column", prompt), ("reference_column", reference)):
@@ -128,8 +128,8 @@ def find_pairs(table: Table, given: dict[str, str], summaries: bool, where: str)
 
     Args:
       table: the split that is trained on.
-      given: prompt_column, chosen_column and rejected_column; empty: as `find`, or as PREFERENCES.
-      summaries, where: as `find`.
+      given: prompt_column, chosen_column and rejected_column; empty: as in `find`, or as PREFERENCES.
+      summaries, where: as in `find`.
 
     Raises:
       InputError: a column is missing.
@@ -160,13 +160,13 @@ def _summary(text: str) -> str:
 
 
 def _with_info(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with what its `info` holds: openai/summarize_from_feedback has the post there."""
+    """Merges a row with its `info`, where openai/summarize_from_feedback has the post."""
     info = row.get("info")
     return info | row if isinstance(info, dict) else row
 
 
 def _turns(value: Any, column: str) -> list[str]:
-    """The texts of a conversation; a text is one of one turn."""
+    """Returns the texts of a conversation; a single text counts as one turn."""
     if value is None:
         return []
     if isinstance(value, str):
@@ -181,5 +181,5 @@ def _turns(value: Any, column: str) -> list[str]:
 
 
 def _unicode(text: str) -> str:
-    """Half of a surrogate pair, which JSON may escape, is no character: '?' instead."""
+    """Replaces lone surrogates, which JSON may escape, by '?'."""
     return text.encode("utf-8", "replace").decode()

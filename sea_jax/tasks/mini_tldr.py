@@ -2,7 +2,7 @@
 
 `load()` builds the prompts, references, demonstrations and tokenizer from a fixed data seed.
 A reward is r*(x, y) = basis(x, y) · weights: `reward_basis` measures a summary, `draw_reward(seed)`
-draws the weights, mostly a hidden taste in words. Each seed is another oracle of the same family.
+draws the weights, mostly a hidden preference among synonyms. Each seed is another oracle of the family.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _CHUNK = 4_096
 
 
 def load(cache_dir: str | os.PathLike | None = None) -> protocol.Task:
-    """The task; the same in every process and on every machine.
+    """Builds the task, the same in every process and on every machine.
 
     Args:
-      cache_dir: a folder for `tokenizer.json` and `mini_tldr.json`. They are read back when this
-        version of the code wrote them, else built (some seconds) and written.
+      cache_dir: a folder for `tokenizer.json` and `mini_tldr.json`, which are read if this version of the
+        code wrote them, else built (some seconds) and written.
 
     Returns:
       The task: 20,000 train, 500 tuning and 1,000 held-out prompts, all distinct.
@@ -54,7 +54,7 @@ def load(cache_dir: str | os.PathLike | None = None) -> protocol.Task:
             _write_cache(folder, tokenizer, data)
     else:
         tokenizer, data = cached
-    # Text that happens to spell a special token must not become one.
+    # Text that spells a special token must not become one.
     tokenizer.encode_special_tokens = True
     return protocol.Task(
         name="mini_tldr",
@@ -84,10 +84,10 @@ def _train_tokenizer() -> tokenizers.Tokenizer:
 
 
 def _tokenizer_corpus() -> Iterator[str]:
-    """Text of the task's own distribution, from a stream of its own, then each word once by itself.
+    """Yields texts of the task's distribution, from a random stream of their own, then each word once.
 
-    The bare words fill the vocabulary, and keep a text that starts without a space short too. They
-    are rare, so their merges come after all those of words within a sentence.
+    The bare words fill the vocabulary, and shorten texts that start without a space. They are rare, so their
+    merges come after those of words within a sentence.
     """
     rng = random.Random(_DATA_SEED + 1)
     words: set[str] = set()
@@ -131,7 +131,7 @@ def _demonstrate(rng: random.Random, post: grammar.Post) -> str:
 
 
 def _fit(tokenizer, draws: list[Callable[[], str]], least: int, most: int) -> list[str]:
-    """One text of each draw, drawn again while its number of tokens lies outside [least, most]."""
+    """Draws each text until its number of tokens lies in [least, most]."""
     texts = [draw() for draw in draws]
     pending = list(range(len(texts)))
     while pending:
@@ -147,7 +147,7 @@ def _fit(tokenizer, draws: list[Callable[[], str]], least: int, most: int) -> li
 
 @functools.cache
 def _fingerprint() -> str:
-    """Changes whenever the code that makes the data does, so that no stale cache is read."""
+    """Hashes the code that makes the data, so that no stale cache is read."""
     sources = [pathlib.Path(file).read_bytes() for file in (__file__, grammar.__file__)]
     version = tokenizers.__version__.encode()
     return hashlib.sha256(b"\0".join([*sources, version])).hexdigest()
@@ -177,7 +177,7 @@ def _digest(text: str) -> str:
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all: processes that start together share one cache."""
+    """Writes a file atomically, since processes that start together share one cache."""
     part = path.with_name(f"{path.name}.{os.getpid()}")
     part.write_text(text)
     os.replace(part, path)
@@ -200,7 +200,7 @@ _LENGTH, _JUNK = _WRONG + 2, _WRONG + 5
 _SLOT = {slot: index for index, slot in enumerate(grammar.SLOTS)}
 _WRONG_CAP, _UNKNOWN_CAP, _REPEAT_CAP = 3, 5, 3
 _MARKS = frozenset(".,?")
-# Runs of spaces, tabs and newlines are words here, unknown ones: a response gets nothing for free.
+# Runs of white space count as unknown words, so that a response gets nothing for free.
 _WORD = re.compile(r"[.,?]|[^\s.,?]+|\s{2,}|[^\S ]")
 
 BASIS_NAMES: tuple[str, ...] = (
@@ -242,7 +242,7 @@ def reward_basis(prompt: str, response: str) -> np.ndarray:
 
 
 def reward_basis_batch(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    """`reward_basis` of N pairs: [N, F] float32."""
+    """Measures N pairs by `reward_basis`: [N, F] float32."""
     if len(prompts) != len(responses):
         raise ValueError(f"responses: {len(responses)} given, must be one per prompt, {len(prompts)}")
     rows = np.zeros((len(prompts), NUM_BASIS), np.float32)
@@ -284,11 +284,11 @@ def _measure(row: np.ndarray, prompt: str, response: str) -> None:
     row[_JUNK : _JUNK + 2] = min(unknown, _UNKNOWN_CAP), min(repeated, _REPEAT_CAP)
 
 
-_REWARD_STREAM = 7_261_903  # keeps these draws apart from any other use of the same seed
+_REWARD_STREAM = 7_261_903  # separates these draws from other uses of the same seed
 
 
 def draw_reward(seed: int) -> np.ndarray:
-    """Weights of one hidden reward; all entries are independent.
+    """Draws the weights of one hidden reward, with independent entries.
 
     - choice: for each of the 42 groups of three synonyms, a uniform permutation of (-0.6, 0, +0.6);
     - cover: Uniform(0.3, 1.0) per fact;
@@ -315,8 +315,8 @@ def draw_reward(seed: int) -> np.ndarray:
 
 
 def reward_fn(seed: int) -> Callable[[Sequence[str], Sequence[str]], np.ndarray]:
-    """r* of one seed as a function of (prompts, responses), each of B texts, to [B] float32."""
+    """Returns r* of one seed: (prompts, responses), B texts each, -> [B] float32."""
     weights = draw_reward(seed)
-    # Not a matrix product: its last bits depend on how many rows there are and on which of them one is, and
-    # a reward must be the same in any company, or a service that batches would give other labels.
+    # Not a matrix product, whose last bits depend on the batch: a reward must not depend on it, or a service
+    # that batches would give other labels.
     return lambda prompts, responses: (reward_basis_batch(prompts, responses) * weights).sum(-1)

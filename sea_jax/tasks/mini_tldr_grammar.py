@@ -120,7 +120,7 @@ _DISTRACTORS = (
 
 
 class Facts(NamedTuple):
-    """What a summary must say. `who` and `object` are nouns; the rest are concept names."""
+    """The facts that a summary must state. `who` and `object` are nouns; the rest are concept names."""
 
     who: str
     verb: str
@@ -152,7 +152,7 @@ _SYNONYMS = {slot: {c[0]: c for c in concepts} for slot, concepts in CONCEPTS.it
 
 @functools.cache
 def lexicon() -> dict[str, tuple[tuple[list[str], Mention], ...]]:
-    """First word -> the phrases that start with it, longest first, each as (words, Mention)."""
+    """Maps first words to the phrases that start with them, longest first, each as (words, Mention)."""
     phrases = [(noun, Mention("who", noun, 0)) for noun in PERSONS]
     phrases += [(noun, Mention("object", noun, 0)) for noun in OBJECTS]
     for slot, concepts in CONCEPTS.items():
@@ -168,7 +168,7 @@ def lexicon() -> dict[str, tuple[tuple[list[str], Mention], ...]]:
 
 @functools.cache
 def summary_words() -> frozenset[str]:
-    """Every word a clean summary can hold."""
+    """Returns all words of clean summaries."""
     phrases = [words for rows in lexicon().values() for words, _ in rows]
     return frozenset(w for words in phrases for w in words) | frozenset(FRAME_WORDS)
 
@@ -190,7 +190,7 @@ def find_mentions(words: list[str]) -> tuple[list[Mention], list[str]]:
 
 
 def read_post(prompt: str) -> Facts:
-    """Facts of a post, read back from its text.
+    """Reads the facts of a post from its text.
 
     The event stands in the sentences that hold a verb or a time of the lexicon, and no distracting
     sentence holds either; feeling and action are named once.
@@ -212,7 +212,7 @@ def read_post(prompt: str) -> Facts:
 
 
 def pick(rng: random.Random, options: Sequence):
-    """One option, uniformly. Only `random()` is the same in every version of Python."""
+    """Draws one option uniformly; only `random()` is the same in every version of Python."""
     return options[int(rng.random() * len(options))]
 
 
@@ -221,20 +221,20 @@ def _shuffled(rng: random.Random, items: Sequence) -> list:
 
 
 def _say(rng: random.Random, slot: str, concept: str) -> str:
-    """A surface form of a fact, uniformly."""
+    """Draws a surface form of a fact uniformly."""
     return f"my {concept}" if slot in ("who", "object") else pick(rng, _SYNONYMS[slot][concept])
 
 
 @functools.cache
 def _habits() -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Each group of synonyms from the demonstrators' commonest to their rarest, drawn once."""
+    """Orders each group of synonyms from the demonstrators' most to least frequent, drawn once."""
     rng = random.Random(HABIT_SEED)
     groups = [phrases for slot in sorted(_SYNONYMS) for phrases in _SYNONYMS[slot].values()]
     return {tuple(group): tuple(_shuffled(rng, group)) for group in [*groups, *GLOBALS.values()]}
 
 
 def habitual(rng: random.Random, phrases: Sequence[str]) -> str:
-    """One of three synonyms, with the probabilities `HABIT` of the demonstrators' order."""
+    """Draws one of three synonyms with the probabilities `HABIT` in the demonstrators' order."""
     draw, order = rng.random(), _habits()[tuple(phrases)]
     return order[(draw >= HABIT[0]) + (draw >= HABIT[0] + HABIT[1])]
 
@@ -285,14 +285,14 @@ def _summary(order: Sequence[str], said: dict[str, str], repeat: str | None = No
 
 
 def make_reference(rng: random.Random, facts: Facts) -> str:
-    """A clean, complete summary: every fact, each in a uniformly drawn synonym."""
+    """Draws a clean, complete summary: every fact in a uniformly drawn synonym."""
     said = {slot: _say(rng, slot, concept) for slot, concept in zip(SLOTS, facts, strict=True)}
     said |= {group: pick(rng, variants) for group, variants in GLOBALS.items()}
     return _summary(("opener", "who", "verb", "object", "place", "time"), said)
 
 
 def make_demonstration(rng: random.Random, post: Post) -> tuple[str, frozenset[str]]:
-    """A summary with noise on purpose, so that a policy fitted to it has something left to learn.
+    """Draws a noisy summary, so that a policy fitted to it can still improve.
 
     Demonstrators have habits: of three synonyms one is common and one rare, whatever the hidden
     reward says of them. A fitted policy seldom tries the rare ones, so they must be looked for.

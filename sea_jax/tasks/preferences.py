@@ -1,4 +1,4 @@
-"""Preference sets: which of two responses to a prompt people, or whoever labelled them, preferred.
+"""Preference sets: pairs of responses to a prompt, and which of the two was preferred.
 
 References:
     Stiennon et al. (2020), Learning to summarize from human feedback, arXiv:2009.01325.
@@ -22,7 +22,7 @@ _CHUNK = 2048  # prompts whose pairs are tokenised at once
 
 
 class Pair(NamedTuple):
-    """A prompt, the response that was preferred, and the other: the texts."""
+    """The texts of a prompt, the preferred response and the other."""
 
     prompt: str
     chosen: str
@@ -35,21 +35,20 @@ Length = Callable[[Sequence[Pair]], Sequence[int]]
 def load(
     config_task: Any, length: Length, longest: int, cache_dir: str | Path | None = None
 ) -> tuple[list[Pair], list[Pair]]:
-    """The pairs to train on, and the held-out ones; no prompt is among both.
+    """Loads train pairs and held-out pairs, which share no prompt.
 
-    A prompt may have several pairs. Pairs that are empty, of equal responses, of other conversations, there
-    before, or too long are dropped and counted in one log line; none is cut. Prompts come in the order that
-    `text.load` has them in. Held-out pairs come from the data's own test split if there is one, else from
-    train.
+    A prompt may have several pairs. Pairs that are empty, of equal responses, of other conversations,
+    repeated or too long are dropped and counted in one log line; none is truncated. Prompts are ordered as in
+    `text.load`. Held-out pairs come from the data's own test split if there is one, else from train.
 
     Args:
-      config_task: as `text.load`; its num_train and num_heldout are numbers of pairs, num_tuning is not read.
-      length: of pairs, how many tokens the longer text of each has.
-      longest: the most that it may have.
-      cache_dir: as `text.load`.
+      config_task: as in `text.load`; num_train and num_heldout count pairs, num_tuning is ignored.
+      length: pairs -> tokens of the longer text of each.
+      longest: tokens, the most that a text may have.
+      cache_dir: as in `text.load`.
 
     Raises:
-      InputError: no data, a column that is missing, too few pairs.
+      InputError: no data, a missing column, or too few pairs.
     """
     cfg = text.fields(config_task)
     named = {cfg[field] for field in ("prompt_column", *columns.PREFERENCES)}
@@ -57,21 +56,25 @@ def load(
     if cfg["num_heldout"] < 1:
         raise InputError("config.task.num_heldout=0: valid is at least 1")
     found = columns.find_pairs(train, cfg, cfg["name"] == "tldr", cfg["where"])
-    choice = _Choice(cfg, found, length, longest)
-    chosen = choice.splits(train, heldout)
-    logging.info("preferences: %d to train on, %d held out; dropped: %s", *map(len, chosen), choice.said())
+    selection = _Selection(cfg, found, length, longest)
+    chosen = selection.splits(train, heldout)
+    logging.info(
+        "preferences: %d to train on, %d held out; dropped: %s",
+        *map(len, chosen),
+        selection.describe_dropped(),
+    )
     return chosen
 
 
-class _Choice:
-    """Which pairs are taken, and how many were dropped on the way, by reason."""
+class _Selection:
+    """Chooses pairs, and counts the dropped ones by reason."""
 
     def __init__(self, cfg: dict[str, Any], found: columns.PairColumns, length: Length, longest: int):
         self.cfg, self.found, self.length, self.longest = cfg, found, length, longest
         self.dropped: Counter[str] = Counter()
 
     def splits(self, train: Table, heldout: Table) -> tuple[list[Pair], list[Pair]]:
-        """To train on and held out. Raises InputError where there are fewer than asked for."""
+        """Returns train and held-out pairs; raises InputError if there are too few."""
         pool = self._by_prompt(train)
         held = self._take(self._by_prompt(heldout) if heldout.rows else pool, "num_heldout")
         seen = {self._key(pair.prompt) for pair in held}
@@ -79,12 +82,12 @@ class _Choice:
             self.dropped["of a held-out prompt"] += sum(len(pool[key]) for key in pool.keys() & seen)
         return self._take({key: pool[key] for key in pool if key not in seen}, "num_train"), held
 
-    def said(self) -> str:
-        """What was dropped, in words."""
+    def describe_dropped(self) -> str:
+        """Describes the dropped rows in words."""
         return ", ".join(f"{count} {why}" for why, count in self.dropped.items() if count) or "none"
 
     def _by_prompt(self, table: Table) -> dict[bytes, list[Pair]]:
-        """The pairs of each prompt, in the order of a hash of seed and prompt."""
+        """Groups pairs by prompt, ordered by a hash of seed and prompt."""
         rows: list[tuple[bytes, Pair]] = []
         for row in table.rows:
             read = self.found.read(row)
@@ -101,8 +104,8 @@ class _Choice:
     def _key(self, prompt: str) -> bytes:
         return text.prompt_key(self.cfg["split_seed"], prompt)
 
-    def _fitting(self, groups: list[list[Pair]]) -> Iterator[Pair]:
-        """Those that are not too long; tokenised only as far as they are taken."""
+    def _short_enough(self, groups: list[list[Pair]]) -> Iterator[Pair]:
+        """Yields the pairs that are short enough; tokenises lazily."""
         for start in range(0, len(groups), _CHUNK):
             pairs = [pair for group in groups[start : start + _CHUNK] for pair in group]
             for pair, tokens in zip(pairs, self.length(pairs), strict=True):
@@ -112,9 +115,9 @@ class _Choice:
                     self.dropped[f"over {self.longest} tokens"] += 1
 
     def _take(self, pool: dict[bytes, list[Pair]], field: str) -> list[Pair]:
-        """As many as config.task asks for, all where that is 0."""
+        """Takes as many pairs as the field asks for, all if it is 0."""
         asked, taken = self.cfg[field], []
-        for pair in self._fitting(list(pool.values())):
+        for pair in self._short_enough(list(pool.values())):
             taken.append(pair)
             if len(taken) == asked:
                 break
@@ -123,5 +126,5 @@ class _Choice:
             valid = (
                 f"valid is at most {len(taken)}, what {where} leaves" if taken else f"{where} leaves no pair"
             )
-            raise InputError(f"config.task.{field}={asked}: {valid} (dropped: {self.said()})")
+            raise InputError(f"config.task.{field}={asked}: {valid} (dropped: {self.describe_dropped()})")
         return taken

@@ -1,4 +1,4 @@
-"""What a task is: prompts and references by split, and one tokenizer for both."""
+"""The task: prompts and references by split, and one tokenizer for both."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ SPLITS = ("train", "tuning", "heldout")
 class Task:
     """One alignment task. Letters: B texts, L = `prompt_length`, T = `response_length`.
 
-    A prompt and its response are tokenised apart, and a response starts with the space that divides
-    it from its prompt: the tokens of `prompt + response` are the two token lists put together.
+    Prompt and response are tokenised separately, and a response starts with the space that divides it from
+    its prompt: the tokens of `prompt + response` are the concatenation of the two token lists.
 
     Attributes:
       name: the task's name.
       tokenizer: shared by prompts and responses; adds no special tokens of its own.
       pad_id: id of the padding token.
       eos_id: id of the token that ends a response.
-      prompt_length: tokens, the most a prompt may have.
-      response_length: tokens, the most a response may have, its EOS included.
+      prompt_length: tokens, most per prompt.
+      response_length: tokens, most per response, its EOS included.
       prompts: split ('train', 'tuning', 'heldout') to raw prompt texts, as oracles and people read them.
-      references: split to reference responses, one per prompt; empty tuples where the data has none.
-      demonstrations: noisy responses for supervised fine-tuning, one per train prompt; empty where the
-        policy comes fine-tuned.
-      template: a raw prompt to the text that the policy reads, e.g. a chat template; None: the same text.
-        Special tokens that it writes become tokens; without one, no text becomes a special token.
-      prefix_ids: tokens before every prompt, e.g. a BOS; they count to its length.
+      references: split to reference responses, one per prompt; empty tuples if the data has none.
+      demonstrations: noisy responses for supervised fine-tuning, one per train prompt; empty if the policy
+        is fine-tuned already.
+      template: raw prompt -> the text that the policy reads, e.g. a chat template; None: the same text.
+        Special tokens in its output become tokens; without a template, no text becomes a special token.
+      prefix_ids: tokens before every prompt, e.g. a BOS; they count towards its length.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Task:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes with what is trained on, so that parts trained on other data are not reused."""
+        """A hash of the train data, so that parts trained on other data are not reused."""
         digest = hashlib.sha256(self.tokenizer.to_str().encode())
         prompts, responses = self.prompts["train"], self.demonstrations
         for prompt, response in zip(prompts, responses or [""] * len(prompts), strict=True):
@@ -64,12 +64,12 @@ class Task:
         return digest.hexdigest()
 
     def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of B raw prompts: prefix and template put on, neither padded nor held to a length."""
+        """Tokenises B raw prompts with prefix and template, without padding or a limit of length."""
         shown = list(texts) if self.template is None else [self.template(text) for text in texts]
         return [[*self.prefix_ids, *ids] for ids in self._ids(shown, special=True)]
 
     def encode_prompts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Tokenises prompts, padded on the left so that all of them end in the same column.
+        """Tokenises prompts, padded on the left.
 
         Args:
           texts: B raw prompts.
@@ -103,16 +103,16 @@ class Task:
         return self._pad(rows, self.response_length, left=False)
 
     def responses_that_fit(self, texts: Sequence[str]) -> np.ndarray:
-        """[B] bool: which of B responses `encode_responses` takes."""
+        """Marks the responses that `encode_responses` accepts, [B] bool."""
         sizes = [len(e.ids) for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
         return np.array([0 < size < self.response_length for size in sizes], bool)
 
     def decode(self, tokens: np.ndarray, mask: np.ndarray) -> Any:
-        """Text of token arrays, for oracles and people; padding and EOS are dropped.
+        """Decodes token arrays to text for oracles and people, without padding and EOS.
 
         Args:
           tokens: [..., T] int.
-          mask: [..., T] bool, true on tokens that count.
+          mask: [..., T] bool, False on tokens to drop.
 
         Returns:
           Nested lists of str with the leading axes of `tokens`; a plain str for one row [T].
@@ -152,7 +152,7 @@ def _texts(texts: Sequence[str], field: str) -> list[str]:
 
 
 def _check(texts: Sequence[str], rows: list[list[int]], field: str, added: int, most: int, limit: str):
-    """Raises InputError on a text without a token of its own, besides the `added`, or with too many."""
+    """Raises InputError on a text with no token besides the `added` ones, or with too many."""
     for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
         if not text or len(row) == added:
             raise InputError(f"{field}[{index}]: {text!r} is empty, must have a token")
@@ -161,7 +161,7 @@ def _check(texts: Sequence[str], rows: list[list[int]], field: str, added: int, 
 
 
 def _nest(flat: list[str], shape: tuple[int, ...]) -> Any:
-    """Folds a flat list into nested lists of the given shape; shape () gives the one element."""
+    """Nests a flat list to the given shape; shape () returns the one element."""
     if not shape:
         return flat[0]
     if len(shape) == 1:

@@ -1,6 +1,6 @@
-"""Rows of text from files or from the hub, by split: jsonl, parquet, and data sets by name.
+"""Reads rows of text by split, from jsonl and parquet files or data sets of the hub.
 
-Parquet and the hub need `pip install sea_jax[data]`; jsonl needs nothing.
+Parquet and the hub need `pip install sea_jax[data]`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from sea_jax import hub
 from sea_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -20,7 +21,7 @@ LOCAL = "config.task.path=<folder of jsonl or parquet>"
 
 @dataclasses.dataclass
 class Table:
-    """A split: the names of all its columns, and its rows with those that were asked for."""
+    """A split: the names of all its columns, and its rows with the requested columns."""
 
     columns: set[str] = dataclasses.field(default_factory=set)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -32,14 +33,14 @@ class Table:
 
 
 def read_path(path: str, keep: Container[str]) -> dict[str, Table]:
-    """Rows of a file, or of all files in a folder and below it, by split.
+    """Reads the rows of a file, or of all files in and below a folder, by split.
 
     A file's split is the start of its name, as in `train.jsonl` and `test_prefs-00000-of-00001.parquet`;
-    files are read in the order of their names. Only columns in `keep` are held: responses and scores may be
-    most of a data set.
+    files are read in the order of their names. Holds only the columns in `keep`, since responses and scores
+    may be most of a data set.
 
     Raises:
-      InputError: nothing there that can be read, another kind of file, or a broken one (naming the line).
+      InputError: no readable file, an unknown kind of file, or a broken one (naming the line).
     """
     at = Path(path)
     if at.is_dir():
@@ -82,19 +83,25 @@ def _read_parquet(file: Path, keep: Container[str]) -> Table:
     except ImportError:
         raise InputError(f"{file}: pyarrow is not installed; valid: pip install sea_jax[data]") from None
     try:
-        # Not read_table: that makes columns of the folders' names.
+        # Not read_table, which makes columns of the folders' names.
         opened = parquet.ParquetFile(file)
         names = opened.schema_arrow.names
         return Table(set(names), opened.read([name for name in names if name in keep]).to_pylist())
     except (ArrowException, OSError) as error:
-        raise InputError(f"{file}: not a whole parquet file ({_first_line(error)})") from None
+        raise InputError(f"{file}: not a whole parquet file ({hub.first_line(error)})") from None
 
 
 def read_hub(name: str, subset: str, keep: Container[str], cache_dir: Path | None) -> dict[str, Table]:
-    """Rows of a data set of the hub, by split; of its columns those in `keep`.
+    """Reads the rows of a data set of the hub, by split.
+
+    Args:
+      name: 'name' or 'name@revision'.
+      subset: of the data set, where it has several; else empty.
+      keep: the columns to hold.
+      cache_dir: of the files that are fetched; None: the hub's own.
 
     Raises:
-      InputError: it is not to be had, e.g. without a network, or datasets is not installed.
+      InputError: the data set cannot be fetched, e.g. without a network, or datasets is not installed.
     """
     try:
         import datasets
@@ -104,12 +111,12 @@ def read_hub(name: str, subset: str, keep: Container[str], cache_dir: Path | Non
             f"or {LOCAL}"
         ) from None
     try:
-        found: Any = datasets.load_dataset(
-            name, subset or None, cache_dir=str(cache_dir) if cache_dir else None
-        )
+        repository, revision = hub.split_revision(name)
+        cache = str(cache_dir) if cache_dir else None
+        found: Any = datasets.load_dataset(repository, subset or None, cache_dir=cache, revision=revision)
     except Exception as error:
         raise InputError(
-            f"config.task.dataset={name!r}: not to be had from the hub ({_first_line(error)}); "
+            f"config.task.dataset={name!r}: not to be had from the hub ({hub.first_line(error)}); "
             f"valid: a data set's name, or {LOCAL}"
         ) from None
     tables = {}
@@ -117,7 +124,3 @@ def read_hub(name: str, subset: str, keep: Container[str], cache_dir: Path | Non
         kept = rows.select_columns([name for name in rows.column_names if name in keep])
         tables[split] = Table(set(rows.column_names), kept.to_list())
     return tables
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""The order in which a run sees its prompts."""
+"""Orders the prompts of a run."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ import numpy as np
 
 
 def prompt_rows(num_prompts: int, batch_size: int, seed: int) -> grain.MapDataset:
-    """Rows of the train prompts, B a step: line 3 of Alg. 2.
+    """Returns the rows of train prompts, B per step (Alg. 2, line 3).
 
-    Indexing is a pure function of (num_prompts, batch_size, seed, step), so the position in the stream is
-    the step itself: a run that goes on at step t reads `prompt_rows(...)[t]`, and has nothing else to save.
-    Every epoch is a permutation of its own; a batch may reach over two epochs.
+    Indexing is a pure function of (num_prompts, batch_size, seed, step), so the position in the stream is the
+    step itself: a run that resumes at step t reads `prompt_rows(...)[t]` and saves nothing else. Every epoch
+    is a new permutation; a batch may reach over two epochs.
 
     Args:
       num_prompts: how many train prompts there are.
@@ -25,9 +25,9 @@ def prompt_rows(num_prompts: int, batch_size: int, seed: int) -> grain.MapDatase
 
 
 def pool_rows(num_prompts: int, pool_size: int, seed: int) -> grain.MapDataset:
-    """`prompt_rows` in pools of distinct prompts, of which APL keeps some: each is of one epoch.
+    """Returns pools of distinct rows, of which APL keeps some; each pool lies within one epoch.
 
-    What does not fill a pool at an epoch's end is left out; it is another part of the prompts each time.
+    Rows that do not fill a pool at an epoch's end are left out, others in each epoch.
 
     Args:
       num_prompts: how many train prompts there are.

@@ -1,4 +1,4 @@
-"""Prompt sets of real text: TL;DR, UltraFeedback, and files of one's own.
+"""Prompt sets of real text: TL;DR, UltraFeedback, and local files.
 
 References:
     Stiennon et al. (2020), Learning to summarize from human feedback, arXiv:2009.01325.
@@ -24,11 +24,11 @@ from sea_jax.tasks.protocol import Task
 from sea_jax.tasks.sources import Table
 from sea_jax.tasks.tokenizer import Tokenizer
 
-# Every field that `load` reads of config.task, with the paper's values where it names them.
+# Fields of config.task that `load` reads; the paper's values where it gives them.
 _FIELDS: dict[str, Any] = dict(
     path="",  # a file or folder of jsonl or parquet; empty: `dataset`
-    dataset="",  # a name of the hub
-    subset="",  # of that data set, where it has several
+    dataset="",  # 'name' or 'name@revision' on the hub
+    subset="",  # of that data set, if it has several
     prompt_column="",  # empty: one of the columns known below
     reference_column="",  # empty: one of those known, or none; 'none': none
     chosen_column="",  # of a preference set; empty: 'chosen'
@@ -48,7 +48,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "local": _FIELDS,
 }  # fmt: skip
 
-# The splits that prompts come from: of each row the first that is there.
+# The splits that prompts come from: the first of each row that exists.
 TRAIN_SPLITS = ("train_prefs", "train")
 HELDOUT_SPLITS = ("test_prefs", "heldout", "test", "validation", "valid")
 _CHUNK = 2048  # prompts tokenised at once
@@ -56,25 +56,25 @@ Pair = tuple[str, str]  # prompt and reference, '' for none
 
 
 def load(config_task: Any, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> Task:
-    """A task of real prompts, for the policy that `tokenizer` belongs to.
+    """Loads a task of real prompts for the policy of a tokenizer.
 
-    Prompts that are empty, occur before, or have more than `prompt_length` tokens with template and BOS are
-    dropped and counted in one log line; none is cut. Where references are read, so are prompts without one.
-    The order is that of a hash of `split_seed` and the text: the same for every order of the rows, on every
-    machine, and no two splits hold the same prompt. Held-out prompts come from the data's own test split if
-    there is one, else from train; tuning prompts are the end of train.
+    Drops prompts that are empty, repeated, or longer than `prompt_length` tokens with template and BOS and,
+    if references are read, prompts without one; counts them in one log line. No prompt is truncated. Prompts
+    are ordered by a hash of `split_seed` and the text, whatever the order of the rows; no two splits share a
+    prompt. Held-out prompts come from the data's own test split if there is one, else from train; tuning
+    prompts are the end of train.
 
     Args:
       config_task: name ('tldr', 'ultrafeedback' or 'local'), and any of the fields of `DEFAULTS[name]`.
       tokenizer: the policy's.
-      cache_dir: for what is fetched from the hub; None: the hub's own.
+      cache_dir: for files from the hub; None: the hub's own.
 
     Returns:
-      The task. Its references are empty tuples where the data has none (UltraFeedback); it has no
+      The task. Its references are empty tuples if the data has none (UltraFeedback); it has no
       demonstrations.
 
     Raises:
-      InputError: an unknown name, no data, a column that is missing, too few prompts.
+      InputError: an unknown name, no data, a missing column, or too few prompts.
     """
     cfg = fields(config_task)
     keep = columns.KNOWN | {cfg["prompt_column"], cfg["reference_column"]}
@@ -88,10 +88,10 @@ def load(config_task: Any, tokenizer: Tokenizer, cache_dir: str | Path | None = 
         prompts={}, references={}, prefix_ids=tokenizer.prefix_ids,
         template=tokenizer.chat if tokenizer.template is not None else None,
     )  # fmt: skip
-    choice = _Choice(task, cfg, found)
-    chosen = choice.splits(train, heldout)
+    selection = _Selection(task, cfg, found)
+    chosen = selection.splits(train, heldout)
     sizes = ", ".join(f"{len(pairs)} {split}" for split, pairs in chosen.items())
-    logging.info("task %s: %s prompts; dropped: %s", task.name, sizes, choice.said())
+    logging.info("task %s: %s prompts; dropped: %s", task.name, sizes, selection.describe_dropped())
     return dataclasses.replace(
         task,
         prompts={split: tuple(x for x, _ in pairs) for split, pairs in chosen.items()},
@@ -100,10 +100,10 @@ def load(config_task: Any, tokenizer: Tokenizer, cache_dir: str | Path | None = 
 
 
 def fields(given: Any) -> dict[str, Any]:
-    """The fields of `DEFAULTS`, as given or by default, checked; `name`, and `where` the data is, in words.
+    """Checks the fields of `DEFAULTS` and fills in defaults; adds `name`, and `where` the data is, in words.
 
     Raises:
-      InputError: naming the first field that cannot work.
+      InputError: at the first invalid field.
     """
     name = given.get("name", "")
     if name not in DEFAULTS:
@@ -124,15 +124,15 @@ def fields(given: Any) -> dict[str, Any]:
 def read(
     cfg: dict[str, Any], keep: Container[str], cache_dir: str | Path | None = None
 ) -> tuple[Table, Table]:
-    """The rows to train on, and those of the data's own test split, where there is one.
+    """Reads the rows to train on, and those of the data's own test split, if there is one.
 
     Args:
-      cfg: as `fields` gives them.
-      keep: columns that are wanted.
-      cache_dir: as `load`.
+      cfg: the result of `fields`.
+      keep: columns to hold.
+      cache_dir: as in `load`.
 
     Raises:
-      InputError: no data, or none that can be read.
+      InputError: no readable data.
     """
     if cfg["path"]:
         splits = sources.read_path(cfg["path"], keep)
@@ -145,12 +145,12 @@ def read(
 
 
 def prompt_key(seed: int, prompt: str) -> bytes:
-    """What prompts are ordered by: the same for every order of the rows, on every machine."""
+    """Hashes seed and prompt to the key that prompts are sorted by."""
     return hashlib.blake2b(f"{seed}\0{prompt.strip()}".encode(), digest_size=16).digest()
 
 
 def _train_and_heldout(splits: dict[str, Table]) -> tuple[Table, Table]:
-    """What to train on, and the data's own test split, where there is another split than that."""
+    """Returns the rows to train on and the data's own test split, empty if that is the only split."""
     name = next((name for name in TRAIN_SPLITS if name in splits), None)
     names = [name] if name else [name for name in splits if name not in HELDOUT_SPLITS]
     held = next((name for name in HELDOUT_SPLITS if name in splits), None) if names else None
@@ -160,20 +160,20 @@ def _train_and_heldout(splits: dict[str, Table]) -> tuple[Table, Table]:
     return train, splits[held] if held else Table()
 
 
-class _Choice:
-    """Which prompts a task has, and how many were dropped on the way, by reason."""
+class _Selection:
+    """Chooses the prompts of a task, and counts the dropped ones by reason."""
 
     def __init__(self, task: Task, cfg: dict[str, Any], found: columns.Columns):
         self.task, self.cfg, self.found = task, cfg, found
         self.dropped: Counter[str] = Counter()
 
     def splits(self, train: Table, heldout: Table) -> dict[str, list[Pair]]:
-        """Pairs of every split. Raises InputError where there are fewer than asked for."""
+        """Returns the pairs of every split; raises InputError if there are too few."""
         held_pool, train_pool = self._ordered(heldout), self._ordered(train)
         repeated = held_pool.keys() & train_pool.keys()
         self.dropped["repeated"] += len(repeated)
-        train_pairs = self._fitting([train_pool[key] for key in train_pool if key not in repeated])
-        held_pairs = self._fitting(list(held_pool.values())) if held_pool else train_pairs
+        train_pairs = self._short_enough([train_pool[key] for key in train_pool if key not in repeated])
+        held_pairs = self._short_enough(list(held_pool.values())) if held_pool else train_pairs
         heldout_chosen = self._take(held_pairs, "num_heldout")
         tuning = self.cfg["num_tuning"]
         size = self.cfg["num_train"]
@@ -185,12 +185,12 @@ class _Choice:
         return {"train": rest[: len(rest) - tuning], "tuning": rest[len(rest) - tuning :],
                 "heldout": heldout_chosen}  # fmt: skip
 
-    def said(self) -> str:
-        """What was dropped, in words."""
+    def describe_dropped(self) -> str:
+        """Describes the dropped rows in words."""
         return ", ".join(f"{count} {why}" for why, count in self.dropped.items() if count) or "none"
 
     def _ordered(self, table: Table) -> dict[bytes, Pair]:
-        """Pairs in the order of a hash of seed and prompt, which is their key; each prompt once."""
+        """Maps hashes of seed and prompt to pairs, in their order; each prompt once."""
         seed, rows = self.cfg["split_seed"], []
         for row in table.rows:
             prompt, reference = self.found.pair(row)
@@ -201,13 +201,13 @@ class _Choice:
             else:
                 rows.append((prompt_key(seed, prompt), prompt, reference))
         pool: dict[bytes, Pair] = {}
-        for key, *pair in sorted(rows):  # of equal prompts the same one stays, whatever the rows' order
+        for key, *pair in sorted(rows):  # keeps the same one of equal prompts, whatever the rows' order
             pool.setdefault(key, (pair[0], pair[1]))
         self.dropped["repeated"] += len(rows) - len(pool)
         return pool
 
-    def _fitting(self, pairs: list[Pair]) -> Iterator[Pair]:
-        """Those whose prompt is at most `prompt_length` tokens; tokenised only as far as they are taken."""
+    def _short_enough(self, pairs: list[Pair]) -> Iterator[Pair]:
+        """Yields pairs whose prompt has at most `prompt_length` tokens; tokenises lazily."""
         most, seen = self.cfg["prompt_length"], f"over prompt_length={self.cfg['prompt_length']} tokens"
         for start in range(0, len(pairs), _CHUNK):
             chunk = pairs[start : start + _CHUNK]
@@ -226,4 +226,4 @@ class _Choice:
     def _too_few(self, field: str, most: int) -> InputError:
         at = f"config.task.{field}={self.cfg[field]}"
         return InputError(f"{at}: valid is at most {max(most, 0)}, what {self.cfg['where']} leaves "
-                          f"(dropped: {self.said()})")  # fmt: skip
+                          f"(dropped: {self.describe_dropped()})")  # fmt: skip

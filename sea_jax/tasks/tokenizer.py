@@ -1,6 +1,6 @@
-"""Tokenizers of real models: their special tokens and chat templates, each decided once.
+"""Loads tokenizers of real models, with their special tokens and chat templates.
 
-Files are read through transformers, which then needs no torch. Its extra is `pip install sea_jax[hub]`.
+Reads files through transformers, which needs no torch for this: `pip install sea_jax[hub]`.
 """
 
 from __future__ import annotations
@@ -14,32 +14,33 @@ from typing import Any
 
 import tokenizers
 
+from sea_jax import hub
 from sea_jax.errors import InputError
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
          "chat_template.jinja", "chat_template.json", "generation_config.json")  # fmt: skip
 CHAT = ("auto", "yes", "no")
-# Some templates write today's date into the prompt: then a run would differ from day to day.
+# Some templates write today's date into the prompt, and runs would differ from day to day.
 _DATE = "26 Jul 2024"
 _PROBE = "sea0probe"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A model's tokenizer with what the loop must know of it.
+    """A model's tokenizer and its special tokens.
 
     Attributes:
       name: folder or hub name.
-      folder: where its files lie.
-      backend: neither pads nor truncates. It is to be called with add_special_tokens=False.
+      folder: of its files.
+      backend: neither pads nor truncates; call it with add_special_tokens=False.
       eos_id: the one id that ends a response; see `load_tokenizer`.
-      pad_id: the tokenizer's own padding token, else `eos_id`: all arrays carry masks, and nothing reads
-        a token that is masked out.
+      pad_id: the tokenizer's own padding token, else `eos_id`: all arrays carry masks, and masked tokens are
+        never read.
       vocab_size: the highest id + 1; the embedding of a model must have as many rows.
-      prefix_ids: what the tokenizer puts before a text by its own default, mostly a BOS or nothing. Empty
-        where a chat template is in use, as that writes its BOS itself.
+      prefix_ids: tokens that the tokenizer puts before a text by default, mostly a BOS or nothing. Empty
+        with a chat template, which writes its own BOS.
       template: transformers' tokenizer, if its chat template is in use.
-      special: finds the text of a special token; None where there is none.
+      special: matches the text of a special token; None if there are none.
     """
 
     name: str
@@ -53,27 +54,27 @@ class Tokenizer:
     special: re.Pattern[str] | None
 
     def chat(self, prompt: str) -> str:
-        """The text a policy continues: one user turn and the header of the answer.
+        """Renders the text that a policy continues: one user turn and the header of the answer.
 
-        It is the prompt itself where no template is in use. A special token that the prompt spells out gets
-        a space after its first character, so that it stays text.
+        Returns the prompt itself without a template. A special token that the prompt spells out gets a space
+        after its first character, so that it stays text.
         """
         if self.template is None:
             return prompt
         return self._render([dict(role="user", content=prompt)], add_generation_prompt=True)
 
     def chat_pair(self, prompt: str, response: str) -> str:
-        """The whole conversation, user and assistant, as reward models read it.
+        """Renders the whole conversation, user and assistant, as reward models read it.
 
-        It is prompt + response where no template is in use. Special tokens stay text as in `chat`: no
-        response can close its own turn.
+        Returns prompt + response without a template. Special tokens stay text as in `chat`: no response can
+        close its own turn.
         """
         if self.template is None:
             return prompt + response
         return self._render([dict(role="user", content=prompt), dict(role="assistant", content=response)])
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts made by `chat` or `chat_pair`; a BOS is there once, or not at all.
+        """Tokenises texts made by `chat` or `chat_pair`, with at most one BOS.
 
         Args:
           texts: B texts.
@@ -81,7 +82,7 @@ class Tokenizer:
         Returns:
           B lists of ids, neither padded nor truncated.
         """
-        # Without a template no special token is ours, and text must not become one.
+        # Without a template no special token is intended, and text must not become one.
         self.backend.encode_special_tokens = self.template is None
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [[*self.prefix_ids, *encoding.ids] for encoding in encodings]
@@ -89,8 +90,8 @@ class Tokenizer:
     def _render(self, messages: list[dict[str, str]], **options: Any) -> str:
         assert self.template is not None
         if self.special is not None:
-            apart = lambda found: f"{found[0][0]} {found[0][1:]}"  # noqa: E731
-            messages = [m | dict(content=self.special.sub(apart, m["content"])) for m in messages]
+            spaced = lambda found: f"{found[0][0]} {found[0][1:]}"  # noqa: E731
+            messages = [m | dict(content=self.special.sub(spaced, m["content"])) for m in messages]
         return self.template.apply_chat_template(messages, tokenize=False, date_string=_DATE, **options)
 
 
@@ -101,16 +102,16 @@ def load_tokenizer(
 
     The EOS is the first of: `eos_token`; the special token that the chat template in use writes after an
     answer (Llama 3 Instruct: <|eot_id|>); the tokenizer's own `eos_token` (Llama 3: <|end_of_text|>);
-    `eos_token_id` of generation_config.json, the first where it is a list.
+    `eos_token_id` of generation_config.json, the first of a list.
 
     Args:
-      name: a folder with tokenizer.json, or a hub name.
-      chat: whether to use the chat template, one of `CHAT`; "auto": if there is one.
+      name: a folder with tokenizer.json, or a hub name, which may be 'name@revision'.
+      chat: use of the chat template, one of `CHAT`; "auto": if there is one.
       eos_token: text of the token that ends a response; empty: as above.
-      vocab_size: the model's, to be held against the tokenizer's.
+      vocab_size: the model's, to check the tokenizer's against.
 
     Raises:
-      InputError: no such folder or hub name, spoilt files, no EOS, a template asked for and absent or
+      InputError: no such folder or hub name, broken files, no EOS, a requested template that is absent or
         broken, more tokens than the model has, or transformers is not installed.
     """
     folder = _folder(str(name))
@@ -121,7 +122,7 @@ def load_tokenizer(
             "valid: 'no', or a chat_template.jinja beside tokenizer.json"
         )
     backend = loaded.backend_tokenizer
-    # A tokenizer.json may hold the padding and truncation of whoever saved it: the latter would cut prompts.
+    # A tokenizer.json may store padding and truncation, which would truncate prompts.
     backend.no_padding()
     backend.no_truncation()
     uses_chat = chat != "no" and loaded.chat_template is not None
@@ -143,26 +144,18 @@ def load_tokenizer(
 
 
 def _folder(name: str) -> Path:
-    """The folder of the tokenizer's files, fetched from the hub if it is none here."""
+    """Returns the folder of the tokenizer's files, fetched from the hub unless the name is a folder."""
     folder = Path(name)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"tokenizer {name!r}: neither a folder here nor to be had from the hub ({reason})"
-            ) from None
+        folder = hub.download(name, FILES, "tokenizer")
     if not (folder / "tokenizer.json").is_file():
         raise InputError(f"tokenizer {name!r}: no {folder / 'tokenizer.json'}; valid: a folder that has one")
     return folder
 
 
 def _read(name: str, folder: Path) -> Any:
-    # Not AutoTokenizer: that imports torch where it is installed, and rebuilds some models' tokenizers from
-    # their vocabulary. This class takes tokenizer.json as it is.
+    # Not AutoTokenizer, which imports torch if it is installed and rebuilds some tokenizers from their
+    # vocabulary. This class takes tokenizer.json as it is.
     try:
         from transformers import PreTrainedTokenizerFast
     except ImportError:
@@ -172,12 +165,12 @@ def _read(name: str, folder: Path) -> Any:
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exceptions
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = hub.first_line(error)
         raise InputError(f"tokenizer {name!r}: the files in {folder} cannot be read ({reason})") from None
 
 
 def _prefix(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
-    """What stands before a text when the tokenizer adds its special tokens."""
+    """Returns the tokens before a text when the tokenizer adds its special tokens."""
     text = backend.encode(_PROBE, add_special_tokens=False).ids
     full = backend.encode(_PROBE, add_special_tokens=True).ids
     start = next(i for i in range(len(full)) if full[i : i + len(text)] == text)
@@ -208,12 +201,12 @@ def _eos_id(tokenizer: Tokenizer, loaded: Any, eos_token: str) -> int:
 
 
 def _end_of_turn(tokenizer: Tokenizer) -> int | None:
-    """The special token that the template writes after an answer, if it is one."""
+    """Returns the special token that the template writes after an answer, None if there is none."""
     try:
         text = tokenizer.chat_pair("hello", _PROBE)
         tokenizer.chat("hello")
-    except Exception as error:  # of the template's own code
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # raised by the template's own code
+        reason = hub.first_line(error)
         raise InputError(f"tokenizer {tokenizer.name!r}: its chat template fails ({reason})") from None
     found = tokenizer.special and tokenizer.special.match(text.rpartition(_PROBE)[2].lstrip())
     return tokenizer.backend.token_to_id(found[0]) if found else None

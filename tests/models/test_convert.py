@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -235,3 +236,91 @@ def test_an_untied_head_is_its_own(tmp_path):
 
 if __name__ == "__main__":
     print(peak_of_saving(sys.argv[1]))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub as a folder: repositories by name and revision; whole snapshots, whatever is asked for."""
+    asked = []
+
+    def repository(name, revision):
+        asked.append((name, revision))
+        folder = tmp_path / name / (revision or "main")
+        if not folder.is_dir():
+            raise FileNotFoundError("404\nfor this url")
+        return folder
+
+    def list_files(name, revision=None):
+        return [file.name for file in repository(name, revision).iterdir()]
+
+    def snapshot(name, revision=None, allow_patterns=()):
+        return str(repository(name, revision))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", list_files)
+    return tmp_path, asked
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"), [("a/b", None), ("a/b@v2", "v2"), ("a/b@refs/pr/1", "refs/pr/1")]
+)
+def test_a_hub_name_may_carry_a_revision(hub, name, revision):
+    folder, asked = hub
+    models.save(folder / "a/b" / (revision or "main"), *decoder(seed=3))
+    assert_equal(models.load(name)[1], decoder(seed=3)[1])
+    assert set(asked) == {("a/b", revision)}
+
+
+def test_a_revision_that_the_hub_has_not(hub):
+    folder, _ = hub
+    models.save(folder / "a/b/main", *decoder())
+    with pytest.raises(InputError, match=r"model 'a/b@v3': neither a folder here nor .* the hub \(404\)$"):
+        models.find("a/b@v3")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["pytorch_model.bin"],
+        [
+            "pytorch_model.bin.index.json",
+            "pytorch_model-00001-of-00002.bin",
+            "pytorch_model-00002-of-00002.bin",
+        ],
+        [
+            "pytorch_model.bin.index.json",
+            "pytorch_model-00001-of-00001.bin",
+            "model-00001-of-00002.safetensors",
+        ],
+    ],
+)
+@pytest.mark.parametrize("local", [True, False])
+def test_pickles_are_refused_and_the_way_out_is_named(hub, names, local):
+    """Before anything is fetched; also where the safetensors beside them are a part without an index."""
+    folder, _ = hub
+    models.save(folder / "a/b/main", *decoder())
+    (folder / "a/b/main" / WHOLE).unlink()
+    for name in names:
+        (folder / "a/b/main" / name).write_bytes(b"")
+    with pytest.raises(InputError) as error:
+        models.find(folder / "a/b/main" if local else "a/b")
+    assert "a/b" in str(error.value) and "PyTorch .bin weights only" in str(error.value)
+    assert "save_pretrained(folder, safe_serialization=True)" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_pickles_beside_safetensors_are_left_alone(hub):
+    folder, _ = hub
+    models.save(folder / "a/b/main", *decoder())
+    (folder / "a/b/main/pytorch_model.bin").write_bytes(b"")
+    assert_equal(models.load("a/b")[1], decoder()[1])
+
+
+def test_without_a_network_the_copy_on_disk_serves(hub, monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionError("no route")
+
+    folder, _ = hub
+    models.save(folder / "a/b/main", *decoder())
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", refuse)
+    assert_equal(models.load("a/b")[1], decoder()[1])

@@ -13,10 +13,10 @@ PUBLISHED = {
     "EleutherAI/pythia-70m": 70_426_624,
     "EleutherAI/pythia-160m-deduped": 162_322_944,
     "EleutherAI/pythia-410m": 405_334_016,
-    "cleanrl/EleutherAI_pythia-1b-deduped__sft__tldr": 1_011_781_632,
+    "trl-lib/pythia-1b-deduped-tldr-sft": 1_011_781_632,
     "EleutherAI/pythia-1.4b": 1_414_647_808,
-    "cleanrl/EleutherAI_pythia-2.8b-deduped__sft__tldr": 2_775_208_960,
-    "cleanrl/EleutherAI_pythia-6.9b-deduped__sft__tldr": 6_857_302_016,
+    "mnoukhov/EleutherAI_pythia-2.8b-deduped__sft__tldr_55513": 2_775_208_960,
+    "cleanrl/EleutherAI_pythia-6.9b-deduped__sft__tldr@refs/pr/1": 6_857_302_016,
     "EleutherAI/pythia-12b": 11_846_072_320,
     "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
     "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
@@ -40,3 +40,7 @@ def test_overrides_reach_a_trunk():
 def test_an_unknown_model_is_named():
     with pytest.raises(InputError, match=r"model 'gpt2': shape unknown; valid: .*pythia-1b"):
         sizes.shape("gpt2")
+
+
+def test_a_revision_is_no_part_of_the_name():
+    assert sizes.shape("EleutherAI/pythia-1b@llama-3-8b") == sizes.SIZES["pythia-1b"]

@@ -9,13 +9,13 @@ import numpy as np
 import optax
 
 from sea_jax.ensemble import features, heads
-from sea_jax.pretraining import backbone as pretrain
+from sea_jax.pretraining import backbone as backbone_lib
 
 
 def test_a_standard_normal_head_has_the_familys_covariance():
     """P Pᵀ is the covariance of the family's heads, plus the scaled outer product of their mean."""
     heads = np.random.default_rng(0).normal(size=(6, 40)) + np.arange(6)[:, None]
-    projection = pretrain.prior_projection(heads, 7, mean_scale=0.5)
+    projection = backbone_lib.prior_projection(heads, 7, mean_scale=0.5)
     mean = heads.mean(1)
     expected = np.cov(heads, ddof=0) + 0.25 * np.outer(mean, mean)
     np.testing.assert_allclose(projection @ projection.T, expected, rtol=1e-4, atol=1e-5)
@@ -24,7 +24,7 @@ def test_a_standard_normal_head_has_the_familys_covariance():
 
 def test_fewer_columns_keep_the_leading_directions():
     heads = np.diag([3.0, 2.0, 1.0]) @ np.random.default_rng(1).normal(size=(3, 4000))
-    projection = pretrain.prior_projection(heads, 3, mean_scale=0.0)
+    projection = backbone_lib.prior_projection(heads, 3, mean_scale=0.0)
     np.testing.assert_allclose(np.sort((projection**2).sum(0)), [0, 4, 9], rtol=0.1, atol=1e-6)
 
 
@@ -35,7 +35,7 @@ def small_backbone():
     states, ones = jnp.zeros((1, 1, 2, 16)), jnp.ones((1, 1, 1))
     frozen = {
         "decoder": params, "projection": 3 * jnp.eye(4), "mean": jnp.zeros(4),
-        "pooling": pooling.init(jax.random.key(0), states, ones.astype(int), ones, ones)["params"],
+        "pooling": jax.jit(pooling.init)(jax.random.key(0), states, ones.astype(int), ones, ones)["params"],
     }  # fmt: skip
     prompts = helpers.batch([3] * 30, 3, "left", 11)
     tokens, mask = (x.reshape(30, 5, 4) for x in helpers.batch([4] * 150, 4, "right", 11, seed=1))
@@ -44,12 +44,13 @@ def small_backbone():
 
 def test_prior_heads_learn_one_reward_each_up_to_a_constant_of_the_prompt():
     backbone, data = small_backbone()
-    phi = np.asarray(features.extract(backbone.model, backbone.pooling, backbone.params, *data))
+    # The program that `train_prior_heads` also calls.
+    phi = np.asarray(features.extract_fn(backbone.model, backbone.pooling)(backbone.params, *data))
     rng = np.random.default_rng(0)
     rewards = phi @ rng.normal(size=(4, 3)).astype(np.float32) + rng.normal(size=(30, 1, 3)) * 10
     config = types.SimpleNamespace(num_heads=2, steps=300, batch_size=16)
-    params = pretrain.train_prior_heads(config, (16, 16), backbone, data, rewards, jax.random.key(1))
-    learned = np.asarray(heads.rewards(params, jnp.asarray(phi)))  # [2, 30, 5]
+    params = backbone_lib.train_prior_heads(config, (16, 16), backbone, data, rewards, jax.random.key(1))
+    learned = np.asarray(jax.jit(heads.rewards)(params, phi))  # [2, 30, 5]
     centred = lambda r: r - r.mean(-1, keepdims=True)  # noqa: E731
     learned, target = centred(learned), centred(rewards.transpose(2, 0, 1))
     share = [[1 - ((a - b) ** 2).sum() / (b**2).sum() for b in target] for a in learned]
@@ -61,14 +62,16 @@ def test_a_prior_is_drawn_from_the_family_without_repeats_and_scaled():
     head = heads.Head((5, 4), prior_scale=2.0)
     family = heads.init(jax.random.key(0), heads.Head((5, 4)), 7, 3, optax.adam(1.0)).params
     x = jax.random.normal(jax.random.key(1), (6, 3))
-    known = np.asarray(heads.rewards(family, x))  # [7, 6]
+    rewards = jax.jit(heads.rewards)
+    known = np.asarray(rewards(family, x))  # [7, 6]
+    init = jax.jit(lambda key: heads.init(key, head, 4, 3, optax.adam(1.0), family))
     draws = []
     for seed in range(3):
-        state = heads.init(jax.random.key(seed), head, 4, 3, optax.adam(1.0), family)
-        drawn = np.asarray(heads.rewards(state.params, x))
+        state = init(jax.random.key(seed))
+        drawn = np.asarray(rewards(state.params, x))
         found = [int(np.argmin(np.abs(2 * known - row).max(1))) for row in drawn]
         np.testing.assert_allclose(drawn, 2 * known[found], rtol=1e-5)
-        np.testing.assert_array_equal(heads.rewards(state.anchor, x), drawn)
+        np.testing.assert_array_equal(rewards(state.anchor, x), drawn)
         assert len(set(found)) == 4
         draws.append(tuple(found))
     assert len(set(draws)) > 1

@@ -53,7 +53,7 @@ def test_loss_by_hand(kind):
 
 def test_micro_batches_add_up():
     """Metrics and gradient of four pairs at once are those of two times two."""
-    model, params = rewarder("pythia")
+    model, params = rewarder("pythia", num_layers=1)
     gradient = jax.jit(
         functools.partial(fit.gradient, functools.partial(rm.rm_loss, model)), static_argnums=2
     )
@@ -95,7 +95,7 @@ def test_it_learns():
 
 
 def test_a_loss_that_is_not_finite():
-    model, params = rewarder("pythia")
+    model, params = rewarder("pythia", num_layers=1)
     params["score"]["kernel"] *= np.nan
     tokens = rm.tokenize_pairs(encode, preferences(8, seed=0))
     with pytest.raises(FloatingPointError, match="rm/nll at step 2: nan, must be finite"):

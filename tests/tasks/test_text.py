@@ -131,6 +131,20 @@ def test_without_a_network(monkeypatch, tokenizer):
     assert "config.task.path=<folder" in str(error.value)
 
 
+@pytest.mark.parametrize(("name", "revision"), [("a/b", None), ("a/b@v2", "v2")])
+def test_a_data_set_may_carry_a_revision(monkeypatch, tokenizer, name, revision):
+    import datasets
+
+    def load_dataset(repository, subset, cache_dir, revision):
+        asked.append((repository, subset, revision))
+        return datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))
+
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    task = load("", tokenizer, dataset=name)
+    assert asked == [("a/b", None, revision)] and len(task.prompts["train"]) == 19
+
+
 def test_the_stream_goes_on_where_it_was():
     """Every epoch has each row once; a step's rows depend on nothing that was read before."""
     rows = prompt_rows(10, 4, seed=3)

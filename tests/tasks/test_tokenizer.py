@@ -101,3 +101,15 @@ def test_no_torch(folder):
         f"load_tokenizer({str(folder)!r}).encode(['a']); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_hub_name_may_carry_a_revision(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda *args, **kwargs: asked.append((args, kwargs)) or str(folder),
+    )
+    found = load_tokenizer("a/b@v2")
+    assert found.vocab_size == 320 and found.name == "a/b@v2"
+    (((name,), options),) = asked
+    assert name == "a/b" and options["revision"] == "v2" and "tokenizer.json" in options["allow_patterns"]

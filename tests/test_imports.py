@@ -1,0 +1,59 @@
+"""Who may import whom, and that no file waits for itself."""
+
+import ast
+
+import pytest
+from helpers import ROOT
+
+ALWAYS = {"errors", "types"}
+ALLOWED = {  # room -> the rooms that it may import besides itself
+    "models": {"hub"},
+    "losses": {"models"},
+    "tasks": {"hub"},
+    "ensemble": {"models", "losses", "runtime"},
+}
+FILES = {
+    ".".join(("sea_jax", *file.relative_to(ROOT / "sea_jax").with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): file
+    for file in (ROOT / "sea_jax").rglob("*.py")
+}
+
+
+def imported(module, everywhere):
+    """Modules of ours that a module imports: at its top, or everywhere."""
+    tree = ast.parse(FILES[module].read_text())
+    found = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else node.module for name in inside}
+    return found & FILES.keys()
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_what_it_may(room):
+    for module in FILES:
+        if module.split(".")[1:2] == [room]:
+            rooms = {name.split(".")[1] for name in imported(module, everywhere=True) if name != "sea_jax"}
+            assert rooms <= {room} | ALLOWED[room] | ALWAYS, module
+
+
+def test_no_circle_between_files():
+    graph = {module: imported(module, everywhere=False) - {module} for module in FILES}
+    done, path = set(), []
+
+    def visit(module):
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module in done:
+            return
+        path.append(module)
+        for name in sorted(graph[module]):
+            visit(name)
+        path.pop()
+        done.add(module)
+
+    for module in sorted(graph):
+        visit(module)
