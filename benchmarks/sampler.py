@@ -1,10 +1,10 @@
-"""The sampler: tokens a second of `generate`.
+"""Measures the tokens that a sampler generates in a second.
 
     python -m benchmarks.sampler
-    python -m benchmarks.sampler --kind vllm    # the same through the sidecar (make sidecar)
+    python -m benchmarks.sampler --kind vllm    # through the vLLM sidecar (make sidecar)
 
 32 prompts of 64 tokens × 20 responses of exactly 53 tokens; GPT-NeoX of 2 layers, width 128, vocabulary
-512, fp32, temperature 0.7. Reading the prompts is part of the time.
+512, fp32, temperature 0.7. The time includes the prompts' prefill.
 """
 
 import argparse
@@ -51,7 +51,8 @@ def main() -> None:
     sampler.close()
     rate = PROMPTS * RESPONSES * NEW_TOKENS / np.array(seconds[2:])
     print(
-        f"{args.kind}, tokens a second: min {rate.min():,.0f}, median {np.median(rate):,.0f}, max {rate.max():,.0f}"
+        f"{args.kind}, tokens a second: min {rate.min():,.0f}, median {np.median(rate):,.0f}, "
+        f"max {rate.max():,.0f}"
     )
     print(f"python {sys.version.split()[0]}, jax {jax.__version__}, {jax.devices()[0].platform}")
 

@@ -1,12 +1,12 @@
-"""The vLLM sidecar: seconds until it is ready, and until new weights are in it.
+"""Times the vLLM sidecar: seconds until it is ready, and until it has new weights.
 
     make sidecar
     python -m benchmarks.weight_push
 
-A GPT-NeoX of Pythia 160M's shape, fp32, random weights. A push is what happens between two updates: the arrays
-are copied into shared memory and their digest is taken ('write'), then the sidecar takes its own digest, loads
-them and resets its prefix cache ('load'). Beside it a plain copy of as many bytes. The first sidecar may find
-no compiled files of Python; the second does.
+The model is a GPT-NeoX of Pythia 160M's shape, fp32, with random weights. 'push' is the whole transfer: the
+arrays are copied into shared memory and their digest is computed ('write'), then the sidecar computes its own
+digest, loads them and resets its prefix cache. 'copy' is a plain copy of as many bytes. The first sidecar may
+have to compile Python's files; the second finds them.
 """
 
 import argparse
@@ -26,9 +26,11 @@ PROMPT, RESPONSE = 512, 53  # tokens
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", default=".venv-vllm/bin/python", help="of the sidecar's environment")
+    parser.add_argument(
+        "--python", default=".venv-vllm/bin/python", help="Python of the sidecar's environment"
+    )
     parser.add_argument("--model", default="pythia-160m", help=f"one of {sorted(sizes.SIZES)}")
-    parser.add_argument("--pushes", type=int, default=7, help="timed, after 1 untimed")
+    parser.add_argument("--pushes", type=int, default=7, help="timed pushes, after 1 untimed")
     args = parser.parse_args()
     shape = sizes.shape(args.model, max_length=2048)
     assert isinstance(shape, PythiaConfig | LlamaConfig), "a policy"
@@ -59,7 +61,8 @@ def main() -> None:
             seconds[what].append(time.perf_counter() - start)
     sampler.close()
     print(
-        f"{args.model}, {source.nbytes / 1e6:.0f} MB, {args.pushes} times; seconds (lowest, median), GB/s of the median"
+        f"{args.model}, {source.nbytes / 1e6:.0f} MB, {args.pushes} times; "
+        "seconds (lowest, median), GB/s of the median"
     )
     for what, all_ in seconds.items():
         low, median = np.min(all_[1:]), np.median(all_[1:])

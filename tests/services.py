@@ -47,15 +47,12 @@ def comparisons(size, seed=0):
 
 def finished_run(folder, prepare=lambda run: None, **fields):
     """A small run, and its rows of metrics; `prepare` gets the run before it begins."""
-    from small_run import small_run  # JAX, which other users of this file do without
-
-    from sea_jax.runtime.metrics import MetricWriter
+    from small_run import loop, small_run  # JAX, which other users of this file do without
 
     fields = {"sea.burn_in": 8, "sea.gamma": 0.5, "task.oracle_seed": 3} | fields
     run = small_run(Path(folder), "sea", **fields)
     prepare(run)
-    with MetricWriter(Path(folder)) as writer:
-        run.loop(writer)
+    loop(run)
     return run, [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 

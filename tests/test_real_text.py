@@ -13,6 +13,7 @@ from sea_jax.errors import InputError
 from sea_jax.experiment import reward_scorer
 from sea_jax.experiment import run as experiment
 from sea_jax.runtime.mesh import make_mesh
+from sea_jax.runtime.run_folder import Summary, read_summary
 from sea_jax.tasks.tokenizer import load_tokenizer
 
 
@@ -35,7 +36,7 @@ def test_a_whole_run(files, tmp_path):
     table = experiment.run(config, str(tmp_path))
     assert "\nSEA " in table
     run = tmp_path / "runs" / "sea-seed0"
-    assert json.loads((run / "done.json").read_text()) == {"queries": 8}
+    assert read_summary(run) == Summary(8, "sea", "SEA", True)
     before, after = (models.load(str(folder))[1] for folder in (files / "policy", run / "policy"))
     moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), before, after)
     assert max(jax.tree.leaves(moved)) > 1e-4

@@ -43,9 +43,11 @@ class JaxSampler:
         if self._sampling_mesh is None:
             responses = sample(policy.params, prompts, prompt_mask, key, first)
         else:
-            tokens, mask = mesh_lib.split(self._sampling_mesh, (prompts, prompt_mask))
+            tokens, mask = mesh_lib.shard_batch(self._sampling_mesh, (prompts, prompt_mask))
             key = mesh_lib.replicate(self._sampling_mesh, key)
-            responses = mesh_lib.split(self._home, sample(self._copied(policy), tokens, mask, key, first))
+            responses = mesh_lib.shard_batch(
+                self._home, sample(self._copied(policy), tokens, mask, key, first)
+            )
         return lambda: responses
 
     def _copied(self, policy: VersionedParams) -> Params:

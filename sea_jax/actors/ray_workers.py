@@ -78,7 +78,7 @@ class SamplingWorker(Worker):
             self._policy, tokens, mask, jax.random.wrap_key_data(jnp.asarray(key)),
             num_responses=num_responses, temperature=temperature, batch_slice=batch_slice,
         )  # fmt: skip
-        return self._policy.version, tuple(mesh_lib.fetch(pending()))
+        return self._policy.version, tuple(mesh_lib.to_host(pending()))
 
 
 class RewardWorker(Worker):
@@ -133,7 +133,7 @@ class RaySampler:
         jax.block_until_ready(policy.params)
         learned = time.perf_counter()
         self._put(policy)
-        tokens, mask, key_data = mesh_lib.fetch((prompts, prompt_mask, jax.random.key_data(key)))
+        tokens, mask, key_data = mesh_lib.to_host((prompts, prompt_mask, jax.random.key_data(key)))
         options = num_responses, temperature
         wait = self._submit(tokens, mask, key_data, batch_slice or BatchSlice(0, len(tokens)), options)
         seconds = {"learn": learned - start, "sync": time.perf_counter() - learned}
@@ -142,9 +142,9 @@ class RaySampler:
 
         def pending() -> Responses:
             began = time.perf_counter()
-            responses = mesh_lib.from_main(wait, like)
+            responses = mesh_lib.broadcast_from_main(wait, like)
             self.seconds = seconds | {"generate": time.perf_counter() - began}
-            return Responses(*mesh_lib.split(self._home, responses))
+            return Responses(*mesh_lib.shard_batch(self._home, responses))
 
         return pending
 
@@ -152,8 +152,8 @@ class RaySampler:
         """Puts the weights into the object store, once per version."""
         if self._version == policy.version:
             return
-        # `fetch` gathers from all processes of a run, so the others call it too.
-        params = mesh_lib.fetch(cast(policy.params, self._dtype))
+        # `to_host` gathers from all processes of a run, so the others call it too.
+        params = mesh_lib.to_host(cast(policy.params, self._dtype))
         self._version, self._policy_reference = policy.version, ray_pool.put(params) if self.pool else None
 
     def _submit(
@@ -163,7 +163,7 @@ class RaySampler:
         """Starts the actors; returns a function that waits for tokens, mask and log-probs, [B, M, T] each."""
         pool, version, (first, total) = self.pool, self._version, batch_slice
         if pool is None:
-            return tuple  # `from_main` does not call it on this process
+            return tuple  # `broadcast_from_main` does not call it on this process
         calls = [
             (
                 self._policy_reference, version, tokens[rows], mask[rows], key_data,
@@ -211,7 +211,7 @@ class RayOracle:
         if len(prompts) != len(responses):
             raise ValueError(f"responses: {len(responses)} given, must be one per prompt, {len(prompts)}")
         like = jax.ShapeDtypeStruct((len(prompts),), "float32")
-        return mesh_lib.from_main(lambda: self._compute(list(prompts), list(responses)), like)
+        return mesh_lib.broadcast_from_main(lambda: self._compute(list(prompts), list(responses)), like)
 
     def probability(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         """Returns P(first ≻ second | x): [B] float64; raises the errors of `rewards`."""
@@ -258,7 +258,7 @@ def even_slices(size: int, count: int) -> list[slice]:
 def _start_pool(
     config: Config, worker: type[Worker], count: int, name: str, previous: int, arguments: tuple
 ) -> ray_pool.Pool | None:
-    """Starts workers on the main process; returns None on the others, which get answers by `from_main`.
+    """Starts workers on the main process; returns None on the others, which get answers by `broadcast_from_main`.
 
     Args:
         config: the experiment's.

@@ -113,7 +113,7 @@ class VllmSampler:
         start = time.perf_counter()
         jax.block_until_ready(policy.params)
         seconds = {"learn": time.perf_counter() - start, "sync": 0.0, "generate": 0.0}
-        tokens, mask = mesh_lib.fetch((prompts, prompt_mask))
+        tokens, mask = mesh_lib.to_host((prompts, prompt_mask))
         # All greedy responses to a prompt are equal, and vLLM refuses to sample more than one.
         M = num_responses if temperature else 1
         ends = [self._eos_id] if self._eos_id < self._model.config.vocab_size else []
@@ -210,7 +210,7 @@ class VllmSampler:
     def _write(self, policy: VersionedParams) -> None:
         """Writes the weights to the shared memory, from which any later sidecar can load them."""
         if self._written_version != policy.version:
-            params = mesh_lib.fetch(policy.params)
+            params = mesh_lib.to_host(policy.params)
             self._manifest = self._weights.write(convert.hf_views(self._model, params))
             self._written_version = policy.version
 
@@ -248,7 +248,7 @@ class VllmSampler:
         tokens, logprobs = np.full(mask.shape, self._pad_id, np.int32), np.zeros(mask.shape, np.float32)
         tokens[mask], logprobs[mask] = flat, flat_logprobs
         rows = lambda x: np.repeat(x.reshape(B, sampled, -1), M // sampled, axis=1)  # noqa: E731
-        return Responses(*mesh_lib.split(self._mesh, (rows(tokens), rows(mask), rows(logprobs))))
+        return Responses(*mesh_lib.shard_batch(self._mesh, (rows(tokens), rows(mask), rows(logprobs))))
 
 
 def prompt_seeds(key: Array, num_prompts: int, num_responses: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from sea_jax.experiment import reward_scorer
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.judge import Judge, Prices
 from sea_jax.oracles.remote import BroadcastFn, RemoteOracle, RequestLimits
-from sea_jax.runtime.mesh import from_main
+from sea_jax.runtime.mesh import broadcast_from_main
 from sea_jax.tasks import mini_tldr
 from sea_jax.types import Config
 
@@ -36,7 +36,7 @@ def make_oracles(config: Config, mesh: Mesh) -> Callable[[int], Any]:
 def make_local_oracles(config: Config, mesh: Mesh) -> Callable[[int], Any]:
     """Makes oracles without Ray; the arguments are those of `make_oracles`."""
     if config.oracle.kind in REMOTE_KINDS:
-        return make_remote_oracles(config, from_main)
+        return make_remote_oracles(config, broadcast_from_main)
     if config.oracle.kind == "reward_model":
         oracle = reward_scorer.load_oracle(config.oracle, mesh)
         return lambda seed: oracle

@@ -13,8 +13,8 @@ from sea_jax.errors import InputError
 from sea_jax.models.params import cast_matrices
 from sea_jax.models.reward import GatedRewardConfig, RewardModel
 from sea_jax.oracles.reward_model import Encode, PendingRewards, RewardModelOracle, StartScoring, make_encode
-from sea_jax.runtime.mesh import batch_shards, fetch, split
-from sea_jax.runtime.sharding import gathering, shard_params
+from sea_jax.runtime.mesh import batch_shards, shard_batch, to_host
+from sea_jax.runtime.sharding import shard_params, with_gather
 from sea_jax.tasks.tokenizer import load_tokenizer
 from sea_jax.types import Config, Params
 
@@ -85,13 +85,13 @@ def make_scorer(model: RewardModel, params: Params, mesh: Mesh | None) -> StartS
     if mesh is None:
         params = jax.device_put(params)
     else:
-        params, model = shard_params(mesh, model, params), gathering(mesh, model)
+        params, model = shard_params(mesh, model, params), with_gather(mesh, model)
     score = score_fn(model)
 
     def start_scoring(tokens: np.ndarray, mask: np.ndarray) -> PendingRewards:
-        batch = (tokens, mask) if mesh is None else split(mesh, (tokens, mask))
+        batch = (tokens, mask) if mesh is None else shard_batch(mesh, (tokens, mask))
         rewards = score(params, *batch)
-        return lambda: fetch(rewards)
+        return lambda: to_host(rewards)
 
     return start_scoring
 

@@ -17,7 +17,7 @@ from sea_jax.oracles import messages
 from sea_jax.oracles.patience import RetryableError, map_in_order, retry
 
 # (compute, like) -> the result of compute(), an array with the shape and dtype of `like`. In a run on several
-# hosts only the main process computes, and broadcasts (`sea_jax/runtime/mesh.py:from_main`).
+# hosts only the main process computes, and broadcasts (`sea_jax/runtime/mesh.py:broadcast_from_main`).
 BroadcastFn = Callable[[Callable[[], np.ndarray], np.ndarray], np.ndarray]
 
 _CONNECT_TIMEOUT_S = 5.0

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 import ray
-from small_run import small_run
+from small_run import loop, small_run
 
 from configs import quickstart
 from sea_jax.actors import framing, ray_pool, ray_workers, vllm_sampler
@@ -22,7 +22,6 @@ from sea_jax.actors.jax_sampler import JaxSampler
 from sea_jax.actors.make import local_sampler
 from sea_jax.actors.sampler import Lengths, new_version, sample_now
 from sea_jax.runtime.mesh import make_mesh
-from sea_jax.runtime.metrics import MetricWriter
 
 pytestmark = pytest.mark.sidecar
 
@@ -152,8 +151,7 @@ def test_a_sidecar_killed_in_the_midst_of_sampling(tmp_path, monkeypatch):
         run = small_run(tmp_path / name, "sea", width=2 * HEAD, **fields)
         asked, label = [], run.labeller.label
         run.labeller.label = lambda *a, asked=asked, label=label, **kw: asked.append(a) or label(*a, **kw)
-        with MetricWriter(run.folder) as writer:
-            run.loop(writer)
+        loop(run)
         assert run.assets.sampler.restarts == (name == "killed")
         rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
         steps = [row for row in rows if "policy/loss" in row]

@@ -37,7 +37,7 @@ def main(axes):
     config = ConfigDict(dict(steps=4, batch_size=32, learning_rate=1e-3, micro_batch=16))
     trained, measured = [], []
     for mesh in (make_mesh(), make_mesh(**axes)):
-        tokens = rm.tokens(encode, pairs)
+        tokens = rm.tokenize_pairs(encode, pairs)
         after = rm.train(config, tokens, model, params, jax.random.key(0), mesh, progress=False)
         oracle = make_oracle(model, after, encode, 16, mesh)
         measured.append(oracle.probability(*zip(*pairs, strict=True)))

@@ -86,7 +86,7 @@ def test_it_learns():
     mesh = make_mesh()
     model, params = rm.with_head(*decoder(max_length=64), jax.random.key(0), None)
     measure = lambda params: rm.accuracy(make_oracle(model, params, encode, 32, mesh), heldout)  # noqa: E731
-    tokens = rm.tokens(encode, preferences(400, seed=0))
+    tokens = rm.tokenize_pairs(encode, preferences(400, seed=0))
     before = measure(params)
     trained = rm.train(config(), tokens, model, params, jax.random.key(1), mesh, progress=False)
     after = measure(trained)
@@ -97,7 +97,7 @@ def test_it_learns():
 def test_a_loss_that_is_not_finite():
     model, params = rewarder("pythia")
     params["score"]["kernel"] *= np.nan
-    tokens = rm.tokens(encode, preferences(8, seed=0))
+    tokens = rm.tokenize_pairs(encode, preferences(8, seed=0))
     with pytest.raises(FloatingPointError, match="rm/nll at step 2: nan, must be finite"):
         rm.train(config(steps=2), tokens, model, params, jax.random.key(1), make_mesh(), False)
 
