@@ -52,8 +52,7 @@ def finished_run(folder, prepare=lambda run: None, **fields):
     fields = {"sea.burn_in": 8, "sea.gamma": 0.5, "task.oracle_seed": 3} | fields
     run = small_run(Path(folder), "sea", **fields)
     prepare(run)
-    loop(run)
-    return run, [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return run, loop(run)[0]
 
 
 @functools.cache
