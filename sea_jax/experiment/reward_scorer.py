@@ -99,4 +99,4 @@ def make_scorer(model: RewardModel, params: Params, mesh: Mesh | None) -> StartS
 @functools.cache
 def score_fn(model: RewardModel) -> Callable[..., jax.Array]:
     """Returns the jitted function (params, tokens [B, L], mask [B, L]) -> rewards [B] f32."""
-    return jax.jit(lambda params, *batch: model.apply({"params": model.ends(params)}, *batch)[:, 0])
+    return jax.jit(lambda params, *batch: model.apply({"params": model.gather_shared(params)}, *batch)[:, 0])

@@ -1,5 +1,6 @@
 """Ray's workers give what this process would, lost or not; a whole run on them is the same run."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 import ray
-from small_run import loop, small_run
+from services import finished_run, local_run
 
 from configs import quickstart
 from sea_jax.actors import ray_pool, ray_workers
@@ -82,12 +83,12 @@ def lose(pool, index):
     return lambda: os.kill(pid, signal.SIGKILL)
 
 
-def write(sampler, params, version, temperature=0.7, batch_slice=None):
+def write(sampler, params, version, batch_slice=None):
     tokens, mask = helpers.batch([2, 6, 1, 3, 5], 6, "left", 11)
     rows = slice(batch_slice.first, batch_slice.first + 2) if batch_slice else slice(None)
     return sampler.begin(
         VersionedParams(params, version), tokens[rows], mask[rows], jax.random.key(5),
-        num_responses=3, temperature=temperature, batch_slice=batch_slice,
+        num_responses=3, temperature=0.7, batch_slice=batch_slice,
     )  # fmt: skip
 
 
@@ -99,18 +100,14 @@ def assert_same(got, expected):
 
 def test_actors_write_what_the_learner_would(sampler, tiny):
     """Five prompts among two; the policy's last version, whatever was asked before."""
-    here = JaxSampler(tiny[0], 5, 3, 1, make_mesh(), 0)
-    for version, temperature in ((1, 0.7), (2, 0.7), (2, 0.0)):
+    here, written = JaxSampler(tiny[0], 5, 3, 1, make_mesh(), 0), []
+    for version in (1, 2, 2):
         params = helpers.random_params(tiny[0], version)
-        got = write(sampler, params, version, temperature)()
-        assert_same(got, write(here, params, version, temperature)())
+        got = write(sampler, params, version)()
+        assert_same(got, write(here, params, version)())
         assert set(sampler.seconds) == {"learn", "sync", "generate"}
-    assert (
-        len(
-            {np.asarray(write(here, helpers.random_params(tiny[0], v), v)().tokens).tobytes() for v in (1, 2)}
-        )
-        == 2
-    )
+        written.append(np.asarray(got.tokens).tobytes())
+    assert written[0] != written[1] == written[2]
 
 
 def test_a_part_of_a_batch_is_written_as_in_the_whole(tiny):
@@ -163,10 +160,17 @@ def test_an_answer_that_is_none_ends_the_run(answer):
         ray_workers.RayOracle(Pool(), 0).rewards(["x"] * 3, ["y"] * 3)
 
 
-def pool(worker, arguments=(), count=1, **limits):
+def pool(*arguments, count=1):
+    """Workers of the class Plain."""
     return ray_pool.Pool(
-        "tests", worker, arguments, count, ray_pool.Resources(), ray_pool.PoolLimits(**limits), 0
+        "tests", Plain, arguments, count, ray_pool.Resources(), ray_pool.PoolLimits(60.0, 0), 0
     )
+
+
+@pytest.fixture(scope="module")
+def plain(cluster):
+    """Two workers for all tests of a pool; each test that loses one loses another one."""
+    return pool(count=2)
 
 
 class Plain:
@@ -181,34 +185,32 @@ class Plain:
         raise error
 
 
-def test_who_does_not_answer_is_waited_for_so_long_and_named(cluster):
-    workers = pool(Plain, count=2, timeout_s=60.0)
-    workers._limits = ray_pool.PoolLimits(timeout_s=1.0)
-    kill = lose(workers, 1)
-    with pytest.raises(ServiceError, match="Ray: waited for tests: a sign: 1 of 2 gave no answer within 1 s"):
-        workers.wait_for(workers.submit("pid", [(), ()]), "a sign")
-    kill()
-
-
-def test_who_is_lost_too_often_over_one_question_ends_the_run(cluster):
-    workers = pool(Plain, retries=0)
-    kill = lose(workers, 0)
-    asked = workers.submit("pid", [()])
-    kill()
-    with pytest.raises(ServiceError, match="Ray: waited for tests: a sign: "):
-        workers.wait_for(asked, "a sign")
-
-
-def test_what_a_worker_raises_is_raised_here(cluster):
+def test_what_a_worker_raises_is_raised_here(plain):
     with pytest.raises(
         ServiceError, match=r"^Ray: waited for tests: to start: .*config.oracle.folder='x': valid"
     ) as error:
-        pool(Plain, (False,))
+        pool(False)
     assert "\n" not in str(error.value)
-    workers = pool(Plain)
     for mistake in (InputError("the field"), FloatingPointError("rewards"), ServiceError("gone")):
         with pytest.raises(type(mistake), match=f"^{mistake}$"):
-            workers.wait_for(workers.submit("fail", [(mistake,)]), "that")
+            plain.wait_for(plain.submit("fail", [(mistake,)]), "that")
+
+
+def test_who_does_not_answer_is_waited_for_so_long_and_named(plain, monkeypatch):
+    monkeypatch.setattr(plain, "_limits", ray_pool.PoolLimits(timeout_s=1.0))
+    kill = lose(plain, 1)
+    with pytest.raises(ServiceError, match="Ray: waited for tests: a sign: 1 of 2 gave no answer within 1 s"):
+        plain.wait_for(plain.submit("pid", [(), ()]), "a sign")
+    kill()
+
+
+def test_who_is_lost_too_often_over_one_question_ends_the_run(plain):
+    """At once, as this pool allows no retries."""
+    kill = lose(plain, 0)
+    asked = plain.submit("pid", [()])
+    kill()
+    with pytest.raises(ServiceError, match="Ray: waited for tests: a sign: "):
+        plain.wait_for(asked, "a sign")
 
 
 def test_a_cluster_that_has_not_got_it_or_is_not_there(cluster):
@@ -218,25 +220,31 @@ def test_a_cluster_that_has_not_got_it_or_is_not_there(cluster):
         ray_pool.reserve([{"CPU": 1.0, "GPU": 1.0}], 5.0)
 
 
+def killing(sampler, nth):
+    """Wraps `begin`, so that actor 0 is killed while it writes the nth time for a duel; returns whom it killed."""
+    begin, calls, killed = sampler.begin, itertools.count(1), []
+
+    def wrapped(*arguments, num_responses, **options):
+        is_nth = num_responses == 5 and next(calls) == nth
+        kill = lose(sampler.pool, 0) if is_nth else lambda: None
+        pending = begin(*arguments, num_responses=num_responses, **options)
+        kill()
+        killed.extend([0] * is_nth)
+        return pending
+
+    sampler.begin = wrapped
+    return killed
+
+
 def test_a_run_on_workers_is_the_run_of_one_process(cluster, tmp_path):
     """To the bit: policy, ensemble and D_t; an actor is killed in the middle, and no label is bought twice."""
-    runs = []
-    for number, fields in enumerate(({}, {"ray.actors": 2, "ray.oracles": 2})):
-        run = small_run(tmp_path / str(number), "sea", **{"sea.burn_in": 4, "ray.timeout_s": 100.0}, **fields)
-        if fields:
-
-            def killing(policy, step, key, start=run.actor.start, run=run):
-                kill = lose(run.assets.sampler.pool, 0) if step == 2 else lambda: None
-                proposal = start(policy, step, key)
-                kill()
-                return proposal
-
-            run.actor.start = killing
-        loop(run)
-        assert run.labeller.num_queries == 16
-        runs.append(run.state)
-        run.assets.sampler.close()
-    parts = [(state.policy, state.ensemble, state.experience) for state in runs]
+    killed = []
+    fields = {"ray.actors": 2, "ray.oracles": 1, "ray.timeout_s": 100.0}
+    prepare = lambda run: killed.append(killing(run.assets.sampler, 3))  # noqa: E731
+    (here, _), (there, _) = local_run(), finished_run(tmp_path, prepare, **fields)
+    there.assets.sampler.close()
+    assert killed == [[0]] and here.labeller.num_queries == there.labeller.num_queries == 16
+    parts = [(run.state.policy, run.state.ensemble, run.state.experience) for run in (here, there)]
     jax.tree.map(np.testing.assert_array_equal, *parts)
 
 

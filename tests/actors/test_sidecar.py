@@ -1,5 +1,6 @@
 """A sidecar that dies, hangs, refuses or is stale: what is repeated, what is said, and that every wait ends."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -22,12 +23,12 @@ STUB = pathlib.Path(__file__).with_name("stub_sidecar.py")
 L, T, EOS, PAD = 6, 5, 3, 1
 
 
-@pytest.fixture
-def make(monkeypatch):
+@contextlib.contextmanager
+def stubs(monkeypatch):
     """A function: how the stub misbehaves, options -> a VllmSampler with it in vLLM's place."""
     made = []
 
-    def of(how="", **options):
+    def make(how="", **options):
         code = (
             f"import sys; sys.path[:0] = [{str(helpers.ROOT)!r}, {str(STUB.parent)!r}]; "
             f"import stub_sidecar; stub_sidecar.main({how!r}, *map(int, sys.argv[1:3]))"
@@ -41,9 +42,26 @@ def make(monkeypatch):
         made.append(sampler)
         return sampler, new_version(params)
 
-    yield of
-    for sampler in made:
-        sampler.close()
+    try:
+        yield make
+    finally:
+        for sampler in made:
+            sampler.close()
+
+
+@pytest.fixture
+def make(monkeypatch):
+    with stubs(monkeypatch) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def well():
+    """A sampler whose stub does as it should, and its policy; for all tests that leave it well."""
+    with pytest.MonkeyPatch.context() as monkeypatch, stubs(monkeypatch) as make:
+        sampler, policy = make()
+        sampler.start()
+        yield sampler, policy
 
 
 def ask(sampler, policy, key=0, M=3, temperature=0.7):
@@ -53,9 +71,9 @@ def ask(sampler, policy, key=0, M=3, temperature=0.7):
     )
 
 
-def test_ragged_answers_become_padded_arrays(make):
+def test_ragged_answers_become_padded_arrays(well):
     """Against what the stub says it samples: the seed's digits, seeds M apart, the same for the same key."""
-    sampler, policy = make()
+    sampler, policy = well
     out = ask(sampler, policy)
     seeds = vllm_sampler.prompt_seeds(jax.random.key(0), 3, 3)[:, None] + np.arange(3)
     assert len(set(seeds.ravel())) == 9 and seeds.min() >= 0
@@ -71,9 +89,9 @@ def test_ragged_answers_become_padded_arrays(make):
     assert sampler.restarts == 0 and set(sampler.seconds) == {"learn", "sync", "generate"}
 
 
-def test_a_part_of_a_batch_is_sampled_as_in_the_whole(make):
+def test_a_part_of_a_batch_is_sampled_as_in_the_whole(well):
     """Its prompts have the seeds that they have there."""
-    sampler, policy = make()
+    sampler, policy = well
     whole = ask(sampler, policy)
     tokens, mask = helpers.batch([2, 6, 1], L, "left", 11)
     for rows in (slice(0, 1), slice(1, 3)):
@@ -85,9 +103,9 @@ def test_a_part_of_a_batch_is_sampled_as_in_the_whole(make):
             np.testing.assert_array_equal(a, b[rows])
 
 
-def test_what_was_begun_is_read_in_any_order(make):
+def test_what_was_begun_is_read_in_any_order(well):
     """A batch begun, then one asked for with other weights, as at an evaluation: each has its own answer."""
-    sampler, policy = make()
+    sampler, policy = well
     tokens, mask = helpers.batch([2, 6, 1], L, "left", 11)
     pending = sampler.begin(policy, tokens, mask, jax.random.key(0), num_responses=3, temperature=0.7)
     between = ask(sampler, new_version(policy.params), key=1)
@@ -122,27 +140,27 @@ def test_a_sidecar_killed_while_nobody_waits_is_replaced(make):
     assert sampler.restarts == 1
 
 
-def test_greedy_responses_are_written_once(make):
-    sampler, policy = make()
+def test_greedy_responses_are_written_once(well):
+    sampler, policy = well
     one, three = ask(sampler, policy, M=1, temperature=0.0), ask(sampler, policy, M=3, temperature=0.0)
     np.testing.assert_array_equal(three.tokens, np.repeat(one.tokens, 3, 1))
 
 
-def test_weights_are_sent_once_a_version(make):
-    sampler, policy = make()
+def test_weights_are_sent_once_a_version(well, monkeypatch):
+    sampler, policy = well
     ask(sampler, policy)
     writes = []
     write = sampler._weights.write
-    sampler._weights.write = lambda views: writes.append(1) or write(views)
+    monkeypatch.setattr(sampler._weights, "write", lambda views: writes.append(1) or write(views))
     ask(sampler, policy, key=1)
     assert not writes
     ask(sampler, new_version(helpers.decoder(seed=1)[1]))
     assert len(writes) == 1
 
 
-def test_one_that_died_is_replaced_and_asked_again(make, capfd, tmp_path):
+def test_one_that_died_is_replaced_and_asked_again(make, well, capfd, tmp_path):
     """Weights are sent again from the shared memory, and the responses are those of a run without the fault."""
-    expected = ask(*make())
+    expected = ask(*well)
     sampler, policy = make(f"die once {tmp_path / 'died'}")
     out = ask(sampler, policy)
     np.testing.assert_array_equal(out.tokens, expected.tokens)
