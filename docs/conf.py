@@ -34,7 +34,7 @@ myst_heading_anchors = 3
 
 # API pages: one page per module, written by autosummary into docs/api/generated.
 autosummary_generate = True
-autosummary_ignore_module_all = False
+autosummary_ignore_module_all = True  # submodules of packages whose __all__ names functions
 autosummary_imported_members = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -51,29 +51,44 @@ html_show_copyright = False
 
 _CODE = re.compile(r"``.+?``|`[^`]+`", re.DOTALL)
 _RST_MARKUP = re.compile(r"[|*`]|(?<=\w)_(?!\w)")
-
-
-def _code(match: re.Match) -> str:
-    """Returns a code span of Markdown as one of reStructuredText, which may touch letters on either side."""
-    return "\\ ``" + " ".join(match[0].strip("`").split()) + "``\\ "
+_SECTION = re.compile(r"(Args|Attributes|Raises|References|Returns|Yields):")
 
 
 def _to_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Turns a docstring, plain text with Markdown's code spans, into reStructuredText.
+    """Turns a docstring, plain text with Markdown's code spans, into reStructuredText for napoleon."""
+    lines[:] = _separate_blocks(_escape_markup("\n".join(lines)).split("\n"))
 
-    Outside code, `|`, `*` and a trailing `_` are escaped, and an indented block ends with a blank line.
-    """
+
+def _escape_markup(source: str) -> str:
+    """Escapes `|`, `*` and a trailing `_` outside code, and doubles the backquotes of code spans."""
     text, end = "", 0
-    source = "\n".join(lines)
     for match in _CODE.finditer(source):
-        text += _RST_MARKUP.sub(r"\\\g<0>", source[end : match.start()]) + _code(match)
+        code = " ".join(match[0].strip("`").split())
+        # The escaped spaces vanish; they let a code span touch letters, as in `Scorer`s.
+        text += _RST_MARKUP.sub(r"\\\g<0>", source[end : match.start()]) + f"\\ ``{code}``\\ "
         end = match.end()
-    text += _RST_MARKUP.sub(r"\\\g<0>", source[end:])
-    lines[:] = []
-    for line in text.split("\n"):
-        if line.strip() and lines and lines[-1].strip() and _indent(line) < _indent(lines[-1]):
-            lines.append("")
-        lines.append(line)
+    return text + _RST_MARKUP.sub(r"\\\g<0>", source[end:])
+
+
+def _separate_blocks(lines: list[str]) -> list[str]:
+    """Puts blank lines around indented blocks, and makes the entries of References a list."""
+    out: list[str] = []
+    section, section_indent = "", 0
+    for source in lines:
+        line, indent, last = source, _indent(source), out[-1] if out else ""
+        if line.strip() and indent <= section_indent:
+            section = ""
+        if match := _SECTION.fullmatch(line.strip()):
+            section, section_indent = match[1], indent
+        elif section == "References" and line.strip():
+            bullet = "- " if indent == section_indent + 4 else ""
+            line = " " * (section_indent + 4) + (bullet or "  ") + line.strip()
+        if line.strip() and last.strip():
+            dedent = _indent(line) < _indent(last)
+            block = not section and _indent(line) > _indent(last) and len(out) > 1 and out[-2].strip()
+            out += [""] if dedent or block else []
+        out.append(line)
+    return out
 
 
 def _indent(line: str) -> int:
