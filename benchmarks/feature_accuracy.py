@@ -1,12 +1,15 @@
-"""Accuracy of the ensemble on held-out pairs against the number of labels, for three kinds of features.
+"""Measures the ensemble's accuracy on held-out pairs by number of labels, for three kinds of features.
 
     python -m benchmarks.feature_accuracy --config=configs/quickstart.py --workdir=runs/quickstart
 
-Pairs are two samples of the starting policy at the training temperature, labelled by threshold.
-'backbone' is what SEA uses, 'policy states' the starting policy's own (mean over response tokens),
-'reward basis' the quantities that the hidden reward is linear in: no method may see them, they show
-what perfect features would give. Each ensemble is trained until it no longer changes much
-(STEPS steps of Eq. 8), so the figures speak of features, not of the online loop's few steps.
+A pair is two samples of the starting policy at the training temperature, labelled by threshold. The features:
+
+    backbone         the frozen backbone's, which SEA uses
+    policy states    the starting policy's hidden states, averaged over response tokens
+    reward basis     the quantities in which the hidden reward is linear; an upper bound, hidden from methods
+
+Each ensemble is trained for STEPS steps of Eq. 8, until it changes little, so that the figures compare
+features and not the few steps of the online loop.
 """
 
 import functools
@@ -35,7 +38,11 @@ STEPS = 400
 
 
 def collect(config, shared: assets.Assets, split: str, count: int, seed: int):
-    """Pairs of samples: features by kind [N, 2, ·], and the reward basis [N, 2, F]."""
+    """Samples pairs of responses and computes their features.
+
+    Returns:
+        Backbone features, policy states and reward basis: [N, 2, E], [N, 2, W], [N, 2, F].
+    """
     task = shared.task
     policy, temperature = new_version(shared.ref_params), config.train.temperature
     sample = functools.partial(sample_now, shared.sampler, policy, num_responses=2, temperature=temperature)
@@ -59,7 +66,7 @@ def collect(config, shared: assets.Assets, split: str, count: int, seed: int):
 
 
 def accuracy(config, train: np.ndarray, test: np.ndarray, count: int, seed: int) -> float:
-    """Held-out accuracy of K heads after `count` labels; pairs [N, 2, E] have y+ first."""
+    """Returns the held-out accuracy of K heads trained on `count` labels; pairs [N, 2, E] have y+ first."""
     cfg = config.ensemble
     mean = train.mean((0, 1))
     scale = 1 / np.sqrt(train.var((0, 1)).mean())
@@ -77,6 +84,7 @@ _TRAINERS: dict = {}
 
 
 def _train(optimizer, batch_size: int, regularization: float):
+    """Returns the compiled training of the heads, the same for the same settings."""
     key = (batch_size, regularization)
     if key not in _TRAINERS:
         _TRAINERS[key] = jax.jit(

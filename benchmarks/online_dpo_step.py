@@ -1,11 +1,11 @@
-"""A step of passive online DPO, ours and TRL's, timed in turn in one run.
+"""Times a step of passive online DPO, ours and TRL's in turn, in one run.
 
     python -m benchmarks.online_dpo_step
 
 16 prompts of 70 tokens × 2 responses of exactly 53 tokens; GPT-NeoX of 2 layers, width 128, vocabulary
-512, fp32; the same weights and prompts for both. A step is all of it: generation, preference, losses,
-gradients, Adam. TRL's OnlineDPOTrainer is tuned (`gradient_checkpointing=False`); it is installed into
-an environment of its own on first use.
+512, fp32; the same weights and prompts for both. A step is generation, preference, losses, gradients and
+Adam. TRL's OnlineDPOTrainer is tuned (`gradient_checkpointing=False`); the first use installs it into an
+environment of its own.
 """
 
 import argparse
@@ -25,20 +25,19 @@ from jax.sharding import Mesh
 
 from launch import environments
 from sea_jax import algorithm, models
-from sea_jax.ensemble import heads
 from sea_jax.models.generate import make_sampler
 from sea_jax.runtime.allocator import keep_freed_memory
-from sea_jax.runtime.mesh import make_mesh, replicate, split
+from sea_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from sea_jax.state import init_state, step_keys
-from sea_jax.train import assign_labels, propose, update
+from sea_jax.train import assign_labels, propose, route, update
 from sea_jax.types import Candidates, Params, PromptBatch
 
 PROMPTS, LENGTH, NEW_TOKENS, VOCABULARY, EOS = 16, 70, 53, 512, 0
 LEARNING_RATE = 5e-7  # TRL's default
-PAUSE = 0.03  # seconds before a step: the other side's threads still spin for a while once its step has ended
+PAUSE = 0.03  # seconds before a step, until the other side's threads have stopped spinning
 
-# Read together with benchmarks/trl_worker.py: 1.16 keeps OnlineDPOTrainer in trl.experimental.online_dpo, whose
-# behaviour may change in any release. Everything that runs inside a timed step is pinned.
+# Read together with benchmarks/trl_worker.py: 1.16 keeps OnlineDPOTrainer in trl.experimental.online_dpo,
+# whose behaviour may change in any release. All packages that run inside a timed step are pinned.
 TRL = [
     "trl==1.16.0",
     "torch==2.13.0",
@@ -52,7 +51,7 @@ TRL = [
 
 
 def small_policy() -> tuple[models.Decoder, Params]:
-    """GPT-NeoX of 2 layers, width 128 and `VOCABULARY` tokens, its weights random, fp32."""
+    """Makes a GPT-NeoX of 2 layers, width 128 and `VOCABULARY` tokens, with random weights in fp32."""
     config = models.PythiaConfig(
         vocab_size=VOCABULARY, num_layers=2, width=128, num_heads=4, mlp_width=512, max_length=128
     )
@@ -67,32 +66,31 @@ def our_step(
     # The EOS is out of the vocabulary, so that every response has exactly NEW_TOKENS tokens.
     sample = make_sampler(model, 2, NEW_TOKENS, 0.7, VOCABULARY, EOS, mesh)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
-    learner = algorithm.Learner(
+    settings = algorithm.UpdateSettings(
         model, optimizer, optax.adam(1e-3), learn_ensemble=False, micro_batch=micro_batch
     )
-    state = init_state(
-        jax.random.key(0), params, optimizer, heads.Head((1,)), optax.adam(1e-3),
-        num_members=1, feature_width=1, capacity=1,
-    )  # fmt: skip
+    state = init_state(jax.random.key(0), params, optimizer)
     state, ref_params = replicate(mesh, state), replicate(mesh, params)
-    mask = split(mesh, np.ones((PROMPTS, LENGTH), bool))
+    mask = shard_batch(mesh, np.ones((PROMPTS, LENGTH), bool))
 
     def step(i: int) -> float:
         nonlocal state
         start = time.perf_counter()
         rows = np.arange(i * PROMPTS, (i + 1) * PROMPTS) % len(prompts)
-        batch = PromptBatch(split(mesh, prompts[rows]), mask, jnp.asarray(rows))
+        batch = PromptBatch(shard_batch(mesh, prompts[rows]), mask)
         keys = step_keys(state.key, i)
         responses = sample(state.policy.params, batch.tokens, mask, keys.sample)
-        candidates = Candidates(*responses, jnp.zeros((PROMPTS, 2, 1)))  # pyright: ignore[reportCallIssue]
+        candidates = Candidates(responses.tokens, responses.mask, None)
         rewards = jnp.zeros((1, PROMPTS, 2))
-        duel = propose(keys.select, keys.label, rewards, candidates, 10**9, strategy="passive", gamma=1.0)
+        duel = propose(keys.select, rewards, strategy="passive")
+        duel = route(keys.route, keys.label, duel, rewards, candidates, 10**9, gamma=1.0)
         tokens = np.asarray(responses.tokens)
         assert tokens.shape == (PROMPTS, 2, NEW_TOKENS) and np.asarray(responses.mask).all()
         reward = tokens.sum(-1) % 97  # the fixed reward of TRL's side
         prefers_first = reward[:, 0] > reward[:, 1]
-        labelled = assign_labels(keys.label, rewards, batch, candidates, duel, prefers_first)
-        state, metrics = update(learner, state, ref_params, split(mesh, labelled))
+        answered = np.ones(PROMPTS, bool)
+        labelled = assign_labels(keys.label, rewards, batch, candidates, duel, prefers_first, answered)
+        state, metrics = update(settings, state, ref_params, shard_batch(mesh, labelled))
         assert float(metrics["step/finite"]) == 1.0
         jax.block_until_ready(state)
         return time.perf_counter() - start
@@ -101,7 +99,7 @@ def our_step(
 
 
 def trl_step(folder: Path, prompts: Path) -> tuple[Callable[[int], float], Callable[[], None]]:
-    """Starts TRL's worker; returns a step function like ours, and what ends the worker."""
+    """Starts TRL's worker; returns a step function like ours, and a function that ends the worker."""
     python = environments.ensure("trl", TRL)
     worker = Path(__file__).with_name("trl_worker.py")
     process = subprocess.Popen(
@@ -145,7 +143,7 @@ def main() -> None:
             sides["trl"], close = trl_step(folder, folder / "prompts.npy")
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for i in range(args.steps + 5):
-            for side, step in sides.items():  # in turn: both meet the same machine
+            for side, step in sides.items():  # in turn, so that both see the same load of the machine
                 time.sleep(PAUSE)
                 seconds[side].append(step(i))
         close()

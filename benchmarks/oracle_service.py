@@ -1,12 +1,13 @@
-"""The oracle service under load: throughput and latency, batched against unbatched, in turn on one machine.
+"""Measures throughput and latency of the oracle service, batched and unbatched in turn, on one machine.
 
     python -m benchmarks.oracle_service
     python -m benchmarks.oracle_service --model=mini_tldr     # a cheap reward: the service's own cost
 
-A GPT-NeoX reward model of 2 layers, width 128, random weights, fp32, on posts of 40-64 tokens and summaries of
-8-24: texts of 64 and 128 tokens when padded. A client asks about one comparison (two texts) after the other. Both
-services have one worker; unbatched it takes one request at a time and reads its two texts at once, batched up to
-32 requests and `--batch_size` texts at once. The clients are coroutines of this process.
+The model is a GPT-NeoX reward model of 2 layers, width 128, random weights, fp32. Posts have 40-64 tokens
+and summaries 8-24, so that padded texts have 64 or 128 tokens. A client sends one request for one comparison
+(two texts) after the other. Both services have one worker. The unbatched worker takes one request and scores
+its two texts at once; the batched one takes up to 32 requests and scores `--batch_size` texts at once. The
+clients are coroutines of this process.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sea_jax.oracles import messages as wire
+from sea_jax.oracles import messages
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks import mini_tldr_grammar as grammar
 
@@ -34,7 +35,9 @@ CLIENTS = (1, 8, 64)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="", help="folder, or mini_tldr; by default the reward model above")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, after one untimed")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="length of a measurement, after one untimed second"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--port", type=int, default=18400, help="the first of two")
@@ -53,7 +56,7 @@ def main() -> None:
             for count in CLIENTS:
                 for _ in range(args.rounds):
                     for i, mode in enumerate(modes):
-                        report(
+                        print_row(
                             count, mode, asyncio.run(load(args.port + i, count, args.seconds)), args.seconds
                         )
         finally:
@@ -65,7 +68,7 @@ def main() -> None:
 
 
 def save_model(folder: Path) -> str:
-    """A reward model of the shape above, with the embedded task's tokenizer."""
+    """Saves the reward model described above, with the embedded task's tokenizer; returns its folder."""
     import jax
     import jax.numpy as jnp
 
@@ -83,7 +86,7 @@ def save_model(folder: Path) -> str:
 
 
 def start(model: str, port: int, flags: list[str]) -> subprocess.Popen:
-    """A service that is ready."""
+    """Starts a service and returns it once it is ready."""
     call = [
         sys.executable, "-m", "sea_jax.serve.oracle_service", f"--model={model}", f"--port={port}",
         "--workers=1", *flags,
@@ -96,12 +99,12 @@ def start(model: str, port: int, flags: list[str]) -> subprocess.Popen:
 
 
 def requests(number: int = 500) -> list[bytes]:
-    """HTTP requests, each for one comparison of two noisy summaries."""
+    """Returns HTTP requests, each for one comparison of two noisy summaries."""
     rng, out = random.Random(0), []
     for i in range(number):
         post = grammar.make_post(rng)
         texts = [[post.text], *([grammar.make_demonstration(rng, post)[0]] for _ in range(2))]
-        body = wire.pack_request(str(i), "", "probability", 0, texts)
+        body = messages.pack_request(str(i), "", "probability", 0, texts)
         out.append(
             b"POST /probability HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
         )
@@ -109,7 +112,7 @@ def requests(number: int = 500) -> list[bytes]:
 
 
 async def load(port: int, count: int, seconds: float) -> list[float]:
-    """Latencies, in seconds, of what ended within the time; `count` clients, each with one request under way."""
+    """Sends requests from `count` clients, one in flight each; returns the latencies in seconds."""
     prepared, latencies = requests(), []
     begin = time.perf_counter() + 1.0  # untimed before
     end = begin + seconds
@@ -122,7 +125,7 @@ async def load(port: int, count: int, seconds: float) -> list[float]:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
             assert head.startswith(b"HTTP/1.1 200"), head
             size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-            wire.read_answer(
+            messages.read_answer(
                 await asyncio.wait_for(reader.readexactly(size), 60), str(i % len(prepared)), "probability", 1
             )
             now = time.perf_counter()
@@ -136,7 +139,7 @@ async def load(port: int, count: int, seconds: float) -> list[float]:
     return latencies
 
 
-def report(count: int, mode: str, latencies: list[float], seconds: float) -> None:
+def print_row(count: int, mode: str, latencies: list[float], seconds: float) -> None:
     p50, p99 = 1000 * np.percentile(latencies, [50, 99])
     print(f"| {count} | {mode} | {len(latencies) / seconds:,.0f} | {p50:.1f} | {p99:.1f} |", flush=True)
 

@@ -21,9 +21,11 @@ from configs import quickstart
 from sea_jax import tasks
 from sea_jax.config import validate as config
 from sea_jax.experiment import assets
+from sea_jax.experiment.logbook import Logbook
+from sea_jax.experiment.setup import make_run
 from sea_jax.runtime.allocator import keep_freed_memory
 from sea_jax.runtime.metrics import MetricWriter
-from sea_jax.train import Run
+from sea_jax.train import Run, train_step
 
 PLACEMENTS = {
     "collocated": dict(mesh=2, devices=0, staleness=0),
@@ -71,15 +73,24 @@ def prepare(args, mesh: int, devices: int, staleness: int):
     task = tasks.load(cfg, cache / "task")
     config.validate(cfg, task)
     shared = assets.prepare(cfg, cache, task)
-    return lambda: Run(cfg, shared, args.method, 0, Path(args.workdir))
+    return lambda: make_run(cfg, shared, args.method, 0)
+
+
+class WithoutEvaluation(Logbook):
+    """Writes metrics as a run does, and evaluates nothing."""
+
+    def __init__(self, folder: Path, writer: MetricWriter):
+        super().__init__(folder, writer, lambda *_: {})  # pyright: ignore[reportArgumentType]
 
 
 def timed(run: Run, steps: int) -> list[float]:
-    """Seconds of each step once the first few are over."""
-    warm, last, marks = 3, None, []
+    """Returns the seconds of each step after the first few."""
+    warm, marks = 3, []
     with tempfile.TemporaryDirectory() as folder, MetricWriter(Path(folder)) as writer:
+        logbook = WithoutEvaluation(Path(folder), writer)
+        logbook.begin(run)
         for step in range(warm + steps):
-            last = run._step(step, run.labeller.num_queries, writer, last)
+            logbook.end_step(run, train_step(run, step, logbook), last=False)
             marks.append(time.perf_counter())
     jax.block_until_ready(run.state)
     return [b - a for a, b in itertools.pairwise(marks)][warm - 1 :]

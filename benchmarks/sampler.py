@@ -1,10 +1,10 @@
-"""The sampler: tokens a second of `generate`.
+"""Measures the tokens that a sampler generates in a second.
 
     python -m benchmarks.sampler
-    python -m benchmarks.sampler --kind vllm    # the same through the sidecar (make sidecar)
+    python -m benchmarks.sampler --kind vllm    # through the vLLM sidecar (make sidecar)
 
 32 prompts of 64 tokens × 20 responses of exactly 53 tokens; GPT-NeoX of 2 layers, width 128, vocabulary
-512, fp32, temperature 0.7. Reading the prompts is part of the time.
+512, fp32, temperature 0.7. The time includes the prompts' prefill.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from benchmarks.online_dpo_step import VOCABULARY, small_policy
 from sea_jax.actors.jax_sampler import JaxSampler
 from sea_jax.actors.make import KINDS as SAMPLERS
 from sea_jax.actors.sampler import new_version, sample_now
-from sea_jax.actors.vllm_sampler import Options, VllmSampler
+from sea_jax.actors.vllm_sampler import VllmOptions, VllmSampler
 from sea_jax.runtime.allocator import keep_freed_memory
 from sea_jax.runtime.mesh import make_mesh
 
@@ -35,7 +35,7 @@ def main() -> None:
     prompts = np.random.default_rng(0).integers(1, VOCABULARY, (PROMPTS, LENGTH), dtype=np.int32)
     # The EOS is out of the vocabulary, so that every response has exactly NEW_TOKENS tokens.
     if args.kind == "vllm":
-        options = Options(".venv-vllm/bin/python", LENGTH, "float32", max_num_seqs=PROMPTS * RESPONSES)
+        options = VllmOptions(".venv-vllm/bin/python", LENGTH, "float32", max_num_seqs=PROMPTS * RESPONSES)
         sampler = VllmSampler(model, NEW_TOKENS, VOCABULARY, 0, make_mesh(), options)
     else:
         sampler = JaxSampler(model, NEW_TOKENS, VOCABULARY, 0, make_mesh(), 0)
@@ -51,7 +51,8 @@ def main() -> None:
     sampler.close()
     rate = PROMPTS * RESPONSES * NEW_TOKENS / np.array(seconds[2:])
     print(
-        f"{args.kind}, tokens a second: min {rate.min():,.0f}, median {np.median(rate):,.0f}, max {rate.max():,.0f}"
+        f"{args.kind}, tokens a second: min {rate.min():,.0f}, median {np.median(rate):,.0f}, "
+        f"max {rate.max():,.0f}"
     )
     print(f"python {sys.version.split()[0]}, jax {jax.__version__}, {jax.devices()[0].platform}")
 

@@ -1,4 +1,4 @@
-"""TRL's side of benchmarks/online_dpo_step.py: OnlineDPOTrainer, one optimizer step per line of stdin.
+"""Runs TRL's OnlineDPOTrainer for benchmarks/online_dpo_step.py, one optimizer step per line of stdin.
 
 Run by the Python of TRL's own environment (`environments.ensure("trl", online_dpo_step.TRL)`), never by ours:
 
@@ -6,13 +6,13 @@ Run by the Python of TRL's own environment (`environments.ensure("trl", online_d
 
 Protocol, one line each way, so that a parent can take turns between our step and TRL's:
 
-    'step' -> one step of `trainer.train()`: prompts to ids, generation, reward, losses, backward, AdamW. Answer:
-              {"step": int, "seconds": float, "new_tokens": [least, most]}
+    'step' -> one step of `trainer.train()`: prompts to ids, generation, reward, losses, backward, AdamW.
+              Answer: {"step": int, "seconds": float, "new_tokens": [least, most]}
     'quit' or end of input -> exit 0, no answer.
-    anything that goes wrong -> {"error": "one line"} and exit 1.
+    any error -> {"error": "one line"} and exit 1.
 
-Nothing is printed before the first answer; the first step's seconds hold torch's warm-up, and loading is in none.
-Only answers go to stdout, the libraries' own talk to stderr.
+Nothing is printed before the first answer. The first step's seconds include torch's warm-up; no step's include
+loading. Answers go to stdout, output of the libraries to stderr.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEARNING_RATE = 5e-7  # TRL's default; the time of a step does not depend on it
 
 
 class Quit(Exception):
-    """The parent asked us to stop: raised inside train(), whose step would otherwise begin regardless."""
+    """Ends train() at the parent's request, before its next step begins."""
 
 
 def claim_stdout() -> TextIO:
@@ -43,10 +43,10 @@ def claim_stdout() -> TextIO:
 
 
 def id_tokenizer(vocab_size: int, eos_id: int) -> Any:
-    """A tokenizer whose words are the ids: '<7> <30>' <-> [7, 30].
+    """Makes a tokenizer whose words are the ids: '<7> <30>' <-> [7, 30].
 
-    TRL takes text and tokenizes it in every step. Decoding ids with the model's own BPE and encoding them again
-    may merge them differently, and then the prompts would not be of the length we time. The <> keep the special
+    TRL takes text and tokenizes it in every step. Decoding ids with the model's own BPE and encoding them
+    again may merge them differently, which would change the length of the prompts. The <> keep the special
     word <0> from matching inside <10>.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -75,7 +75,7 @@ def load_prompts(path: Path, tokenizer: Any) -> list[str]:
 
 
 def fixed_reward(new_tokens: int, eos_id: int, seen: dict[str, Any]) -> Any:
-    """A reward that costs nothing, a fixed function of the ids, which also checks the responses' lengths.
+    """Makes a cheap reward, a fixed function of the ids, that also checks the lengths of the responses.
 
     Args:
       new_tokens: tokens every response must have.
@@ -96,10 +96,11 @@ def fixed_reward(new_tokens: int, eos_id: int, seen: dict[str, Any]) -> Any:
 
 
 def tuned_config(new_tokens: int, seed: int, folder: str) -> Any:
-    """OnlineDPOConfig at its fastest on CPU with the same work done: what differs from TRL's defaults, and why.
+    """Returns the OnlineDPOConfig that is fastest on CPU for the same work; comments explain each change.
 
-    Tried on two cores and left out: torch_compile and a static cache (no gain outside the noise), eager attention
-    (slower), one thread (half as slow again). Clipping stays on: the trainer computes the norm in any case.
+    Tried on two cores and left out: torch_compile and a static cache (no gain outside the noise), eager
+    attention (slower), one thread (half as slow again). Clipping stays on: the trainer computes the norm in
+    any case.
     """
     from trl.experimental.online_dpo import OnlineDPOConfig  # pyright: ignore[reportMissingImports]
 
@@ -130,9 +131,10 @@ def tuned_config(new_tokens: int, seed: int, folder: str) -> Any:
 
 
 def turn_taker(answers: TextIO, seen: dict[str, Any]) -> Any:
-    """A callback that holds every step until the parent says so, and times it until its end.
+    """Makes a callback that delays each step until the parent asks for it, and times the step.
 
-    The time holds all of a step but the look-up of its 16 texts, which the trainer does before on_step_begin.
+    The time includes all of a step but the look-up of its 16 texts, which the trainer does before
+    on_step_begin.
     """
     from transformers import TrainerCallback
 
@@ -194,14 +196,14 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="torch threads (cores)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the batches and of the sampling")
     args = parser.parse_args()
-    # Set before the libraries are imported: no look-ups beyond this machine, no notice about experimental modules.
+    # Set before the libraries are imported: no network access, no notice about experimental modules.
     os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_PARALLELISM="false")
     answers = claim_stdout()
     try:
         train(args, answers)
     except Quit:
         return 0
-    except Exception as error:  # whatever it is, the parent is waiting for a line
+    except Exception as error:  # the parent waits for a line, whatever the error
         message = " ".join(f"{type(error).__name__}: {error}".split())
         print(json.dumps({"error": message}), file=answers, flush=True)
         return 1

@@ -1,12 +1,12 @@
-"""The vLLM sidecar: seconds until it is ready, and until new weights are in it.
+"""Times the vLLM sidecar: seconds until it is ready, and until it has new weights.
 
     make sidecar
     python -m benchmarks.weight_push
 
-A GPT-NeoX of Pythia 160M's shape, fp32, random weights. A push is what happens between two updates: the arrays
-are copied into shared memory and their digest is taken ('write'), then the sidecar takes its own digest, loads
-them and resets its prefix cache ('load'). Beside it a plain copy of as many bytes. The first sidecar may find
-no compiled files of Python; the second does.
+The model is a GPT-NeoX of Pythia 160M's shape, fp32, with random weights. 'push' is the whole transfer: the
+arrays are copied into shared memory and their digest is computed ('write'), then the sidecar computes its own
+digest, loads them and resets its prefix cache. 'copy' is a plain copy of as many bytes. The first sidecar may
+have to compile Python's files; the second finds them.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from sea_jax.actors.sampler import new_version
-from sea_jax.actors.vllm_sampler import Options, VllmSampler
+from sea_jax.actors.vllm_sampler import VllmOptions, VllmSampler
 from sea_jax.actors.weight_sync import SharedWeights
 from sea_jax.models import LlamaConfig, PythiaConfig, convert, sizes
 from sea_jax.runtime.mesh import make_mesh
@@ -26,15 +26,17 @@ PROMPT, RESPONSE = 512, 53  # tokens
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", default=".venv-vllm/bin/python", help="of the sidecar's environment")
+    parser.add_argument(
+        "--python", default=".venv-vllm/bin/python", help="Python of the sidecar's environment"
+    )
     parser.add_argument("--model", default="pythia-160m", help=f"one of {sorted(sizes.SIZES)}")
-    parser.add_argument("--pushes", type=int, default=7, help="timed, after 1 untimed")
+    parser.add_argument("--pushes", type=int, default=7, help="timed pushes, after 1 untimed")
     args = parser.parse_args()
     shape = sizes.shape(args.model, max_length=2048)
     assert isinstance(shape, PythiaConfig | LlamaConfig), "a policy"
     model = shape.build()
     params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
-    options = Options(args.python, PROMPT, "float32")
+    options = VllmOptions(args.python, PROMPT, "float32")
     for name in ("first", "second"):
         sampler = VllmSampler(model, RESPONSE, 0, 1, make_mesh(), options)
         start = time.perf_counter()
@@ -59,7 +61,8 @@ def main() -> None:
             seconds[what].append(time.perf_counter() - start)
     sampler.close()
     print(
-        f"{args.model}, {source.nbytes / 1e6:.0f} MB, {args.pushes} times; seconds (lowest, median), GB/s of the median"
+        f"{args.model}, {source.nbytes / 1e6:.0f} MB, {args.pushes} times; "
+        "seconds (lowest, median), GB/s of the median"
     )
     for what, all_ in seconds.items():
         low, median = np.min(all_[1:]), np.median(all_[1:])

@@ -143,10 +143,10 @@ def with_mesh(config: Config, count: int, tensor: int | None = None) -> Config:
     if tensor is None and math.prod(config.mesh.values()) == count:
         return config
     B = config.train.batch_size
-    tensor = tensor or -(-count // B)
-    config.mesh.update(dict(data=1, fsdp=count // tensor, tensor=tensor))
+    size: int = tensor or -(-count // B)
+    config.mesh.update(dict(data=1, fsdp=count // size, tensor=size))
     for part in (config.train, config.sampler):
-        part.micro_batch = raised(part.micro_batch or B, count // tensor, B)
+        part.micro_batch = raised(part.micro_batch or B, count // size, B)
     return config
 
 

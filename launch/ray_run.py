@@ -1,17 +1,19 @@
-"""A run whose parts are processes of a Ray cluster: learners, actors that sample, workers of the oracle.
+"""Runs a config on a Ray cluster: learners, actors that sample, and workers of the oracle.
 
     pip install 'sea_jax[ray]'
     python -m launch.ray_run --config=configs/quickstart.py --workdir=runs/ray --actors=2 --oracles=1
     python -m launch.ray_run --config=configs/tldr.py:size=6.9b --workdir=/shared/runs/tldr --address=auto \
         --learners=1 --learner_gpus=8 --actors=8 --actor_gpus=1 --oracles=2 --oracle_gpus=4
 
-Without --address (or RAY_ADDRESS) the cluster is this machine, for as long as the command runs. A cluster of
-several is begun as Ray's documentation says (`ray start --head`, then `ray start --address=<head>` on each);
-all machines have this folder and its environment at the same path, and --workdir is on a disk that the
-learners see. All processes are reserved together, in one placement group. With --learners=n each is a
-process of one run on several hosts, as `python -m sea_jax.main --coordinator` has them. An actor or a worker
-of the oracle that is lost is replaced, given the current weights and asked again (config.ray.retries times
-over one question); a learner that is lost ends the run.
+Without --address (or RAY_ADDRESS) the cluster is this machine, for the duration of the command. Start a
+cluster of several machines as Ray's documentation says (`ray start --head`, then `ray start --address=<head>`
+on the others). All machines have this folder and its environment at the same path, and --workdir is on a disk
+that the learners share.
+
+All processes are reserved together, in one placement group. With --learners=n the learners are the processes
+of one run on n hosts, as with `python -m sea_jax.main --coordinator`. A lost actor or oracle worker is
+replaced, gets the current weights and repeats the call (at most config.ray.retries times); a lost learner
+ends the run.
 """
 
 import socket
@@ -31,39 +33,43 @@ from sea_jax.types import Config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.", required=True)
-_ADDRESS = flags.DEFINE_string("address", "", "Of the cluster's head, or auto; else RAY_ADDRESS's, or none.")
-_LEARNERS = flags.DEFINE_integer("learners", 1, "Processes that learn, as if on so many hosts.", 1)
-_ACTORS = flags.DEFINE_integer("actors", None, "Processes that sample; else config.ray.actors.", 0)
-_ORACLES = flags.DEFINE_integer("oracles", None, "Processes that are the oracle; else config.ray.oracles.", 0)
-_LEARNER_CPUS = flags.DEFINE_float("learner_cpus", 1.0, "CPUs of a learner.", 0.0)
-_LEARNER_GPUS = flags.DEFINE_float("learner_gpus", 0.0, "GPUs of a learner.", 0.0)
-_ACTOR_GPUS = flags.DEFINE_float("actor_gpus", None, "GPUs of an actor; else config.ray.actor_gpus.", 0.0)
-_ORACLE_GPUS = flags.DEFINE_float("oracle_gpus", None, "GPUs of an oracle; else config.ray.oracle_gpus.", 0.0)
+_ADDRESS = flags.DEFINE_string(
+    "address", "", "Of the cluster's head, or auto; default: RAY_ADDRESS, or none."
+)
+_LEARNERS = flags.DEFINE_integer("learners", 1, "Number of learners.", 1)
+_ACTORS = flags.DEFINE_integer("actors", None, "Number of actors; default: config.ray.actors.", 0)
+_ORACLES = flags.DEFINE_integer("oracles", None, "Number of oracle workers; default: config.ray.oracles.", 0)
+_LEARNER_CPUS = flags.DEFINE_float("learner_cpus", 1.0, "CPUs per learner.", 0.0)
+_LEARNER_GPUS = flags.DEFINE_float("learner_gpus", 0.0, "GPUs per learner.", 0.0)
+_ACTOR_GPUS = flags.DEFINE_float("actor_gpus", None, "GPUs per actor; default: config.ray.actor_gpus.", 0.0)
+_ORACLE_GPUS = flags.DEFINE_float(
+    "oracle_gpus", None, "GPUs per oracle worker; default: config.ray.oracle_gpus.", 0.0
+)
 
 
 class Learner:
-    """A process that learns: one of those of a run on several hosts, or the only one."""
+    """A learner's process: one of a run on several hosts, or the only one."""
 
-    def meeting_place(self) -> str:
-        """host:port at which learner 0 can be met."""
+    def coordinator_address(self) -> str:
+        """Returns host:port, free on this machine, for learner 0 to coordinate the others."""
         host = ray.util.get_node_ip_address()
-        with socket.socket() as found:
-            found.bind((host, 0))
-            return f"{host}:{found.getsockname()[1]}"
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return f"{host}:{probe.getsockname()[1]}"
 
     def run(self, fields: dict[str, Any], workdir: str, coordinator: str, count: int, index: int) -> str:
-        """What `experiment.run` says."""
+        """Runs the config as learner `index` of `count`; returns the result of `experiment.run`."""
         config: Config = ConfigDict(fields)
         prepare_jax(config, workdir)
         if count > 1:
             meet(coordinator, count, index)
-        from sea_jax.experiment import run as experiment
+        from sea_jax.experiment import run as experiment  # starts JAX, which the lines above prepare
 
         return experiment.run(config, workdir)
 
 
 def main(argv: list[str]) -> None:
-    """Reserves the processes and runs the config on them; a mistake in it is one line and exit status 2."""
+    """Reserves the processes and runs the config; a mistake in it is one line on stderr and exit status 2."""
     if len(argv) > 1:
         fail(f"unexpected argument {argv[1]!r}: valid are --config, --workdir, --config.<field>, --actors, …")
     if not flags.FLAGS["verbosity"].present:
@@ -83,19 +89,20 @@ def main(argv: list[str]) -> None:
 
 
 def _run(config: Config) -> str:
-    """What the main learner says at the end."""
-    count, bound = _LEARNERS.value, config.ray.timeout_s
+    """Starts the learners and waits for them; returns the main learner's result."""
+    count, timeout_s = _LEARNERS.value, config.ray.timeout_s
     resources = ray_pool.Resources(_LEARNER_CPUS.value, _LEARNER_GPUS.value)
-    wanted = ray_workers.bundles(config, resources, count)
-    ray_pool.connect(_ADDRESS.value, sum(bundle["CPU"] for bundle in wanted))
-    group = ray_pool.reserve(wanted, bound)
+    bundles = ray_workers.bundles(config, resources, count)
+    ray_pool.connect(_ADDRESS.value, sum(bundle["CPU"] for bundle in bundles))
+    group = ray_pool.reserve(bundles, timeout_s)
     kind: Any = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(Learner)
-    places = [ray_pool.in_bundle(group, i) for i in range(count)]
-    learners = [kind.options(scheduling_strategy=place).remote() for place in places]
-    [meeting] = ray_pool.hear([learners[0].meeting_place.remote()], "learner 0 to begin", bound)
-    given = config.to_dict(), _WORKDIR.value, meeting, count
-    runs = [learner.run.remote(*given, i) for i, learner in enumerate(learners)]
-    return ray_pool.hear(runs, "the run to end", None)[0]
+    strategies = [ray_pool.in_bundle(group, i) for i in range(count)]
+    learners = [kind.options(scheduling_strategy=strategy).remote() for strategy in strategies]
+    address = learners[0].coordinator_address.remote()
+    [coordinator] = ray_pool.wait_for([address], "learner 0 to start", timeout_s)
+    arguments = config.to_dict(), _WORKDIR.value, coordinator, count
+    runs = [learner.run.remote(*arguments, i) for i, learner in enumerate(learners)]
+    return ray_pool.wait_for(runs, "the run to end", None)[0]
 
 
 if __name__ == "__main__":

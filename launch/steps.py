@@ -5,6 +5,7 @@ with shapes and shardings in the place of arrays.
 """
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from sea_jax import models, train
 from sea_jax.config.validate import validate_compute
 from sea_jax.ensemble import features, pair_encoder
 from sea_jax.errors import InputError
+from sea_jax.experiment import reward_scorer
+from sea_jax.experiment.setup import draw_ensemble, make_settings
 from sea_jax.methods import METHODS
 from sea_jax.models import convert, sizes
 from sea_jax.models.generate import make_sampler
 from sea_jax.models.params import cast_matrices
 from sea_jax.oracles import reward_model
 from sea_jax.runtime.mesh import AXES, batch_shards
-from sea_jax.runtime.sharding import checked_specs, gathering
+from sea_jax.runtime.sharding import checked_specs, with_gather
 from sea_jax.state import init_state
 from sea_jax.tasks import mini_tldr
 from sea_jax.types import BATCH_AXES, PreferenceBatch, PromptBatch, SeaState
@@ -85,12 +88,12 @@ class Experiment:
         self.response_length = task.get("response_length", mini_tldr.RESPONSE_LENGTH)
         self.policy = policy_shape(config).build()
         self._check_batches()
-        self.learner, self.head = train.make_learner(
-            gathering(self.mesh, self.policy),
+        self.settings = make_settings(
+            with_gather(self.mesh, self.policy),
             FrozenConfigDict(config.train),
             FrozenConfigDict(config.ensemble),
-            self.method,
-            self.method.alpha(config),
+            self.method.term(config) if self.method.term else None,
+            tuple(self.method.learns),
         )
         self.params = self._sharded_params(self.policy)
         self.ref_params = _cast(self.params, self.policy.config.dtype)
@@ -111,10 +114,12 @@ class Experiment:
         left_out = set()
         if self.oracle[0] is None:
             left_out.add("oracle")
-        if not self.method.pooled:
+        if self.method.prompts.samples(self.config) is None:
             left_out.add("pool")
-        if not (self.method.active and self.method.scorer == "implicit"):
+        if self.scored is None:
             left_out.add("score")
+        if not self.method.learns_ensemble:
+            left_out.add("features")
         return tuple(name for name in NAMES if name not in left_out)
 
     def step(self, name: str) -> Step:
@@ -131,13 +136,14 @@ class Experiment:
         batch = PreferenceBatch(
             pair(self.prompt_length, dtype=jnp.int32), pair(self.prompt_length, dtype=bool),
             pair(2, T, dtype=jnp.int32), pair(2, T, dtype=bool),
-            pair(2, self.feature_width, dtype=jnp.float32),
+            pair(2, self.feature_width, dtype=jnp.float32) if self.method.learns_ensemble else None,
             pair(dtype=bool), pair(dtype=jnp.float32),
         )  # fmt: skip
-        if self.method.optimistic:
-            y_ref = dict(y_ref_tokens=pair(1, T, dtype=jnp.int32), y_ref_mask=pair(1, T, dtype=bool))
-            batch = batch._replace(**y_ref)
-        traced = train.update.trace(self.learner, self.state, self.ref_params, self._split(batch))
+        if self.settings.term is not None:
+            X = self.settings.term.num_extra
+            extra = dict(extra_tokens=pair(X, T, dtype=jnp.int32), extra_mask=pair(X, T, dtype=bool))
+            batch = batch._replace(**extra)
+        traced = train.update.trace(self.settings, self.state, self.ref_params, self._split(batch))
         return Step("train", traced, ("parameters", "optimizer", "reference", "ensemble"))
 
     def _generate(self) -> Step:
@@ -145,10 +151,10 @@ class Experiment:
         return self._sampling("generate", cfg.train.batch_size, self.num_responses, cfg.train.temperature)
 
     def _pool(self) -> Step:
-        """What APL chooses prompts by."""
-        cfg = self.config
-        prompts = cfg.train.batch_size * cfg.apl.pool_factor
-        return self._sampling("pool", prompts, cfg.apl.entropy_samples, 1.0)
+        """Traces the samples by which the method chooses its prompts."""
+        samples = self.method.prompts.samples(self.config)
+        assert samples is not None
+        return self._sampling("pool", *samples)
 
     def _sampling(self, name: str, num_prompts: int, num_responses: int, temperature: float) -> Step:
         T, at_once = self.response_length, self.config.sampler.micro_batch
@@ -160,12 +166,16 @@ class Experiment:
         return Step(name, traced, ("parameters",), while_turns=T - 1)
 
     def _score(self) -> Step:
-        """Implicit rewards of all responses of a step (APL)."""
+        """Takes the scorer's own program over all responses of a step."""
+        return Step("score", self.scored, ("parameters", "reference"))
+
+    @functools.cached_property
+    def scored(self) -> Any:
+        """The scorer's own program, traced; None if it has none."""
+        if self.method.scorer is None:
+            return None
         prompts, responses = self._texts_of_a_step()
-        batch = PromptBatch(*prompts, self._split(jax.ShapeDtypeStruct(prompts[0].shape[:1], jnp.int32)))
-        params = self.state.policy.params
-        traced = train.implicit_rewards.trace(self.learner, params, self.ref_params, batch, *responses)
-        return Step("score", traced, ("parameters", "reference"))
+        return self.method.scorer.trace(self, PromptBatch(*prompts), *responses)
 
     def _features(self) -> Step:
         """Of all responses of a step; of an encoder one pass, which runs `calls` times."""
@@ -204,7 +214,7 @@ class Experiment:
         gamma = self.config.sea.gamma if self.method.synthetic else 1.0
         size, num_texts = self._rows(self.config.oracle), 2 * round(gamma * self.config.train.batch_size)
         length = reward_model.bucket(self.prompt_length + self.response_length, model.config.max_length)
-        traced = reward_model.score_fn(model).trace(params, *self._texts(size, length))
+        traced = reward_scorer.score_fn(model).trace(params, *self._texts(size, length))
         return Step("oracle", traced, ("oracle",), calls=-(-num_texts // size))
 
     def _rows(self, config: Any) -> int:
@@ -239,25 +249,24 @@ class Experiment:
         return unflatten_dict(params, sep="/")
 
     def _reward_model(self) -> tuple[Any, Any]:
-        """The oracle and its parameters, as `reward_model.load` places them; other oracles have none here."""
+        """The oracle and its parameters, as `make_scorer` places them; others have none here."""
         cfg = self.config.oracle
         if cfg.kind != "reward_model":
             return None, ()
         dtype = jnp.dtype(cfg.dtype).type
         model = shape_of("oracle.folder", cfg.folder, dtype=dtype).build()
-        return gathering(self.mesh, model), _cast(self._sharded_params(model), dtype)
+        return with_gather(self.mesh, model), _cast(self._sharded_params(model), dtype)
 
     def _state(self) -> SeaState:
         """As `train.Run` makes it: moments lie as their parameters do, all else whole on every device."""
-        cfg, tx = self.config, self.learner.policy_optimizer
+        tx, draw = self.settings.policy_optimizer, None
+        if self.method.learns_ensemble:
+            draw = draw_ensemble(self.config, self.settings, self.feature_width, None)
         state: SeaState = jax.eval_shape(
-            lambda key, params: init_state(
-                key, params, tx, self.head, self.learner.ensemble_optimizer,
-                num_members=cfg.ensemble.num_members, feature_width=self.feature_width,
-                capacity=cfg.ensemble.capacity,
-            ),
-            jax.eval_shape(lambda: jax.random.key(0)), self.params,
-        )  # fmt: skip
+            lambda key, params: init_state(key, params, tx, draw),
+            jax.eval_shape(lambda: jax.random.key(0)),
+            self.params,
+        )
         whole = self._replicated(state)
         moments = optax.tree.map_params(
             tx, lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding),

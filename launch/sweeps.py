@@ -1,6 +1,6 @@
-"""What a sweep runs: from a command to units and their commands, checked before anything starts.
+"""Plans a sweep: from a command to its units and their commands, checked before anything starts.
 
-Knows nothing of who starts them; launch/xm_sweep.py does.
+Independent of the launcher; launch/xm_sweep.py starts the units through XManager.
 """
 
 import json
@@ -18,21 +18,26 @@ from sea_jax.methods import METHODS
 from sea_jax.report import sweep as sweeps
 from sea_jax.report.sweep import Sweep, Unit
 
-# Fields that a sweep sets for each unit, and what says them instead. It also counts seed and oracle seed on.
-TAKEN = {"methods": "--methods", "num_seeds": "--seeds", "progress": "to leave it out, as units have logs"}
+# Fields that a sweep sets for each unit, and what to give instead. It also sets seed and oracle seed, which
+# may be given: they are those of replicate 0.
+SET_BY_SWEEP = {
+    "methods": "--methods",
+    "num_seeds": "--seeds",
+    "progress": "to leave it out, as units have logs",
+}
 
 
 def overrides(argv: list[str]) -> tuple[str, ...]:
-    """The --config.<field>=<value> of a command line, as they were given.
+    """Returns the --config.<field>=<value> of a command line, as they were given.
 
     Raises:
-        InputError: on a field that a sweep sets by itself.
+        InputError: on a field that the sweep sets.
     """
     found = []
     for arg, following in zip(argv, [*argv[1:], ""], strict=True):
         if match := re.match(r"--?(no)?config\.([\w.]+)", arg):
-            if match[2] in TAKEN:
-                raise InputError(f"--config.{match[2]}: a sweep sets it; valid: {TAKEN[match[2]]}")
+            if match[2] in SET_BY_SWEEP:
+                raise InputError(f"--config.{match[2]}: a sweep sets it; valid: {SET_BY_SWEEP[match[2]]}")
             found.append(arg if "=" in arg or match[1] else f"{arg}={following}")
     return tuple(found)
 
@@ -45,7 +50,7 @@ def plan(
     sizes: list[str] | None,
     root: str | None,
 ) -> Sweep:
-    """The sweep that a command asks for.
+    """Makes the sweep that a command asks for.
 
     Args:
         file: config file with its options, as 'configs/tldr.py:size=1b,dap=ipo'.
@@ -53,10 +58,10 @@ def plan(
         methods, seeds, sizes, root: flags of launch/xm_sweep.py; None where they were left out.
 
     Raises:
-        InputError: at the first that cannot work.
+        InputError: at the first flag or field that cannot work.
     """
     files = _files(file, sizes)
-    configs = {size: read(name, given) for size, name in files.items()}
+    configs = {size: read_config(name, given) for size, name in files.items()}
     first = next(iter(configs.values()))
     chosen = tuple(dict.fromkeys(first["methods"] if methods is None else methods))
     wrong = [method for method in chosen if method not in METHODS]
@@ -70,7 +75,7 @@ def plan(
 
 
 def _files(file: str, sizes: list[str] | None) -> dict[str, str]:
-    """Size -> config file with options. A config without sizes is one, named as its file is."""
+    """Returns size -> config file with options; a config without sizes has one, named as its file."""
     name, _, options = file.partition(":")
     parts = [part for part in options.split(",") if part]
     if sizes is None:
@@ -86,11 +91,14 @@ def _stem(file: str) -> str:
     return Path(file.partition(":")[0]).stem
 
 
-def read(file: str, given: tuple[str, ...]) -> dict[str, Any]:
-    """A config as a unit will have it, by the same parser from the same arguments; as JSON holds it.
+def read_config(file: str, given: tuple[str, ...]) -> dict[str, Any]:
+    """Reads a config by the parser that a unit uses, from the same arguments.
+
+    Returns:
+        The config as JSON holds it.
 
     Raises:
-        InputError: on options or fields that the config does not have, and on names that are none.
+        InputError: on options or fields that the config does not have, and on unknown names.
     """
     arguments = [f"--config={file}", *given]
     if wrong := config_mistake(arguments):
@@ -104,7 +112,7 @@ def read(file: str, given: tuple[str, ...]) -> dict[str, Any]:
 
 
 def claim(sweep: Sweep) -> Sweep:
-    """Writes a sweep into its root, with what is there already; refuses a root that holds another one.
+    """Writes a sweep into its root, merged with the sweep that is there; refuses a root of another sweep.
 
     Returns:
         The sweep with the sizes, methods and replicates of earlier calls.
@@ -134,17 +142,17 @@ def claim(sweep: Sweep) -> Sweep:
 
 
 def _config_of(sweep: Sweep, size: str) -> dict[str, Any]:
-    """Of a size that may not be asked for now: what this command would make of it; {} if nothing."""
+    """Returns the config that this command makes of a size, asked for or not; {} if it cannot."""
     if size in sweep.configs:
         return sweep.configs[size]
     try:
-        return read(_files(next(iter(sweep.files.values())), [size])[size], sweep.overrides)
+        return read_config(_files(next(iter(sweep.files.values())), [size])[size], sweep.overrides)
     except InputError:
         return {}
 
 
-def arguments(sweep: Sweep, unit: Unit) -> list[str]:
-    """Of `python -m sea_jax.main`, for one unit."""
+def unit_arguments(sweep: Sweep, unit: Unit) -> list[str]:
+    """Returns the arguments of `python -m sea_jax.main` for one unit."""
     config = sweep.configs[unit.size]
     replicate = unit.seed - config["seed"] if unit.method else 0
     fields = {
@@ -159,10 +167,11 @@ def arguments(sweep: Sweep, unit: Unit) -> list[str]:
     ]  # fmt: skip
 
 
-def to_run(sweep: Sweep) -> dict[str, tuple[Unit | None, list[Unit]]]:
-    """Size -> the unit that trains what the others share, if any, and those that have not finished.
+def unfinished_units(sweep: Sweep) -> dict[str, tuple[Unit | None, list[Unit]]]:
+    """Returns size -> (the unit that trains the shared parts, the runs that have not finished).
 
-    A given policy under a pretrained encoder leaves nothing to train, and a single run nobody to share with.
+    The former is None where there is nothing to train, which is so with a given policy and a pretrained
+    encoder, and where a single run shares its parts with no other.
     """
     found = {}
     for size, config in sweep.configs.items():

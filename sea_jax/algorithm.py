@@ -1,10 +1,10 @@
-"""Algorithm 2 as pure functions: `propose` (lines 5-7), `drop` and `assign_labels` (8), `update` (9-10).
+"""Algorithm 2 as pure functions: `propose` (lines 5-7), `route` and `assign_labels` (8), `update` (9-10).
 
-No I/O here; the host loop in `train.py` samples, asks the oracle and calls these.
+No I/O happens here; the host loop in `train.py` samples, asks the oracle and calls these functions.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import optax
 
 from sea_jax.ensemble import experience as buffer
 from sea_jax.ensemble import heads, selection
-from sea_jax.losses import DAP_LOSSES, implicit_reward, optimism, sequence_logprobs, weighted_mean
+from sea_jax.losses import DAP_LOSSES, mean_or_nan, sequence_logprobs
 from sea_jax.models.decoder import Decoder
 from sea_jax.state import step_keys
 from sea_jax.types import (
@@ -20,6 +20,7 @@ from sea_jax.types import (
     Candidates,
     Duel,
     EnsembleState,
+    Experience,
     Params,
     PolicyState,
     PreferenceBatch,
@@ -28,129 +29,119 @@ from sea_jax.types import (
 )
 
 
+class LossTerm(Protocol):
+    """A term that a method adds to F (Eq. 9). Hashable, since it is static under jit."""
+
+    @property
+    def num_extra(self) -> int:
+        """X: the responses of π_ref to each prompt that the term reads."""
+        ...
+
+    def loss(self, extra_logps: Array) -> Array:
+        """Returns the term of each prompt: log π_θ of its further responses, [B, X] f32 nats -> [B] f32."""
+        ...
+
+    def metrics(self, extra_logps: Array, weight: Array) -> dict[str, Array]:
+        """Returns [] f32 metrics from the same log-probs and the duels' weight [B]."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Learner:
-    """What `update` needs besides arrays; all static under jit."""
+class UpdateSettings:
+    """The settings of `update`; all are static under jit."""
 
     model: Decoder
     policy_optimizer: optax.GradientTransformation
     ensemble_optimizer: optax.GradientTransformation
     dap: str = "dpo"
     dap_options: tuple[tuple[str, Any], ...] = (("beta", 0.1),)
-    optimism: float = 0.0  # α of Eq. 19; read where the batch has y_ref
-    micro_batch: int = 0  # prompts in a backward pass; 0: all of B at once
+    term: LossTerm | None = None  # added to F
+    micro_batch: int = 0  # prompts in one backward pass; 0: all of B
     token_chunk: int = 0  # tokens whose logits are in memory at once; 0: all of T
+    learn_policy: bool = True
     learn_ensemble: bool = True
     ensemble_steps: int = 5  # m
-    ensemble_batch: int = 128
+    ensemble_batch: int = 128  # pairs
     regularization: float = 0.5  # λ
     scale_by_data: bool = True
 
 
-def predictive_entropy(logprobs: Array) -> Array:
-    """H(y|x) ≈ −Σ_n log π_θ(y_n|x) / N, y_n ~ π_θ(·|x): by which APL chooses prompts (line 3).
-
-    References:
-        App. E, APL; Muldrew et al. (2024), arXiv:2402.08114.
+def merge_duplicates(rewards: Array, candidates: Candidates) -> Array:
+    """Gives equal responses the reward of their first copy, to the bit, so that an argmax finds one of them.
 
     Args:
-        logprobs: [B, N, T] f32 nats, 0 on padding: of N samples' tokens, under the distribution that they
-            were drawn from. At temperature 1 that is π_θ, and the estimate has no bias.
+        rewards: [K, B, M] f32.
+        candidates: the proposal sets S_t.
 
     Returns:
-        [B] f32 nats.
+        [K, B, M] f32.
     """
-    return -logprobs.sum(-1).mean(-1)
+    tokens = jnp.where(candidates.mask, candidates.tokens, -1)
+    equal = (tokens[:, :, None] == tokens[:, None]).all(-1)  # [B, M, M]
+    first_copy = jnp.argmax(equal, axis=-1)
+    return jnp.take_along_axis(rewards, first_copy[None], axis=2)
 
 
-def implicit_rewards(
-    learner: Learner, params: Params, ref_params: Params, prompts: PromptBatch, tokens: Array, mask: Array
-) -> Array:
-    """DPO's implicit reward of every response, in the place of a head's rewards (line 5, for APL).
+def propose(key: Array, rewards: Array, *, strategy: str) -> Duel:
+    """Chooses the two responses of each prompt that meet (lines 5-7).
 
     Args:
-        learner: its micro_batch prompts are scored at once, with the loss's own β.
-        params, ref_params: π_θ, π_ref.
-        prompts: B of them.
-        tokens: [B, M, T] int32.
-        mask: [B, M, T] bool.
+        key: [] key.
+        rewards: [K, B, M] f32, r_φ of every candidate under every member, after `merge_duplicates`.
+        strategy: a row of `selection.STRATEGIES`.
 
     Returns:
-        [1, B, M] f32.
+        Duel; every duel that is not void goes to the oracle until `route` decides otherwise.
     """
-    model, chunk, beta = learner.model, learner.token_chunk, dict(learner.dap_options)["beta"]
-
-    def score(part: tuple[Array, Array, Array, Array]) -> Array:
-        logps, ref_logps = (sequence_logprobs(model, p, *part, chunk) for p in (params, ref_params))
-        return implicit_reward(logps, ref_logps, beta)
-
-    parts = _spread((prompts.tokens, prompts.mask, tokens, mask), learner.micro_batch or tokens.shape[0])
-    return _gather(jax.lax.map(score, parts))[None]
+    return selection.STRATEGIES[strategy](key, rewards)
 
 
-def propose(
+def route(
     key: Array,
     label_key: Array,
+    duel: Duel,
     rewards: Array,
     candidates: Candidates,
     remaining: Array | int,
     *,
-    strategy: str,
     gamma: float,
     gamma_mode: str = "count",
     synthetic_pairs: str = "thompson",
 ) -> Duel:
-    """Chooses each prompt's duel, and which duels the oracle judges (lines 5-8).
+    """Sends each duel to the oracle or to the ensemble, or marks it void (line 8).
 
     Args:
-        key: [] key of the selection.
-        label_key: [] key of the head that labels synthetic duels; `assign_labels` gets the same.
-        rewards: [K, B, M] f32, r_φ of every candidate under every member.
+        key: [] key of γ.
+        label_key: [] key of the head that labels synthetic duels; the same as for `assign_labels`.
+        duel: from `propose`.
+        rewards: [K, B, M] f32, after `merge_duplicates`.
         candidates: the proposal sets S_t.
-        remaining: [] int32, queries left in the budget; duels past it are dropped.
-        strategy: a row of `selection.STRATEGIES`.
+        remaining: [] int32, labels that the budget still allows.
         gamma: γ, the oracle's share of the duels.
-        gamma_mode: 'count' asks the oracle about round(γ B) prompts of each batch; 'bernoulli'
-            draws g < γ for every prompt, as line 8 prints it.
-        synthetic_pairs: 'thompson' takes the strategy's duel; 'max_margin' the labelling head's
-            best and worst response (the first implementation's variant).
+        gamma_mode: 'count' asks the oracle about round(γ B) prompts of each batch; 'bernoulli' draws
+            g < γ for every prompt, as line 8 prints it.
+        synthetic_pairs: 'thompson' keeps the strategy's duel; 'max_margin' takes the labelling head's best
+            and worst response (the first implementation's choice).
 
     Returns:
-        Duel; query_oracle is False for a clash: no label is bought for two equal responses, nor
-        past the budget.
+        Duel. Void duels buy no label: two equal responses, and duels beyond the budget.
     """
-    select_key, gamma_key = jax.random.split(key)
     B = rewards.shape[1]
-    rewards, original = _merge_duplicates(rewards, candidates)
-    duel = selection.STRATEGIES[strategy](select_key, rewards)
+    rows = jnp.arange(B)
     if gamma_mode == "count":
-        query = jnp.arange(B) < round(gamma * B)
+        query = rows < round(gamma * B)
     else:
-        query = jax.random.uniform(gamma_key, (B,)) < gamma
+        query = jax.random.uniform(key, (B,)) < gamma
     if synthetic_pairs == "max_margin":
         drawn = _labelling_head(label_key, rewards)
         first = jnp.where(query, duel.first, jnp.argmax(drawn, -1))
         second = jnp.where(query, duel.second, jnp.argmin(drawn, -1))
         duel = duel._replace(first=first, second=second)
-    rows = jnp.arange(B)
-    clash = duel.clash | (original[rows, duel.first] == original[rows, duel.second])
-    query &= ~clash
-    over = query & (jnp.cumsum(query) > remaining)
-    return duel._replace(query_oracle=query & ~over, clash=clash | over)
-
-
-def drop(duel: Duel, answered: Array) -> Duel:
-    """A duel that the oracle left without an answer teaches nothing, as a clash does (line 8).
-
-    Args:
-        duel: of this step.
-        answered: [B] bool; read only where duel.query_oracle.
-
-    Returns:
-        Duel in which the others are as they were; of a dropped duel no label was bought.
-    """
-    dropped = duel.query_oracle & ~answered
-    return duel._replace(query_oracle=duel.query_oracle & ~dropped, clash=duel.clash | dropped)
+    tokens = jnp.where(candidates.mask, candidates.tokens, -1)
+    void = duel.void | (tokens[rows, duel.first] == tokens[rows, duel.second]).all(-1)
+    query &= ~void
+    over_budget = query & (jnp.cumsum(query) > remaining)
+    return duel._replace(query_oracle=query & ~over_budget, void=void | over_budget)
 
 
 def assign_labels(
@@ -159,201 +150,207 @@ def assign_labels(
     prompts: PromptBatch,
     candidates: Candidates,
     duel: Duel,
-    oracle_prefers_first: Array,
+    prefers_first: Array,
+    answered: Array,
 ) -> PreferenceBatch:
     """Orders each duel into (y+, y−): by the oracle, or by a head drawn for the prompt (line 8).
 
+    A duel that the oracle left without an answer becomes void; no label was bought for it.
+
     Args:
-        label_key: [] key, the same as `propose` got.
-        rewards: [K, B, M] f32.
+        label_key: [] key, the same as for `route`.
+        rewards: [K, B, M] f32, after `merge_duplicates`.
         prompts, candidates, duel: of this step.
-        oracle_prefers_first: [B] bool; read only where duel.query_oracle.
+        prefers_first, answered: [B] bool, the oracle's labels; read only where duel.query_oracle.
 
     Returns:
-        PreferenceBatch with weight 0 on clashes.
+        PreferenceBatch with weight 0 on void duels.
     """
     rows = jnp.arange(duel.first.shape[0])
+    from_oracle = duel.query_oracle & answered
+    void = duel.void | (duel.query_oracle & ~answered)
     drawn = _labelling_head(label_key, rewards)
     head_prefers_first = drawn[rows, duel.first] > drawn[rows, duel.second]
-    first_wins = jnp.where(duel.query_oracle, oracle_prefers_first, head_prefers_first)
+    first_wins = jnp.where(from_oracle, prefers_first, head_prefers_first)
     winner = jnp.where(first_wins, duel.first, duel.second)
     loser = jnp.where(first_wins, duel.second, duel.first)
     pair = jnp.stack([winner, loser], axis=1)  # [B, 2]
-    take = lambda x: x[rows[:, None], pair]  # noqa: E731
-    return PreferenceBatch(
-        prompts.tokens,
-        prompts.mask,
-        take(candidates.tokens),
-        take(candidates.mask),
-        take(candidates.features),
-        duel.query_oracle,
-        (~duel.clash).astype(jnp.float32),
-    )
+    tokens, mask, features = jax.tree.map(lambda x: x[rows[:, None], pair], candidates)
+    weight = (~void).astype(jnp.float32)
+    return PreferenceBatch(prompts.tokens, prompts.mask, tokens, mask, features, from_oracle, weight)
 
 
 def update(
-    learner: Learner, state: SeaState, ref_params: Params, batch: PreferenceBatch
+    settings: UpdateSettings, state: SeaState, ref_params: Params, batch: PreferenceBatch
 ) -> tuple[SeaState, dict[str, Array]]:
-    """Experience, reward learning and policy learning of one step (lines 8-10).
+    """Updates the experience, the ensemble and the policy (lines 9-10).
 
-    Jit it with `learner` static and `state` donated; ref_params never are.
+    Jit it with `settings` static and `state` donated; ref_params are never donated.
 
     Args:
-        learner: static settings.
+        settings: static.
         state: before the step.
         ref_params: π_ref.
         batch: B_t.
 
     Returns:
-        The new state, and metrics as f32 scalars still on the device.
+        The new state, and metrics as [] f32 that are still on the device.
     """
-    ensemble_key = step_keys(state.key, state.step).ensemble
     bought = batch.from_oracle & (batch.weight > 0)
-    experience, ensemble, metrics = state.experience, state.ensemble, {}
-    if learner.learn_ensemble:
-        # Synthetic pairs never enter D_t: reward learning sees the oracle's labels only.
+    policy, ensemble, experience, metrics = state.policy, state.ensemble, state.experience, {}
+    if settings.learn_ensemble:
+        assert ensemble is not None and experience is not None and batch.features is not None
+        # Synthetic pairs never enter D_t: a posterior must not learn from its own labels.
         experience = buffer.add(experience, batch.features, batch.weight, bought)
-        ensemble, metrics = _update_ensemble(learner, ensemble_key, state.ensemble, experience, batch)
-    policy, policy_metrics = _update_policy(learner, state.policy, ref_params, batch, state.num_queries)
-    # Where every duel clashes there is no gradient, but Adam's momentum would move θ all the same.
-    taught = batch.weight.sum() > 0
-    policy = jax.tree.map(lambda after, before: _select(taught, after, before), policy, state.policy)
+        key = step_keys(state.key, state.step).ensemble
+        ensemble, metrics = _update_ensemble(settings, key, ensemble, experience, batch, bought)
+    if settings.learn_policy:
+        policy, policy_metrics = _update_policy(settings, policy, ref_params, batch, state.num_queries)
+        # A batch of void duels has no gradient, yet Adam's momentum would move θ: keep θ as it is.
+        policy = _where(batch.weight.sum() > 0, policy, state.policy)
+        metrics |= policy_metrics
     num_queries = state.num_queries + bought.sum(dtype=jnp.int32)
     new = SeaState(policy, ensemble, experience, state.key, state.step + 1, num_queries)
     # A step that is not finite changes nothing, so that state and batch can be saved as its inputs.
-    finite = jnp.isfinite(policy_metrics["policy/loss"] + policy_metrics["policy/grad_norm"])
-    if "ensemble/loss" in metrics:
-        finite &= jnp.isfinite(metrics["ensemble/loss"])
-    new = jax.tree.map(lambda after, before: _select(finite, after, before), new, state)
-    return new, metrics | policy_metrics | {"step/finite": finite.astype(jnp.float32)}
+    finite = _all_finite(metrics)
+    metrics |= _duel_metrics(batch) | {"step/finite": finite.astype(jnp.float32)}
+    return _where(finite, new, state), metrics
 
 
-def _select(finite: Array, after: Array, before: Array) -> Array:
-    return jax.lax.select(jnp.broadcast_to(finite, after.shape), after, before)
+def _all_finite(metrics: dict[str, Array]) -> Array:
+    """Tells whether the losses and the gradient are finite: [] bool."""
+    checked = ("policy/loss", "policy/grad_norm", "ensemble/loss")
+    return jnp.isfinite(jnp.stack([metrics[name] for name in checked if name in metrics])).all()
 
 
-def _merge_duplicates(rewards: Array, candidates: Candidates) -> tuple[Array, Array]:
-    """Gives equal responses the reward of their first copy, to the bit, so that argmax meets one.
-
-    Returns rewards [K, B, M] and, for each response, the index of its first copy [B, M].
-    """
-    tokens = jnp.where(candidates.mask, candidates.tokens, -1)
-    equal = (tokens[:, :, None] == tokens[:, None]).all(-1)  # [B, M, M]
-    original = jnp.argmax(equal, axis=-1)
-    return jnp.take_along_axis(rewards, original[None], axis=2), original
+def _where(condition: Array, after: Any, before: Any) -> Any:
+    """Selects one of two trees by a [] bool."""
+    select = lambda a, b: jax.lax.select(jnp.broadcast_to(condition, a.shape), a, b)  # noqa: E731
+    return jax.tree.map(select, after, before)
 
 
 def _labelling_head(key: Array, rewards: Array) -> Array:
-    """The rewards [B, M] of one head drawn for each prompt."""
+    """Draws one head per prompt and returns its rewards [B, M]."""
     K, B, _ = rewards.shape
     return rewards[jax.random.randint(key, (B,), 0, K), jnp.arange(B)]
 
 
+def _duel_metrics(batch: PreferenceBatch) -> dict[str, Array]:
+    """Returns the lengths of the pairs and the shares of void and of oracle-labelled duels."""
+    lengths = batch.mask.sum(-1).astype(jnp.float32)
+    return {
+        "duel/length_chosen": mean_or_nan(lengths[:, 0], batch.weight),
+        "duel/length_rejected": mean_or_nan(lengths[:, 1], batch.weight),
+        "duel/void": 1.0 - batch.weight.mean(),
+        "duel/from_oracle": batch.from_oracle.mean(dtype=jnp.float32),
+    }
+
+
 def _update_ensemble(
-    learner: Learner, key: Array, state: EnsembleState, experience: Any, batch: PreferenceBatch
-) -> tuple[EnsembleState, dict[str, Array]]:
-    """Line 9, with the accuracy of the posterior before it saw the batch's labels."""
+    settings: UpdateSettings, key: Array, state: EnsembleState, experience: Experience,
+    batch: PreferenceBatch, bought: Array,
+) -> tuple[EnsembleState, dict[str, Array]]:  # fmt: skip
+    """Runs line 9, and measures the posterior on the bought labels [B] before it learns from them."""
+    assert batch.features is not None
     before = heads.rewards(state.params, batch.features)  # [K, B, 2]
     margin = before[..., 0] - before[..., 1]
     probability = jax.nn.sigmoid(margin).mean(0)
-    bought = (batch.from_oracle & (batch.weight > 0)).astype(jnp.float32)
+    weight = bought.astype(jnp.float32)
     state, metrics = heads.update(
         key,
         state,
         experience,
-        learner.ensemble_optimizer,
-        num_steps=learner.ensemble_steps,
-        batch_size=learner.ensemble_batch,
-        regularization=learner.regularization,
-        scale_by_data=learner.scale_by_data,
+        settings.ensemble_optimizer,
+        num_steps=settings.ensemble_steps,
+        batch_size=settings.ensemble_batch,
+        regularization=settings.regularization,
+        scale_by_data=settings.scale_by_data,
     )
     return state, metrics | {
-        "ensemble/accuracy_chosen": weighted_mean((probability > 0.5).astype(jnp.float32), bought),
-        # Calibrated, it equals the accuracy; above it, the posterior is too sure of itself.
-        "ensemble/confidence_chosen": weighted_mean(jnp.maximum(probability, 1 - probability), bought),
-        "ensemble/nll_chosen": weighted_mean(-jnp.log(probability + 1e-6), bought),
-        "ensemble/probability_std": weighted_mean(jax.nn.sigmoid(margin).std(0), bought),
+        "ensemble/accuracy_chosen": mean_or_nan((probability > 0.5).astype(jnp.float32), weight),
+        # Equals the accuracy if calibrated; a larger value means that the posterior is overconfident.
+        "ensemble/confidence_chosen": mean_or_nan(jnp.maximum(probability, 1 - probability), weight),
+        "ensemble/nll_chosen": mean_or_nan(-jnp.log(probability + 1e-6), weight),
+        "ensemble/probability_std": mean_or_nan(jax.nn.sigmoid(margin).std(0), weight),
     }
 
 
-def _with_y_ref(batch: PreferenceBatch) -> tuple[Array, Array]:
-    """Tokens and mask [B, 2, T] of the pair; [B, 3, T] where y_ref is a third response to the prompt."""
-    if batch.y_ref_tokens is None or batch.y_ref_mask is None:
-        return batch.tokens, batch.mask
-    tokens = jnp.concatenate([batch.tokens, batch.y_ref_tokens], axis=1)
-    return tokens, jnp.concatenate([batch.mask, batch.y_ref_mask], axis=1)
+def _update_policy(
+    settings: UpdateSettings,
+    state: PolicyState,
+    ref_params: Params,
+    batch: PreferenceBatch,
+    num_queries: Array,
+) -> tuple[PolicyState, dict[str, Array]]:
+    """Runs line 10: one optimizer step on F (Eq. 9), with its gradient summed over micro-batches.
+
+    The optimizer's schedule reads num_queries, [] int32, the labels bought before this step.
+    """
+    loss, grads, logps, ref_logps, extra_logps = _policy_gradient(settings, state.params, ref_params, batch)
+    optimizer = optax.with_extra_args_support(settings.policy_optimizer)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, num_queries=num_queries)
+    ratio = logps - ref_logps
+    correct = (ratio[:, 0] > ratio[:, 1]).astype(jnp.float32)
+    metrics = {
+        "policy/loss": loss,
+        "policy/grad_norm": optax.tree.norm(grads),
+        "policy/implicit_accuracy": mean_or_nan(correct, batch.weight),
+        "policy/log_ratio_chosen": mean_or_nan(ratio[:, 0], batch.weight),
+        "policy/log_ratio_rejected": mean_or_nan(ratio[:, 1], batch.weight),
+    }
+    if settings.term is not None:
+        metrics |= settings.term.metrics(extra_logps, batch.weight)
+    return PolicyState(optax.apply_updates(state.params, updates), opt_state), metrics
 
 
 def _policy_gradient(
-    learner: Learner, params: Params, ref_params: Params, batch: PreferenceBatch
-) -> tuple[Array, Params, Array, Array, Array | None]:
-    """F (Eq. 9) and its gradient; log π_θ and log π_ref of the pairs, [B, 2] each; log π_θ of y_ref [B].
+    settings: UpdateSettings, params: Params, ref_params: Params, batch: PreferenceBatch
+) -> tuple[Array, Params, Array, Array, Array]:
+    """Returns F (Eq. 9), its gradient, and log-probs: π_θ's and π_ref's of the pairs [B, 2], π_θ's of the
+    further responses [B, X].
 
-    Micro-batches bound the memory of the backward pass. F is a weighted mean over B, so each pass adds
-    its share of one sum.
+    Micro-batches bound the memory of the backward pass. F is a weighted mean over B, so each pass adds its
+    share of one sum; `optax.MultiSteps` would average passes of unequal weight.
     """
-    size = learner.micro_batch or batch.weight.shape[0]
+    size = settings.micro_batch or batch.weight.shape[0]
     total = jnp.maximum(batch.weight.sum(), 1e-8)
-    loss_fn = DAP_LOSSES[learner.dap]
+    loss_fn = DAP_LOSSES[settings.dap]
 
-    def share(params, part):
-        prompts, chunk, y_ref_logps = (part.prompts, part.prompt_mask), learner.token_chunk, None
-        ref_logps = sequence_logprobs(learner.model, ref_params, *prompts, part.tokens, part.mask, chunk)
-        logps = sequence_logprobs(learner.model, params, *prompts, *_with_y_ref(part), chunk)
-        if part.y_ref_tokens is not None:
-            logps, y_ref_logps = logps[:, :2], logps[:, 2]
-        losses = loss_fn(logps, ref_logps, part.mask.sum(-1), **dict(learner.dap_options))
-        if y_ref_logps is not None:
-            losses += optimism(y_ref_logps, learner.optimism)
-        return jnp.sum(losses * part.weight) / total, (logps, ref_logps, y_ref_logps)
+    def share(params: Params, part: PreferenceBatch) -> tuple[Array, tuple[Array, Array, Array]]:
+        prompts, chunk = (part.prompts, part.prompt_mask), settings.token_chunk
+        ref_logps = sequence_logprobs(settings.model, ref_params, *prompts, part.tokens, part.mask, chunk)
+        logps = sequence_logprobs(settings.model, params, *prompts, *_with_extra(part), chunk)
+        logps, extra_logps = logps[:, :2], logps[:, 2:]
+        losses = loss_fn(logps, ref_logps, part.mask.sum(-1), **dict(settings.dap_options))
+        if settings.term is not None:
+            losses += settings.term.loss(extra_logps)
+        return jnp.sum(losses * part.weight) / total, (logps, ref_logps, extra_logps)
 
-    def add(sums, part):
+    def add(sums: tuple[Array, Params], part: PreferenceBatch) -> tuple[Any, Any]:
         (loss, logps), grads = jax.value_and_grad(share, has_aux=True)(params, part)
         return jax.tree.map(jnp.add, sums, (loss, grads)), logps
 
     zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-    (loss, grads), logps = jax.lax.scan(add, zeros, _spread(batch, size))
-    return loss, grads, *_gather(logps)
+    (loss, grads), logps = jax.lax.scan(add, zeros, split_passes(batch, size))
+    return loss, grads, *merge_passes(logps)
 
 
-def _spread(tree: Any, size: int) -> Any:
-    """[B, ...] -> [B / size, size, ...], a pass each.
+def _with_extra(batch: PreferenceBatch) -> tuple[Array, Array]:
+    """Returns tokens and mask of the pair [B, 2, T], followed by the further responses [B, 2 + X, T]."""
+    if batch.extra_tokens is None or batch.extra_mask is None:
+        return batch.tokens, batch.mask
+    tokens = jnp.concatenate([batch.tokens, batch.extra_tokens], axis=1)
+    return tokens, jnp.concatenate([batch.mask, batch.extra_mask], axis=1)
 
-    Row i goes to pass i mod (B / size): each takes its rows from every shard of the batch axis.
+
+def split_passes(tree: Any, size: int) -> Any:
+    """Splits arrays [B, ...] into passes [B / size, size, ...].
+
+    Row i goes to pass i mod (B / size), so that each pass takes rows from every shard of the batch axis.
     """
     return jax.tree.map(lambda x: x.reshape(size, len(x) // size, *x.shape[1:]).swapaxes(0, 1), tree)
 
 
-def _gather(tree: Any) -> Any:
-    """The inverse of `_spread`."""
+def merge_passes(tree: Any) -> Any:
+    """Inverts `split_passes`."""
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
-
-
-def _update_policy(
-    learner: Learner, state: PolicyState, ref_params: Params, batch: PreferenceBatch, num_queries: Array
-) -> tuple[PolicyState, dict[str, Array]]:
-    """Line 10: one optimizer step on F (Eq. 9), its gradient summed over micro-batches.
-
-    The optimizer is told num_queries, [] int32 bought before this step, for its schedule.
-    """
-    loss, grads, logps, ref_logps, y_ref_logps = _policy_gradient(learner, state.params, ref_params, batch)
-    lengths = batch.mask.sum(-1)
-    optimizer = optax.with_extra_args_support(learner.policy_optimizer)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, num_queries=num_queries)
-    ratio = logps - ref_logps
-    metrics = {
-        "policy/loss": loss,
-        "policy/grad_norm": optax.tree.norm(grads),
-        "policy/implicit_accuracy": weighted_mean(
-            (ratio[:, 0] > ratio[:, 1]).astype(jnp.float32), batch.weight
-        ),
-        "policy/log_ratio_chosen": weighted_mean(ratio[:, 0], batch.weight),
-        "policy/log_ratio_rejected": weighted_mean(ratio[:, 1], batch.weight),
-        "duel/length_chosen": weighted_mean(lengths[:, 0].astype(jnp.float32), batch.weight),
-        "duel/length_rejected": weighted_mean(lengths[:, 1].astype(jnp.float32), batch.weight),
-        "duel/clash": 1.0 - batch.weight.mean(),
-        "duel/from_oracle": batch.from_oracle.mean(dtype=jnp.float32),
-    }
-    if y_ref_logps is not None:
-        metrics["policy/log_prob_y_ref"] = weighted_mean(y_ref_logps, batch.weight)
-    return PolicyState(optax.apply_updates(state.params, updates), opt_state), metrics

@@ -1,30 +1,37 @@
-"""How good a policy is: win rates on fixed prompts (App. F.1, Metrics), and the ensemble's accuracy."""
+"""Evaluation: win rates on fixed prompts (App. F.1, Metrics), and the ensemble's accuracy."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from sea_jax.actors.sampler import Sampler, VersionedParams, sample_now
 from sea_jax.ensemble import heads
+from sea_jax.methods.scorers import member_rewards
+from sea_jax.models.generate import Responses
 from sea_jax.oracles import protocol
-from sea_jax.runtime.mesh import fetch
+from sea_jax.runtime.mesh import to_host
+from sea_jax.state import step_keys
 from sea_jax.tasks.protocol import Task
-from sea_jax.types import Array, Params
+from sea_jax.types import Array, Config, Params, SeaState
 
 
 class EvalSet(NamedTuple):
-    """Fixed prompts, and what the policy is measured against there."""
+    """Fixed prompts and the responses that the policy is measured against."""
 
     prompts: tuple[str, ...]
     tokens: np.ndarray  # [N, L] int32
     mask: np.ndarray  # [N, L] bool
-    references: tuple[str, ...]  # none where the task has none
+    references: tuple[str, ...]  # empty where the task has none
     sft: tuple[str, ...]  # the starting policy's greedy responses
 
 
 def wins(probability: np.ndarray, mode: str) -> np.ndarray:
-    """The share of the comparison each first response wins.
+    """Computes the share of each comparison that the first response wins.
 
     Args:
         probability: [N] f64, P(first ≻ second | x).
@@ -42,25 +49,25 @@ def best_responses(
     task: Task, sample: Callable, score: Callable,
     tokens: np.ndarray, mask: np.ndarray, batch: int, key: Array,
 ) -> tuple[tuple[str, ...], float]:  # fmt: skip
-    """Of the responses sampled for every prompt, the one of highest score; their mean length in tokens.
+    """Samples responses to every prompt and keeps the one of highest score.
 
     Args:
         task: decodes.
         sample: (tokens [batch, L], mask, key) -> Responses [batch, M, T].
         score: (rows [batch] of the prompts, Responses) -> [batch, M] f32; the lowest index wins a tie.
         tokens, mask: [N, L].
-        batch: prompts at once; the last batch is filled up with its first prompts, for one shape.
+        batch: prompts at once; the last batch is filled up with the first prompts, to keep one shape.
         key: [] key.
 
     Returns:
-        N texts; tokens a response, EOS in.
+        N texts; their mean length in tokens, EOS included.
     """
     texts, lengths = [], []
     for start in range(0, len(tokens), batch):
         rows = np.arange(start, start + batch) % len(tokens)
         out = sample(tokens[rows], mask[rows], jax.random.fold_in(key, start))
-        best = np.arange(batch), fetch(score(rows, out)).argmax(-1)
-        out_tokens, out_mask = (x[best] for x in fetch((out.tokens, out.mask)))
+        best = np.arange(batch), to_host(score(rows, out)).argmax(-1)
+        out_tokens, out_mask = (x[best] for x in to_host((out.tokens, out.mask)))
         kept = min(batch, len(tokens) - start)
         texts += task.decode(out_tokens, out_mask)[:kept]
         lengths += out_mask.sum(-1)[:kept].tolist()
@@ -70,7 +77,7 @@ def best_responses(
 def greedy_responses(
     task: Task, sample: Callable, tokens: np.ndarray, mask: np.ndarray, batch: int
 ) -> tuple[tuple[str, ...], float]:
-    """`best_responses` where a greedy `sample` gives one response a prompt."""
+    """Calls `best_responses` with a greedy `sample` that gives one response per prompt."""
     alone = lambda *_: np.zeros((batch, 1))  # noqa: E731
     return best_responses(task, sample, alone, tokens, mask, batch, jax.random.key(0))
 
@@ -78,24 +85,24 @@ def greedy_responses(
 def evaluate_policy(
     oracle, mode: str, data: EvalSet, responses: Sequence[str], mean_length: float
 ) -> dict[str, float]:
-    """Win rate against the starting policy and the references. Buys no label.
+    """Computes win rates against the starting policy and the references. Buys no label.
 
     Args:
-        oracle: the preference oracle; its probabilities are read, not counted. What it leaves without an
-            answer is left out.
+        oracle: the preference oracle; its probabilities are read, not counted, and comparisons that it does
+            not answer are left out.
         mode: as `wins`.
         data: the prompts and opponents.
-        responses: N texts, one a prompt.
+        responses: N texts, one per prompt.
         mean_length: tokens.
 
     Returns:
-        Metrics; `_se` is the standard error over prompts. Not a number where nothing was answered.
+        Metrics; `_se` is the standard error over prompts. NaN where nothing was answered.
     """
     metrics = {"eval/mean_length": mean_length}
     for name, opponent in (("sft", data.sft), ("reference", data.references)):
         if not opponent:
             continue
-        probability, answered = protocol.ask(oracle, data.prompts, responses, opponent)
+        probability, answered = protocol.compare(oracle, data.prompts, responses, opponent)
         won = wins(probability[answered], mode)
         metrics[f"eval/win_rate_{name}"] = _mean(won)
         metrics[f"eval/win_rate_{name}_se"] = (
@@ -109,7 +116,7 @@ def evaluate_policy(
 def duel_wins(
     oracle, mode: str, prompts: Sequence[str], pairs: Sequence[Sequence[str]], references: Sequence[str]
 ) -> np.ndarray:
-    """How the responses shown to the oracle fare against the references: the E&E setting's metric.
+    """Computes how the responses shown to the oracle fare against the references: the E&E setting's metric.
 
     References:
         App. F.1, Metrics: the "online" win rate of the dueling responses.
@@ -130,7 +137,7 @@ def duel_wins(
 
 
 def ensemble_accuracy(params: Params, features: Array) -> dict[str, float]:
-    """The posterior on held-out pairs ordered by the oracle.
+    """Measures the posterior on held-out pairs that the oracle ordered.
 
     Args:
         params: heads, leaves [K, ...].
@@ -140,13 +147,83 @@ def ensemble_accuracy(params: Params, features: Array) -> dict[str, float]:
         Accuracy of the mean preference, and its NLL in nats.
     """
     rewards = heads.rewards(params, features)
-    probability = fetch(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
+    probability = to_host(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
     return {
         "ensemble/accuracy_heldout": _mean(probability > 0.5),
         "ensemble/nll_heldout": _mean(-np.log(np.maximum(probability, 1e-6))),
     }
 
 
+@dataclasses.dataclass(eq=False)
+class Evaluator:
+    """Measures a policy and its ensemble on fixed prompts and pairs; buys no label.
+
+    Attributes:
+        config: the method's.
+        task: decodes.
+        sampler: samples from the policy.
+        oracle: its probabilities are read, not counted.
+        backbone: an `ensemble.features.Extractor`, for best-of-N.
+        eval_set: prompts and opponents.
+        pairs: pairs of responses to held-out prompts, as an EvalSet whose `sft` and `references` are the two.
+        pair_features: [N, 2, E] f32, of the pairs.
+    """
+
+    config: Config
+    task: Task
+    sampler: Sampler
+    oracle: Any
+    backbone: Any
+    eval_set: EvalSet
+    pairs: EvalSet
+    pair_features: Array
+
+    def __call__(self, state: SeaState, policy: VersionedParams, step: int) -> dict[str, float]:
+        """Measures the greedy policy and, where there is an ensemble, its accuracy and best-of-N."""
+        config, data = self.config, self.eval_set
+        responses, length = greedy_responses(
+            self.task, self._sample(policy, 1, 0.0), data.tokens, data.mask, config.eval.batch_size
+        )
+        metrics = evaluate_policy(self.oracle, config.oracle.labels, data, responses, length)
+        if state.ensemble is not None:
+            metrics |= ensemble_accuracy(state.ensemble.params, self.ordered_pairs)
+            if config.eval.best_of > 1:
+                key = step_keys(state.key, step).evaluate
+                metrics |= self.best_of(state.ensemble.params, policy, key)
+        return metrics
+
+    @functools.cached_property
+    def ordered_pairs(self) -> Array:
+        """Returns the held-out pairs' features [N, 2, E] with the oracle's preferred response first."""
+        pairs, features = self.pairs, self.pair_features
+        probability, answered = protocol.compare(self.oracle, pairs.prompts, pairs.sft, pairs.references)
+        if not answered.all():
+            probability, features = probability[answered], features[np.flatnonzero(answered)]
+        return jnp.where(jnp.asarray(probability > 0.5)[:, None, None], features, features[:, ::-1])
+
+    def best_of(self, heads_params: Params, policy: VersionedParams, key: Array) -> dict[str, float]:
+        """Measures best-of-N inference: the sample of highest mean reward over the heads (Sec. 6.2)."""
+        config, data = self.config, self.eval_set
+
+        def score(rows: np.ndarray, responses: Responses) -> Array:
+            texts = [data.prompts[row] for row in rows]
+            features = self.backbone(texts, data.tokens[rows], data.mask[rows], responses)
+            return member_rewards(heads_params, features).mean(0)
+
+        responses, length = best_responses(
+            self.task, self._sample(policy, config.eval.best_of, config.train.temperature), score,
+            data.tokens, data.mask, config.eval.batch_size, key,
+        )  # fmt: skip
+        metrics = evaluate_policy(self.oracle, config.oracle.labels, data, responses, length)
+        return {name.replace("eval/", "eval/best_of_"): value for name, value in metrics.items()}
+
+    def _sample(self, policy: VersionedParams, num_responses: int, temperature: float) -> Callable[..., Any]:
+        """Returns (tokens [B, L], mask, key) -> Responses [B, num_responses, T] of the policy."""
+        return functools.partial(
+            sample_now, self.sampler, policy, num_responses=num_responses, temperature=temperature
+        )
+
+
 def _mean(values: np.ndarray) -> float:
-    """Not a number where there is none: a judge may leave every comparison without an answer."""
+    """Returns the mean; NaN where there is no value, as a judge may leave every comparison unanswered."""
     return float(values.mean()) if values.size else np.nan

@@ -1,21 +1,31 @@
-"""How the states of a run begin."""
+"""Initial states, optimizers and random keys of a run."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sea_jax.ensemble import experience as buffer
-from sea_jax.ensemble import heads
-from sea_jax.types import Array, Config, Params, PolicyState, SampleKeys, SeaState, StepKeys
+from sea_jax.types import (
+    Array,
+    Config,
+    EnsembleState,
+    Experience,
+    Params,
+    PolicyState,
+    SampleKeys,
+    SeaState,
+    StepKeys,
+)
 
-_FIRST_SHARE = 0.2  # of the rate, where a warm-up begins
+_FIRST_SHARE = 0.2  # share of the rate at which a warm-up begins
 
 
 def policy_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
-    """Adam, gradients clipped by their global norm; its `update` also takes num_queries=[] int32.
+    """Makes Adam with gradients clipped by their global norm; its `update` also takes num_queries=[] int32.
 
     Args:
-        config: max_grad_norm (of the gradient of the mean loss), and what `learning_rate` reads.
+        config: max_grad_norm (of the gradient of the mean loss) and the fields of `learning_rate`.
     """
     schedule = learning_rate(config)
 
@@ -32,10 +42,10 @@ def policy_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
 
 
 def learning_rate(config: Config) -> optax.Schedule:
-    """The rate by oracle queries: a linear warm-up, then constant, or half a cosine down to 0.
+    """Makes the learning rate by oracle queries: a linear warm-up, then constant, or half a cosine down to 0.
 
-    Queries and not steps, since clashes and synthetic pairs make the number of steps unforeseeable:
-    every method's rate ends where its budget does.
+    It counts queries and not steps: void duels and synthetic pairs make the number of steps unpredictable,
+    and so the schedule of every method ends where its budget does.
 
     Args:
         config: learning_rate, warmup_queries, schedule ('constant' or 'cosine'), query_budget.
@@ -51,15 +61,22 @@ def learning_rate(config: Config) -> optax.Schedule:
     return optax.join_schedules([ramp, rest], [warmup])
 
 
-@jax.jit  # called at every step: one dispatch, in place of one for each key
+@jax.jit  # one dispatch per step instead of one per key
 def step_keys(key: Array, step: Array | int) -> StepKeys:
-    """The keys of step t, from the run's key: the host's and the device's, in one place to be distinct."""
-    return StepKeys(*jax.random.split(jax.random.fold_in(key, step), len(StepKeys._fields)))
+    """Derives the keys of step t from the run's key, in one place, so that no two draws share a key.
+
+    Args:
+        key: [] key of the run.
+        step: t, on the host or traced.
+    """
+    sample, choose, label, ensemble, evaluate = jax.random.split(jax.random.fold_in(key, step), 5)
+    select, route = jax.random.split(choose)
+    return StepKeys(sample, select, route, label, ensemble, evaluate)
 
 
 @jax.jit
 def sample_keys(key: Array) -> SampleKeys:
-    """The draws of a step's samplers, from its `StepKeys.sample`, which is that of the responses itself."""
+    """Derives the keys of a step's samples from its `StepKeys.sample`, which is the responses' own key."""
     return SampleKeys(key, jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))
 
 
@@ -67,33 +84,18 @@ def init_state(
     key: Array,
     policy_params: Params,
     policy_tx: optax.GradientTransformation,
-    head: heads.Head,
-    ensemble_tx: optax.GradientTransformation,
-    *,
-    num_members: int,
-    feature_width: int,
-    capacity: int,
-    family: Params | None = None,
+    draw_ensemble: Callable[[Array], tuple[EnsembleState, Experience]] | None = None,
 ) -> SeaState:
-    """Line 1 of Alg. 2: D_0 empty, θ⁰ = π_ref, Φ⁰ from the prior.
+    """Initialises a run (line 1 of Alg. 2): D_0 = ∅, θ⁰ = π_ref, Φ⁰ from the prior.
 
     Args:
-        key: [] key of the run; every later draw descends from it.
-        policy_params: of π_ref; copied, since the state is donated and π_ref is not.
-        policy_tx, ensemble_tx: optimizers.
-        head: one member's module.
-        num_members: K.
-        feature_width: E.
-        capacity: C, pairs.
-        family: pretrained heads that Φ⁰ is drawn from, as `heads.init` takes them; None: random ones.
+        key: [] key of the run, from which every later draw descends.
+        policy_params: π_ref's; copied, since `update` donates the state.
+        policy_tx: the policy's optimizer.
+        draw_ensemble: ([] key) -> Φ⁰ and an empty D_0; None for a method without an ensemble.
     """
     ensemble_key, run_key = jax.random.split(key)
     params = jax.tree.map(jnp.array, policy_params)
-    return SeaState(
-        PolicyState(params, policy_tx.init(params)),
-        heads.init(ensemble_key, head, num_members, feature_width, ensemble_tx, family),
-        buffer.init(capacity, feature_width),
-        run_key,
-        jnp.int32(0),
-        jnp.int32(0),
-    )
+    ensemble, experience = draw_ensemble(ensemble_key) if draw_ensemble else (None, None)
+    policy = PolicyState(params, policy_tx.init(params))
+    return SeaState(policy, ensemble, experience, run_key, jnp.int32(0), jnp.int32(0))

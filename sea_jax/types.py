@@ -8,7 +8,7 @@ Axis legend (the paper's letters where it has them):
     C  capacity of the experience      V  vocabulary
     W  width of a model                N  layers
 
-Prompts and responses are kept apart because M responses share one prompt: its keys and values are
+Prompts and responses are separate arrays because M responses share one prompt: its keys and values are
 computed once wherever the responses are sampled, scored or learned from.
 """
 
@@ -17,27 +17,28 @@ from typing import Any, NamedTuple
 import jax
 
 Array = jax.Array
-BATCH_AXES = ("data", "fsdp")  # mesh axes that prompts are split along
 Params = Any  # a nested dict of arrays
 Config = Any  # an ml_collections.ConfigDict; sea_jax/config holds its fields
+BATCH_AXES = ("data", "fsdp")  # mesh axes that prompts are split along
 
 
 class StepKeys(NamedTuple):
-    """The draws of one step, each with a key of its own: [] keys. See `state.step_keys`."""
+    """One key per kind of draw in a step: [] keys. See `state.step_keys`."""
 
     sample: Array  # S_t (line 4)
-    select: Array  # heads and γ (lines 5-8)
+    select: Array  # the heads of the strategy (lines 5-7)
+    route: Array  # γ (line 8)
     label: Array  # the head that labels a synthetic duel (line 8)
     ensemble: Array  # batches from D_t (line 9)
     evaluate: Array  # best-of-N samples
 
 
 class SampleKeys(NamedTuple):
-    """What is sampled in a step, each with a key of its own: [] keys. See `state.sample_keys`."""
+    """One key per kind of sample in a step: [] keys. See `state.sample_keys`."""
 
     responses: Array  # S_t
-    y_ref: Array  # π_ref's responses (XPO)
-    pool: Array  # those that prompts are chosen by (APL)
+    extra: Array  # the responses of π_ref that a method's loss term reads
+    pool: Array  # the samples by which a method chooses its prompts
 
 
 class PromptBatch(NamedTuple):
@@ -45,25 +46,23 @@ class PromptBatch(NamedTuple):
 
     tokens: Array  # [B, L] int32, left-padded
     mask: Array  # [B, L] bool, False on padding
-    row: Array  # [B] int32, index of the prompt in its split
 
 
 class Candidates(NamedTuple):
     """The proposal sets S_t (Alg. 2, line 4)."""
 
     tokens: Array  # [B, M, T] int32, right-padded
-    mask: Array  # [B, M, T] bool, True up to the EOS and on it
-    logprobs: Array  # [B, M, T] f32 nats, at the sampling temperature; 0 on padding
-    features: Array  # [B, M, E] f32
+    mask: Array  # [B, M, T] bool, True up to and including the EOS
+    features: Array | None  # [B, M, E] f32; None for a method without an ensemble
 
 
 class Duel(NamedTuple):
-    """Which two responses of each proposal set meet, and who judges (lines 5-8)."""
+    """The two responses of each proposal set that meet, and who judges them (lines 5-8)."""
 
     first: Array  # [B] int32, y_t
     second: Array  # [B] int32, y'_t
-    query_oracle: Array  # [B] bool, True: the oracle labels; False: a sampled head does
-    clash: Array  # [B] bool, True: equal responses, no answer, or the budget is spent; nothing is learned
+    query_oracle: Array  # [B] bool, True: the oracle labels the duel; False: a sampled head does
+    void: Array  # [B] bool, True: the duel teaches nothing (equal responses, no answer, no budget left)
 
 
 class PreferenceBatch(NamedTuple):
@@ -73,12 +72,13 @@ class PreferenceBatch(NamedTuple):
     prompt_mask: Array  # [B, L] bool
     tokens: Array  # [B, 2, T] int32
     mask: Array  # [B, 2, T] bool
-    features: Array  # [B, 2, E] f32
+    features: Array | None  # [B, 2, E] f32; None for a method without an ensemble
     from_oracle: Array  # [B] bool
-    weight: Array  # [B] f32, 0 for a duel that teaches nothing
-    # XPO alone has y_ref ~ π_ref (Eq. 19); None is no leaf, so other methods' programs know nothing of it.
-    y_ref_tokens: Array | None = None  # [B, 1, T] int32
-    y_ref_mask: Array | None = None  # [B, 1, T] bool
+    weight: Array  # [B] f32, 0 for a void duel
+    # Further responses to each prompt that a method's loss term reads. None is no leaf of the tree, so the
+    # programs of other methods do not contain them.
+    extra_tokens: Array | None = None  # [B, X, T] int32
+    extra_mask: Array | None = None  # [B, X, T] bool
 
 
 class Experience(NamedTuple):
@@ -91,7 +91,7 @@ class Experience(NamedTuple):
 
 
 class EnsembleState(NamedTuple):
-    """The posterior: K heads, where each began, and their optimizer."""
+    """The posterior: K heads, their initial parameters, and their optimizer."""
 
     params: Params  # leaves [K, ...]
     anchor: Params  # φ⁰, leaves [K, ...]
@@ -106,11 +106,11 @@ class PolicyState(NamedTuple):
 
 
 class SeaState(NamedTuple):
-    """All that a step changes."""
+    """Everything that a step changes."""
 
     policy: PolicyState
-    ensemble: EnsembleState
-    experience: Experience
+    ensemble: EnsembleState | None  # None for a method without an ensemble
+    experience: Experience | None  # None for a method without an ensemble
     key: Array  # [] key; step t uses fold_in(key, t)
     step: Array  # [] int32, updates done
     num_queries: Array  # [] int32, oracle labels bought

@@ -18,8 +18,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from sea_jax.algorithm import Learner  # noqa: E402
-from sea_jax.ensemble import Head  # noqa: E402
+from sea_jax.algorithm import UpdateSettings  # noqa: E402
 from sea_jax.state import init_state  # noqa: E402
 from sea_jax.types import PreferenceBatch  # noqa: E402
 
@@ -54,9 +53,8 @@ def step():
     """Model, state, π_ref and batch of the step that torch also computed."""
     model, params, ref_params, batch = helpers.step_inputs()
     init = lambda params: init_state(  # noqa: E731
-        jax.random.key(2), params, helpers.LEARNING["policy_optimizer"], Head((4,)),
-        helpers.LEARNING["ensemble_optimizer"], num_members=2, feature_width=3, capacity=5,
-    )  # fmt: skip
+        jax.random.key(2), params, helpers.LEARNING["policy_optimizer"], helpers.draw_ensemble
+    )
     state = jax.tree.map(np.asarray, jax.jit(init)(params)._replace(key=None))
     state = state._replace(key=jax.random.key(4), num_queries=np.int32(7), step=np.int32(3))
     return model, state, ref_params, PreferenceBatch(**batch)
@@ -64,10 +62,10 @@ def step():
 
 @pytest.fixture(scope="session")
 def stepped(step):
-    """Its learner, and the state and metrics after it."""
+    """Its settings, and the state and metrics after it."""
     model, state, ref_params, batch = step
-    learner = Learner(model=model, **helpers.LEARNING)
-    return learner, helpers.update(learner=learner, state=state, ref_params=ref_params, batch=batch)
+    settings = UpdateSettings(model=model, **helpers.LEARNING)
+    return settings, helpers.update(settings=settings, state=state, ref_params=ref_params, batch=batch)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 from sea_jax import algorithm
+from sea_jax.ensemble import experience, heads
 from sea_jax.models import (
     Decoder,
     GatedRewardConfig,
@@ -232,11 +233,22 @@ LEARNING = dict(
     policy_optimizer=optax.adam(**STEP_ADAM), ensemble_optimizer=optax.adam(1e-2),
     dap_options=(("beta", STEP_BETA),), ensemble_steps=2, ensemble_batch=4,
 )  # fmt: skip
-update = jax.jit(algorithm.update, static_argnames="learner")
+
+
+def draw_ensemble(key, num_members=2, feature_width=3, capacity=5, hidden=(4,), optimizer=None):
+    """Φ⁰ of random heads and an empty D_0."""
+    optimizer = optimizer or LEARNING["ensemble_optimizer"]
+    return (
+        heads.init(key, heads.Head(hidden), num_members, feature_width, optimizer),
+        experience.init(capacity, feature_width),
+    )
+
+
+update = jax.jit(algorithm.update, static_argnames="settings")
 
 
 def step_inputs():
-    """Model, π_θ, π_ref and the fields of B_t: rows 0 and 3 bought, 1 synthetic, 2 a clash."""
+    """Model, π_θ, π_ref and the fields of B_t: rows 0 and 3 bought, 1 synthetic, 2 a void duel."""
     model, params = decoder(seed=0, num_layers=1)
     _, ref_params = decoder(seed=1, num_layers=1)
     batch = preference_batch(STEP_LENGTHS, weight=STEP_WEIGHT, from_oracle=STEP_FROM_ORACLE)

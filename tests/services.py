@@ -17,7 +17,7 @@ import time
 import numpy as np
 from helpers import ROOT
 
-from sea_jax.oracles import messages as wire
+from sea_jax.oracles import messages
 from sea_jax.oracles.bradley_terry import preference
 from sea_jax.tasks import mini_tldr_grammar as grammar
 
@@ -44,9 +44,9 @@ class Service:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
-        env.pop(wire.TOKEN, None)
+        env.pop(messages.TOKEN_VARIABLE, None)
         if token:
-            env[wire.TOKEN] = token
+            env[messages.TOKEN_VARIABLE] = token
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sea_jax.serve.oracle_service", f"--port={self.port}", f"--host={host}", *flags],
             cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -140,8 +140,8 @@ def by_length(request):
     """An oracle service whose reward is a text's length."""
     _, *columns = request.texts
     lengths = [np.array([len(text) for text in column], np.float32) for column in columns]
-    found = preference(*lengths) if request.ask == "probability" else lengths[0].astype(float)
-    return wire.pack_answer(request.id, **{request.ask: found})
+    found = preference(*lengths) if request.endpoint == "probability" else lengths[0].astype(float)
+    return messages.pack_answer(request.id, **{request.endpoint: found})
 
 
 def oracle_http(spoil=lambda request, good: good, port=0):
@@ -149,10 +149,10 @@ def oracle_http(spoil=lambda request, good: good, port=0):
     reply, or None."""
 
     def answer(path, headers, body):
-        request = wire.read_request(body)
+        request = messages.read_request(body)
         good = (
-            wire.pack_answer(request.id, about=dict(model="length", pid=1))
-            if request.ask == "about"
+            messages.pack_answer(request.id, about=dict(model="length", pid=1))
+            if request.endpoint == "about"
             else by_length(request)
         )
         sent = spoil(request, good)

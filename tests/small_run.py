@@ -1,5 +1,6 @@
 """A whole run in miniature, for tests of the host loop."""
 
+import json
 import random
 
 import jax
@@ -11,12 +12,15 @@ from sea_jax.actors.make import sampler_for
 from sea_jax.ensemble import features
 from sea_jax.evaluate import EvalSet
 from sea_jax.experiment import assets
+from sea_jax.experiment.logbook import Logbook
 from sea_jax.experiment.oracles import make_oracles
+from sea_jax.experiment.setup import make_evaluator, make_run
 from sea_jax.runtime.mesh import make_mesh, sampling_mesh
+from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import mini_tldr, protocol
 from sea_jax.tasks import mini_tldr_grammar as grammar
-from sea_jax.train import Run
+from sea_jax.train import train
 
 
 def small_run(folder, method, width=16, **overrides):
@@ -64,4 +68,19 @@ def small_run(folder, method, width=16, **overrides):
         oracle=make_oracles(config, mesh),
         sampler=sampler_for(config, task, model, mesh, own_mesh),
     )  # fmt: skip
-    return Run(config, shared, method, 0, folder)
+    run = make_run(config, shared, method, 0)
+    run.assets, run.folder = shared, folder  # for tests to look at
+    return run
+
+
+def logbook(run, writer):
+    """The observer that an experiment gives a run."""
+    return Logbook(run.folder, writer, make_evaluator(run, run.assets))
+
+
+def loop(run):
+    """Trains, and returns the rows of metrics.jsonl and of samples.jsonl."""
+    with MetricWriter(run.folder) as writer:
+        train(run, logbook(run, writer))
+    read = lambda name: [json.loads(line) for line in (run.folder / name).read_text().splitlines()]  # noqa: E731
+    return read("metrics.jsonl"), read("samples.jsonl")

@@ -1,6 +1,7 @@
 """The three functions of Algorithm 2: which duels, whose labels, and what a step changes."""
 
 import dataclasses
+import functools
 import types
 
 import jax
@@ -19,7 +20,15 @@ from sea_jax.types import Candidates, Duel, PreferenceBatch, PromptBatch
 
 K, B, M, T, E = 4, 10, 5, 3, 2
 STATIC = ("strategy", "gamma", "gamma_mode", "synthetic_pairs")
-jitted = jax.jit(algorithm.propose, static_argnames=STATIC)
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def jitted(key, label_key, rewards, candidates, remaining, *, strategy, **options):
+    """Lines 5 to 8 until the oracle is asked, with the keys of a step."""
+    select, route = jax.random.split(key)
+    rewards = algorithm.merge_duplicates(rewards, candidates)
+    duel = algorithm.propose(select, rewards, strategy=strategy)
+    return algorithm.route(route, label_key, duel, rewards, candidates, remaining, **options)
 
 
 def propose(candidates, rewards, key=0, label_key=1, remaining=10**6, **options):
@@ -39,7 +48,7 @@ def candidates(tokens=None, mask=None):
     tokens = np.asarray(tokens, np.int32)
     rows = np.stack(np.meshgrid(np.arange(len(tokens)), np.arange(tokens.shape[1]), indexing="ij"), -1)
     mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
-    return Candidates(tokens, mask, np.zeros(tokens.shape, np.float32), rows.astype(np.float32))
+    return Candidates(tokens, mask, rows.astype(np.float32))
 
 
 def random_rewards(seed=0, shape=(K, B, M)):
@@ -58,7 +67,7 @@ def drawn_head(rewards, label_key):
 @pytest.mark.parametrize("gamma, expected", [(0.0, 0), (0.29, 3), (0.72, 7), (1.0, 10)])
 def test_count_mode_asks_about_exactly_gamma_b(gamma, expected):
     duel = propose(candidates(), random_rewards(), gamma=gamma)
-    assert duel.query_oracle.sum() == expected and not duel.clash.any()
+    assert duel.query_oracle.sum() == expected and not duel.void.any()
     plain = STRATEGIES["bai_ts"](jax.random.split(jax.random.key(0))[0], jnp.array(random_rewards()))
     np.testing.assert_array_equal(duel.first, plain.first)
     np.testing.assert_array_equal(duel.second, plain.second)
@@ -68,7 +77,7 @@ def test_bernoulli_mode_draws_for_every_prompt():
     """Queries of a batch are Binomial(B, γ), each prompt alike, whatever pair was chosen."""
     keys = jax.random.split(jax.random.key(3), 2000)
     rewards, responses = jnp.array(random_rewards()), candidates()
-    one = lambda key: algorithm.propose(  # noqa: E731
+    one = lambda key: jitted(  # noqa: E731
         key=key, label_key=key, rewards=rewards, candidates=responses, remaining=100,
         strategy="bai_ts", gamma=0.3, gamma_mode="bernoulli",
     )  # fmt: skip
@@ -109,7 +118,7 @@ COPIES_MASK[2, 4, 2] = False
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("heads", [1, 4])
 def test_copies_never_meet(strategy, heads):
-    """Rewards of copies differ by rounding; still a duel of two copies is a clash, and no strategy
+    """Rewards of copies differ by rounding; still a duel of two copies is a void duel, and no strategy
     that looks at rewards proposes one while its heads like different responses."""
     base = random_rewards(4, (heads, 4, M)) * 3
     for group in GROUPS:
@@ -119,10 +128,10 @@ def test_copies_never_meet(strategy, heads):
     text = lambda b, j: tuple(np.array(COPIES)[b, j][COPIES_MASK[b, j]])  # noqa: E731
     for key in range(30):
         duel = propose(candidates(COPIES, COPIES_MASK), rewards, key=key, strategy=strategy)
-        assert duel.clash[3]
+        assert duel.void[3]
         for b in range(4):
             copies = text(b, duel.first[b]) == text(b, duel.second[b])
-            assert duel.clash[b] == copies and duel.query_oracle[b] == (not copies)
+            assert duel.void[b] == copies and duel.query_oracle[b] == (not copies)
             if strategy.startswith(("bai", "uncertainty", "max_margin")) and b != 3:
                 assert not copies
             if strategy == "ee_ts":
@@ -131,22 +140,22 @@ def test_copies_never_meet(strategy, heads):
 
 
 @pytest.mark.parametrize("synthetic_pairs", ["thompson", "max_margin"])
-def test_identical_responses_clash_and_buy_nothing(synthetic_pairs):
+def test_identical_responses_are_void_and_buy_nothing(synthetic_pairs):
     same = candidates(np.full((B, M, T), 7))
     duel = propose(same, random_rewards(), gamma=0.4, synthetic_pairs=synthetic_pairs)
-    assert duel.clash.all() and not duel.query_oracle.any()
+    assert duel.void.all() and not duel.query_oracle.any()
 
 
 @pytest.mark.parametrize("remaining", [0, 2, 6, 7])
 def test_budget_is_never_overdrawn(remaining):
-    """γ B = 7 queries, one of them a clash: the first `remaining` are asked, later ones dropped."""
+    """γ B = 7 queries, one of them a void duel: the first `remaining` are asked, later ones dropped."""
     tokens = np.arange(B * M * T).reshape(B, M, T)
     tokens[1] = tokens[1, 0]
     duel = propose(candidates(tokens), random_rewards(), gamma=0.7, remaining=remaining)
     wanted = [0, 2, 3, 4, 5, 6]
     asked, dropped = wanted[:remaining], wanted[remaining:]
     assert np.flatnonzero(duel.query_oracle).tolist() == asked
-    assert np.flatnonzero(duel.clash).tolist() == sorted([1, *dropped])
+    assert np.flatnonzero(duel.void).tolist() == sorted([1, *dropped])
 
 
 def test_max_margin_takes_the_labelling_heads_best_and_worst():
@@ -168,26 +177,27 @@ def test_max_margin_takes_the_labelling_heads_best_and_worst():
 # --- assign_labels ----------------------------------------------------------------------------
 
 
-def label(rewards, duel, answers, label_key):
-    prompts = PromptBatch(np.arange(B * 2).reshape(B, 2), np.ones((B, 2), bool), np.arange(B))
+def label(rewards, duel, answers, label_key, answered=True):
+    prompts = PromptBatch(np.arange(B * 2).reshape(B, 2), np.ones((B, 2), bool))
     batch = jax.jit(algorithm.assign_labels)(
         label_key=label_key, rewards=jnp.array(rewards), prompts=prompts, candidates=candidates(),
-        duel=duel, oracle_prefers_first=answers,
+        duel=duel, prefers_first=answers, answered=np.broadcast_to(answered, (B,)),
     )  # fmt: skip
     np.testing.assert_array_equal(batch.prompts, prompts.tokens)
     np.testing.assert_array_equal(batch.prompt_mask, prompts.mask)
-    return PreferenceBatch(*map(np.asarray, batch))
+    assert batch.extra_tokens is None and batch.extra_mask is None
+    return PreferenceBatch(*map(np.asarray, batch[:-2]))
 
 
 def test_labels_are_the_oracles_or_the_drawn_heads():
-    """Row by row, (y+, y−) with their own tokens and features; weight 0 exactly on clashes."""
+    """Row by row, (y+, y−) with their own tokens and features; weight 0 exactly on void duels."""
     for seed in range(8):
         rng = np.random.default_rng(seed)
         rewards, label_key = random_rewards(seed), jax.random.key(seed)
         pairs = np.array([rng.choice(M, 2, replace=False) for _ in range(B)], np.int32)
-        asked, answers, clash = rng.random((3, B)) < 0.5
-        clash &= ~asked
-        duel = Duel(pairs[:, 0], pairs[:, 1], asked, clash)
+        asked, answers, void = rng.random((3, B)) < 0.5
+        void &= ~asked
+        duel = Duel(pairs[:, 0], pairs[:, 1], asked, void)
         batch = label(rewards, duel, answers, label_key)
         head = drawn_head(rewards, label_key)
         for b, (first, second) in enumerate(pairs):
@@ -197,18 +207,19 @@ def test_labels_are_the_oracles_or_the_drawn_heads():
             np.testing.assert_array_equal(batch.tokens[b], candidates().tokens[b, order])
         assert batch.mask.all() and batch.mask.shape == (B, 2, T)
         np.testing.assert_array_equal(batch.from_oracle, asked)
-        np.testing.assert_array_equal(batch.weight, np.where(clash, 0.0, 1.0))
+        np.testing.assert_array_equal(batch.weight, np.where(void, 0.0, 1.0))
 
 
-def test_a_dropped_duel_is_a_clash_and_no_query():
-    """By hand: asked and answered, asked in vain, labelled by a head, a clash; nothing else moves."""
-    first, second = np.arange(4), np.arange(1, 5)
-    duel = Duel(first, second, np.array([1, 1, 0, 0], bool), np.array([0, 0, 0, 1], bool))
-    found = jax.jit(algorithm.drop)(duel, np.array([1, 0, 0, 0], bool))
-    np.testing.assert_array_equal(found.query_oracle, [True, False, False, False])
-    np.testing.assert_array_equal(found.clash, [False, True, False, True])
-    np.testing.assert_array_equal(found.first, first)
-    np.testing.assert_array_equal(found.second, second)
+def test_an_unanswered_duel_is_void_and_no_query():
+    """Every third duel is asked in vain, the next two answered or synthetic; nothing else moves."""
+    rewards, label_key = random_rewards(2), jax.random.key(2)
+    first, second = np.zeros(B, np.int32), np.ones(B, np.int32)
+    asked, answered = np.arange(B) % 3 != 2, np.arange(B) % 3 != 0
+    void = np.arange(B) == 5
+    batch = label(rewards, Duel(first, second, asked, void), np.ones(B, bool), label_key, answered)
+    np.testing.assert_array_equal(batch.from_oracle, np.arange(B) % 3 == 1)
+    np.testing.assert_array_equal(batch.weight, np.where((np.arange(B) % 3 == 0) | void, 0.0, 1.0))
+    np.testing.assert_array_equal(batch.features[1::3, 0, 1], 0)  # the oracle's answers: the first wins
 
 
 def test_labelling_heads_are_uniform_and_drawn_for_each_prompt():
@@ -216,11 +227,11 @@ def test_labelling_heads_are_uniform_and_drawn_for_each_prompt():
     rewards = np.zeros((K, B, M), np.float32)
     rewards[:, :, 1] = [[1], [1], [1], [-1]]
     duel = Duel(np.zeros(B, int), np.ones(B, int), np.zeros(B, bool), np.zeros(B, bool))
-    prompts = PromptBatch(np.zeros((B, 1), int), np.ones((B, 1), bool), np.arange(B))
+    prompts = PromptBatch(np.zeros((B, 1), int), np.ones((B, 1), bool))
     one = lambda key: algorithm.assign_labels(  # noqa: E731
         label_key=key, rewards=jnp.array(rewards), prompts=prompts,
         candidates=jax.tree.map(jnp.array, candidates()), duel=duel,
-        oracle_prefers_first=np.zeros(B, bool),
+        prefers_first=np.zeros(B, bool), answered=np.ones(B, bool),
     ).features[:, 0, 1]  # fmt: skip
     keys = jax.random.split(jax.random.key(0), 3000)
     winner = np.asarray(jax.jit(jax.vmap(one))(keys)).astype(int)
@@ -239,10 +250,10 @@ def assert_equal(a, b):
 
 def test_golden_step(stepped):
     """Loss, gradient norm and weights as torch found them (tests/parity/test_update_hf.py)."""
-    learner, (after, metrics) = stepped
+    settings, (after, metrics) = stepped
     np.testing.assert_allclose(metrics["policy/loss"], 1.780923, rtol=1e-5)
     np.testing.assert_allclose(metrics["policy/grad_norm"], 2.916144, rtol=1e-5)
-    weights = convert.to_hf(learner.model, after.policy.params)
+    weights = convert.to_hf(settings.model, after.policy.params)
     for name, values in {
         "embed_out.weight": [-0.166985, 1.139841, -0.272317],
         "gpt_neox.layers.0.mlp.dense_4h_to_h.bias": [-0.149771, -0.106849, -0.185675],
@@ -264,11 +275,11 @@ def test_queries_are_counted_and_synthetic_pairs_never_enter_the_experience(step
     kernels = after.ensemble.params["out"]["kernel"], state.ensemble.params["out"]["kernel"]
     assert (np.asarray(kernels[0]) != kernels[1]).any()
     assert metrics["step/finite"] == 1
-    assert metrics["duel/clash"] == 0.25 and metrics["duel/from_oracle"] == 0.75
+    assert metrics["duel/void"] == 0.25 and metrics["duel/from_oracle"] == 0.75
 
 
 def test_metrics_by_hand(step, stepped):
-    """Of the policy and the posterior before the step; clashes count in none, synthetic pairs only
+    """Of the policy and the posterior before the step; void duels count in none, synthetic pairs only
     in the policy's."""
     model, state, ref_params, batch = step
     _, (_, metrics) = stepped
@@ -296,9 +307,9 @@ def test_metrics_by_hand(step, stepped):
 
 
 def test_rows_of_weight_0_change_nothing(step, stepped):
-    """Garbage in the clash row: the whole state is equal to the last bit."""
+    """Garbage in the void row: the whole state is equal to the last bit."""
     _, state, ref_params, batch = step
-    learner, (after, metrics) = stepped
+    settings, (after, metrics) = stepped
     other = PreferenceBatch(**preference_batch([[1, 4]] * 4, seed=50))
     garbage = {
         name: jnp.asarray(getattr(batch, name)).at[2].set(getattr(other, name)[2])
@@ -309,17 +320,17 @@ def test_rows_of_weight_0_change_nothing(step, stepped):
         spoilt = batch._replace(
             **garbage, features=features, from_oracle=batch.from_oracle.at[2].set(from_oracle)
         )
-        again, same = update(learner=learner, state=state, ref_params=ref_params, batch=spoilt)
+        again, same = update(settings=settings, state=state, ref_params=ref_params, batch=spoilt)
         assert_equal(after, again)
         assert metrics["policy/loss"] == same["policy/loss"]
 
 
 def test_micro_batches_sum_to_the_batch(step, stepped):
-    """Uneven weights (a clash in one half) included; every metric is of the whole batch."""
+    """Uneven weights (a void duel in one half) included; every metric is of the whole batch."""
     _, state, ref_params, batch = step
-    learner, (whole, metrics) = stepped
-    learner = dataclasses.replace(learner, micro_batch=2)
-    after, same = update(learner=learner, state=state, ref_params=ref_params, batch=batch)
+    settings, (whole, metrics) = stepped
+    settings = dataclasses.replace(settings, micro_batch=2)
+    after, same = update(settings=settings, state=state, ref_params=ref_params, batch=batch)
     for a, b in zip(jax.tree.leaves(after.policy), jax.tree.leaves(whole.policy), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     for name, value in metrics.items():
@@ -328,9 +339,9 @@ def test_micro_batches_sum_to_the_batch(step, stepped):
 
 def test_a_step_that_is_not_finite_changes_nothing(step, stepped):
     _, state, ref_params, batch = step
-    learner = stepped[0]
+    settings = stepped[0]
     broken = ref_params | {"head": {"kernel": np.full_like(ref_params["head"]["kernel"], np.nan)}}
-    after, metrics = update(learner=learner, state=state, ref_params=broken, batch=batch)
+    after, metrics = update(settings=settings, state=state, ref_params=broken, batch=batch)
     assert metrics["step/finite"] == 0
     assert_equal(after, state)
 
@@ -343,21 +354,21 @@ def test_the_policys_rate_goes_by_the_queries_bought_before(step, stepped):
         config = dict(learning_rate=0.5, warmup_queries=0, schedule="cosine", max_grad_norm=1e9)
         optimizer = policy_optimizer(types.SimpleNamespace(**config, query_budget=budget))
         policy = state.policy._replace(opt_state=optimizer.init(state.policy.params))
-        learner = dataclasses.replace(stepped[0], policy_optimizer=optimizer)
+        settings = dataclasses.replace(stepped[0], policy_optimizer=optimizer)
         after, _ = update(
-            learner=learner, state=state._replace(policy=policy), ref_params=ref_params, batch=batch
+            settings=settings, state=state._replace(policy=policy), ref_params=ref_params, batch=batch
         )
         kernels = after.policy.params["head"]["kernel"], state.policy.params["head"]["kernel"]
         moved.append(np.abs(np.asarray(kernels[0]) - kernels[1]).max())
     np.testing.assert_allclose(moved, [0, 0.25], rtol=1e-3)
 
 
-def test_a_batch_of_clashes_leaves_the_policy_alone(stepped, step):
+def test_a_batch_of_void_duels_leaves_the_policy_alone(stepped, step):
     """Even with momentum from the step before."""
     _, _, ref_params, batch = step
-    learner, (state, _) = stepped
+    settings, (state, _) = stepped
     nothing = batch._replace(weight=np.zeros_like(batch.weight))
-    after, _ = update(learner=learner, state=state, ref_params=ref_params, batch=nothing)
+    after, _ = update(settings=settings, state=state, ref_params=ref_params, batch=nothing)
     assert_equal(after.policy, state.policy)
     assert after.num_queries == state.num_queries and after.step == state.step + 1
 
@@ -366,13 +377,13 @@ def test_without_reward_learning_and_with_another_loss(step):
     """Passive: ensemble and D_t untouched, labels still counted. IPO's options reach the loss."""
     model, state, ref_params, batch = step
     options = dict(beta=0.5, per_token=True)
-    learner = algorithm.Learner(
+    settings = algorithm.UpdateSettings(
         model=model,
         **LEARNING | dict(dap_options=tuple(options.items())),
         dap="ipo",
         learn_ensemble=False,
     )
-    after, metrics = update(learner=learner, state=state, ref_params=ref_params, batch=batch)
+    after, metrics = update(settings=settings, state=state, ref_params=ref_params, batch=batch)
     assert_equal((after.ensemble, after.experience), (state.ensemble, state.experience))
     assert after.num_queries == 9 and after.step == 4
     inputs = (batch.prompts, batch.prompt_mask, batch.tokens, batch.mask)
@@ -385,9 +396,9 @@ def test_without_reward_learning_and_with_another_loss(step):
 def test_the_ensembles_batches_depend_on_the_step(step, stepped):
     """fold_in(key, step): the same state a step later draws other rows of D_t."""
     _, state, ref_params, batch = step
-    learner, (after, _) = stepped
+    settings, (after, _) = stepped
     later = state._replace(step=np.int32(4))
-    other, _ = update(learner=learner, state=later, ref_params=ref_params, batch=batch)
+    other, _ = update(settings=settings, state=later, ref_params=ref_params, batch=batch)
     assert_equal(other.policy, after.policy)
     kernels = other.ensemble.params["out"]["kernel"], after.ensemble.params["out"]["kernel"]
     assert (np.asarray(kernels[0]) != np.asarray(kernels[1])).any()

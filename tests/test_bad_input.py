@@ -1,7 +1,6 @@
 """Mistakes of a user: one line on stderr that names field, value and what is valid, and exit status 2,
 before anything is trained; and a loss that is not finite stops a run with its inputs saved."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import ROOT
-from small_run import small_run
+from small_run import loop, small_run
 
 from configs import quickstart
 from sea_jax import main, models
@@ -22,7 +21,6 @@ from sea_jax.errors import InputError
 from sea_jax.experiment import assets
 from sea_jax.experiment import run as experiment
 from sea_jax.pretraining import cache as parts
-from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.tasks import mini_tldr
 
 
@@ -318,13 +316,13 @@ def test_a_mistake_of_the_code_keeps_its_traceback(complaint, monkeypatch, capsy
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    run = small_run(tmp_path, "passive")
+    run = small_run(tmp_path, "sea")
     params = jax.device_get(run.assets.ref_params)
     spoilt = jax.tree.map(lambda p: p * jnp.nan, run.assets.ref_params)
-    run.assets = dataclasses.replace(run.assets, ref_params=spoilt)
+    run.ref_params = spoilt
     folder = tmp_path / "non_finite_step_0"
-    with MetricWriter(tmp_path) as writer, pytest.raises(FloatingPointError) as error:
-        run.loop(writer)
+    with pytest.raises(FloatingPointError) as error:
+        loop(run)
     assert "step 0" in str(error.value) and str(folder) in str(error.value)
     assert "policy/loss" in str(error.value) and "\n" not in str(error.value)
 

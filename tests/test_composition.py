@@ -8,11 +8,11 @@ import helpers
 import jax
 import numpy as np
 import pytest
-from small_run import small_run
+from small_run import loop, small_run
 
+from sea_jax import train
 from sea_jax.actors.make import sampler_for
 from sea_jax.actors.sampler import VersionedParams, new_version, sample_now
-from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.state import step_keys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def watched(run):
     """What the run's sampler is asked for: (policy as it was, responses) of each step, in order."""
-    seen, begin = [], run.assets.sampler.begin
+    seen, begin = [], run.actor.sampler.begin
 
     def watch(policy, *rest, **options):
         kept = VersionedParams(jax.tree.map(np.array, policy.params), policy.version)
@@ -29,31 +29,29 @@ def watched(run):
             seen.append((kept, pending()))
         return pending
 
-    object.__setattr__(
-        run.assets, "sampler", type("Watched", (), dict(begin=staticmethod(watch), seconds={}))
-    )
+    run.actor.sampler = type("Watched", (), dict(begin=staticmethod(watch), seconds={}))
     return seen
 
 
-def loop(run):
-    with MetricWriter(run.folder) as writer:
-        run.loop(writer)
+def finished(run):
+    """The state after the whole run."""
+    loop(run)
     return run.state
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 3])
-def test_a_step_learns_from_the_policy_of_so_many_steps_before(tmp_path, staleness):
+def test_a_step_learns_from_the_policy_of_so_many_steps_before(tmp_path, monkeypatch, staleness):
     """Step t's responses are what θ_{max(t - s, 0)} writes under step t's own key, for step t's own prompts."""
     run = small_run(tmp_path, "passive", **{"train.staleness": staleness, "train.learning_rate": 0.05})
     params = lambda: jax.tree.map(np.array, run.state.policy.params)  # noqa: E731
-    learned, step = [params()], run._step  # θ_0, θ_1, …
+    learned, step = [params()], train.train_step  # θ_0, θ_1, …
 
     def watched_step(*args):
-        last = step(*args)
+        record = step(*args)
         learned.append(params())
-        return last
+        return record
 
-    run._step = watched_step
+    monkeypatch.setattr(train, "train_step", watched_step)
     seen = watched(run)
     loop(run)
     assert len(learned) == 5 and len(seen) == 4 + staleness  # four steps of four queries; the rest unread
@@ -62,7 +60,7 @@ def test_a_step_learns_from_the_policy_of_so_many_steps_before(tmp_path, stalene
     for t in range(4):
         of = learned[max(t - staleness, 0)]
         jax.tree.map(np.testing.assert_array_equal, seen[t][0].params, of)
-        prompts, _ = run.proposer.receive(t)
+        prompts = run.actor.encode(run.actor.rows[t]).batch
         again = sample_now(
             sampler_for(run.config, run.assets.task, run.assets.model, run.assets.mesh),
             new_version(of), prompts.tokens, prompts.mask, step_keys(run.state.key, t).sample,
@@ -76,8 +74,9 @@ def test_what_a_sampler_says_it_waited_for_is_counted_once(tmp_path):
     run = small_run(tmp_path, "passive")
     watched(run)
     for own in ({"learn": 1.0, "sync": 2.0, "generate": 1000.0}, {}):
-        run.assets.sampler.seconds = own
-        waited = run.proposer.read(run._begin(0))[-1]
+        run.actor.sampler.seconds = own
+        run.actor.begin(run.policy, 0, run.state.key)
+        waited = run.actor.read().seconds
         assert waited == own if own else waited.keys() == {"generate"} and 0 < waited["generate"] < 1000
 
 
@@ -85,7 +84,7 @@ def test_an_offline_run_learns_from_what_the_first_policy_writes(tmp_path):
     """π_ref's responses at every step, while the policy moves away from it; labels are bought all the same."""
     run = small_run(tmp_path, "offline", **{"train.learning_rate": 0.05})
     seen = watched(run)
-    state = loop(run)
+    state = finished(run)
     assert len(seen) == 4 and int(state.num_queries) == 16
     ref = jax.tree.map(np.array, run.assets.ref_params)
     for policy, responses in seen:
@@ -95,7 +94,7 @@ def test_an_offline_run_learns_from_what_the_first_policy_writes(tmp_path):
 
 
 def test_a_stale_run_still_buys_every_label_of_its_budget(tmp_path):
-    state = loop(
+    state = finished(
         small_run(tmp_path, "sea", **{"train.staleness": 2, "train.query_budget": 13, "sea.burn_in": 8})
     )
     assert int(state.num_queries) == int(state.experience.size) == 13
@@ -124,14 +123,14 @@ def main():
                     **{"mesh.data": 2, "sampler.devices": devices, "train.staleness": staleness, "sea.burn_in": 4,
                        "apl.pool_factor": 2, "xpo.alpha": 1.0},
                 )  # fmt: skip
-                prompts, _ = run.proposer.receive(0)
-                begun = run._begin(0)
+                prompts = run.actor.encode(run.actor.rows[0]).batch
+                pending = run.actor.start(run.policy, 0, step_keys(run.state.key, 0).sample)
                 if devices:
                     held = {d for x in jax.tree.leaves(run.assets.sampler._copy.params) for d in x.devices()}
                     assert held == set(jax.devices()[2:4])
                 home = set(jax.devices()[:2])
-                assert all(x.devices() == home for x in (prompts.tokens, *begun.responses()))
-                states.append(loop(run))
+                assert all(x.devices() == home for x in (prompts.tokens, *pending.responses()))
+                states.append(finished(run))
         parts = [(s.policy, s.ensemble, s.experience) for s in states]
         jax.tree.map(np.testing.assert_array_equal, *parts)
     print("agree")

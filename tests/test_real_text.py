@@ -10,9 +10,10 @@ from real_text import posts, small_config, user_files
 from configs import tldr, ultrafeedback
 from sea_jax import models, tasks
 from sea_jax.errors import InputError
+from sea_jax.experiment import reward_scorer
 from sea_jax.experiment import run as experiment
-from sea_jax.oracles import reward_model
 from sea_jax.runtime.mesh import make_mesh
+from sea_jax.runtime.run_folder import Summary, read_summary
 from sea_jax.tasks.tokenizer import load_tokenizer
 
 
@@ -35,7 +36,7 @@ def test_a_whole_run(files, tmp_path):
     table = experiment.run(config, str(tmp_path))
     assert "\nSEA " in table
     run = tmp_path / "runs" / "sea-seed0"
-    assert json.loads((run / "done.json").read_text()) == {"queries": 8}
+    assert read_summary(run) == Summary(8, "sea", "SEA", True)
     before, after = (models.load(str(folder))[1] for folder in (files / "policy", run / "policy"))
     moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), before, after)
     assert max(jax.tree.leaves(moved)) > 1e-4
@@ -67,7 +68,7 @@ def test_rewards_are_the_models_own(files, chat_files, chat):
     folder = files if chat == "no" else chat_files
     config = small_config(folder).oracle
     config.update(dict(chat=chat, dtype="float32"))
-    oracle = reward_model.load(config, make_mesh())
+    oracle = reward_scorer.load_oracle(config, make_mesh())
     model, params = models.load(config.folder)
     backend = load_tokenizer(config.folder).backend
     pairs = [(row["prompt"], row["completion"]) for row in posts(3)]
@@ -137,6 +138,6 @@ def test_what_does_not_fit(files, tmp_path, fields, said):
 def test_a_text_beyond_the_oracles_context(files):
     """Said, not cut."""
     config = small_config(files).oracle
-    oracle = reward_model.load(config, make_mesh())
+    oracle = reward_scorer.load_oracle(config, make_mesh())
     with pytest.raises(InputError, match=r"text 0: .* tokens; valid: 1 to 128, the reward model's context"):
         oracle.rewards(["word " * 400], ["answer"])

@@ -1,5 +1,6 @@
 """How a run begins: copies, anchors, and the policy's learning rate."""
 
+import functools
 import types
 
 import jax
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import draw_ensemble
 
-from sea_jax.ensemble import Head
 from sea_jax.state import init_state, policy_optimizer, step_keys
 
 
@@ -54,10 +55,8 @@ def test_gradients_are_clipped_by_their_norm():
 def test_initial_state():
     """θ⁰ is a copy of π_ref in buffers of its own, Φ⁰ its own anchor, D_0 empty, counters 0."""
     ref = {"w": jnp.ones((2, 3))}
-    state = init_state(
-        jax.random.key(0), ref, optax.adam(1.0), Head((4,)), optax.adam(1.0),
-        num_members=2, feature_width=3, capacity=6,
-    )  # fmt: skip
+    draw = functools.partial(draw_ensemble, capacity=6, optimizer=optax.adam(1.0))
+    state = init_state(jax.random.key(0), ref, optax.adam(1.0), draw)
     np.testing.assert_array_equal(state.policy.params["w"], ref["w"])
     pointers = [x.unsafe_buffer_pointer() for x in (state.policy.params["w"], ref["w"])]
     assert pointers[0] != pointers[1]
@@ -75,8 +74,15 @@ def test_every_draw_of_every_step_has_its_own_key():
     seen = set()
     for step in range(4):
         host, device = step_keys(key, step), jax.jit(step_keys)(key, jnp.int32(step))
-        assert host._fields == ("sample", "select", "label", "ensemble", "evaluate")
+        assert host._fields == ("sample", "select", "route", "label", "ensemble", "evaluate")
         for a, b in zip(host, device, strict=True):
             np.testing.assert_array_equal(jax.random.key_data(a), jax.random.key_data(b))
             seen.add(tuple(np.asarray(jax.random.key_data(a)).tolist()))
-    assert len(seen) == 20 and tuple(np.asarray(jax.random.key_data(key)).tolist()) not in seen
+    assert len(seen) == 24 and tuple(np.asarray(jax.random.key_data(key)).tolist()) not in seen
+
+
+def test_a_run_without_an_ensemble_has_no_experience():
+    state = init_state(jax.random.key(0), {"w": jnp.ones(2)}, optax.adam(1.0))
+    assert state.ensemble is None and state.experience is None
+    with_one = init_state(jax.random.key(0), {"w": jnp.ones(2)}, optax.adam(1.0), draw_ensemble)
+    np.testing.assert_array_equal(*(jax.random.key_data(s.key) for s in (state, with_one)))

@@ -1,42 +1,40 @@
 """The host loop: what is bought, who labels, what is written, and that a seed decides everything."""
 
 import inspect
-import json
 from zlib import crc32
 
 import jax
 import numpy as np
 import pytest
 from helpers import sigmoid
-from small_run import small_run
+from small_run import loop, small_run
 
 from configs import quickstart
-from sea_jax import evaluate
+from sea_jax import evaluate, train
 from sea_jax.config import validate as config_lib
 from sea_jax.ensemble import heads
+from sea_jax.evaluate import Evaluator
+from sea_jax.experiment.setup import make_evaluator
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.oracles import protocol
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.labels import Labeller
-from sea_jax.runtime.metrics import MetricWriter
+from sea_jax.state import step_keys
 
 
-def train(folder, method, **overrides):
+def trained(folder, method, **overrides):
     run = small_run(folder, method, **overrides)
     asked = []
     label = run.labeller.label
     run.labeller.label = lambda prompts, *rest, **kw: (
         asked.append(len(prompts)) or label(prompts, *rest, **kw)
     )
-    with MetricWriter(folder) as writer:
-        run.loop(writer)
-    read = lambda name: [json.loads(line) for line in (folder / name).read_text().splitlines()]  # noqa: E731
-    return run, asked, read("metrics.jsonl"), read("samples.jsonl")
+    return run, asked, *loop(run)
 
 
 def test_queries_are_bought_by_gamma_after_burn_in_and_end_at_the_budget(tmp_path):
     """B = 4: four a step until 8 are bought, then round(0.5 · 4) = 2 a step, and the last one alone."""
-    run, asked, metrics, samples = train(
+    run, asked, metrics, samples = trained(
         tmp_path, "sea", **{"train.query_budget": 13, "sea.burn_in": 8, "sea.gamma": 0.5}
     )
     assert asked == [4, 4, 2, 2, 1]
@@ -50,10 +48,11 @@ def test_queries_are_bought_by_gamma_after_burn_in_and_end_at_the_budget(tmp_pat
 
 @pytest.mark.parametrize("method", ["passive", "ceiling", "sea_oracle_only"])
 def test_methods_without_synthetic_pairs_buy_every_duel(tmp_path, method):
-    run, asked, metrics, _ = train(tmp_path, method, **{"sea.burn_in": 0})
+    run, asked, metrics, _ = trained(tmp_path, method, **{"sea.burn_in": 0})
     assert asked == [4, 4, 4, 4]
     learned = method == "sea_oracle_only"
-    assert int(run.state.experience.size) == 16 * learned
+    assert (run.state.experience is not None) == learned
+    assert not learned or int(run.state.experience.size) == 16
     assert ("ensemble/accuracy_heldout" in metrics[0]) == learned
 
 
@@ -63,9 +62,9 @@ def test_every_option_of_a_loss_is_a_field_of_the_config(tmp_path, dap):
     values = {"beta": 0.7, "per_token": True, "margin_ratio": 0.9}
     assert values.keys() <= set(quickstart.get_config().train)
     fields = {f"train.{name}": value for name, value in values.items()}
-    learner = small_run(tmp_path, "passive", **{"train.dap": dap} | fields).learner
+    settings = small_run(tmp_path, "passive", **{"train.dap": dap} | fields).settings
     options = set(inspect.signature(DAP_LOSSES[dap]).parameters) - {"policy_logps", "ref_logps", "lengths"}
-    assert dict(learner.dap_options) == {name: values[name] for name in options}
+    assert dict(settings.dap_options) == {name: values[name] for name in options}
 
 
 def test_a_method_may_have_settings_of_its_own():
@@ -79,12 +78,12 @@ def test_a_method_may_have_settings_of_its_own():
 
 def test_a_cold_ensemble_leaves_the_choice_to_chance(tmp_path):
     run = small_run(tmp_path, "sea", **{"sea.passive_queries": 8})
-    assert [run._strategy(done) for done in (0, 7, 8)] == ["passive", "passive", "bai_ts"]
-    assert small_run(tmp_path, "passive")._strategy(100) == "passive"
+    assert [train.strategy(run, bought) for bought in (0, 7, 8)] == ["passive", "passive", "bai_ts"]
+    assert train.strategy(small_run(tmp_path, "passive"), 100) == "passive"
 
 
 @pytest.mark.parametrize("method", ["passive", "sea", "ee_ts"])
-def test_online_win_rate_is_that_of_what_the_oracle_was_shown(tmp_path, method):
+def test_online_win_rate_is_that_of_what_the_oracle_was_shown(tmp_path, monkeypatch, method):
     """Against each prompt's own reference, over both responses of every duel bought; none is bought for it."""
     reward = lambda xs, ys: np.array([crc32(f"{x}|{y}".encode()) % 997 / 200 for x, y in zip(xs, ys)])  # noqa: B905, E731
     run = small_run(
@@ -96,10 +95,9 @@ def test_online_win_rate_is_that_of_what_the_oracle_was_shown(tmp_path, method):
     sizes = []
     run.labeller.label = lambda *args, **kw: shown.append(args) or label(*args, **kw)
     run.oracle.probability = lambda x, *ys: sizes.append(len(x)) or read(x, *ys)
-    run._evaluate = lambda *_: None
-    with MetricWriter(tmp_path) as writer:
-        run.loop(writer)
-    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    monkeypatch.setattr(Evaluator, "__call__", lambda *_: {})
+    rows, _ = loop(run)
+    metrics = [row for row in rows if "policy/loss" in row]
 
     task = run.assets.task
     reference = dict(zip(task.prompts["train"], task.references["train"], strict=True))
@@ -117,14 +115,16 @@ def test_online_win_rate_is_that_of_what_the_oracle_was_shown(tmp_path, method):
 
 
 def test_a_step_that_shows_nothing_has_no_online_win_rate(tmp_path):
-    run = small_run(tmp_path, "passive")
-    assert run._online(None, [], {}) == {} and run.online_responses == 0
+    fields = {"train.temperature": 1e-6, "train.max_idle_steps": 2}
+    _, asked, metrics, _ = trained(tmp_path, "passive", **fields)
+    assert asked == [0, 0] and not any("duel/win_rate_reference" in row for row in metrics)
 
 
 def test_best_of_n_is_chosen_by_the_ensembles_mean(tmp_path, monkeypatch):
     """Scores against the members' rewards one by one; N samples; metrics under names of their own."""
     run = small_run(tmp_path, "sea", **{"eval.best_of": 3})
     backbone, data = run.assets.backbone, run.assets.eval_set
+    evaluator = make_evaluator(run, run.assets)
     best, seen = evaluate.best_responses, []
 
     def checked(task, sample, score, *rest):
@@ -140,7 +140,8 @@ def test_best_of_n_is_chosen_by_the_ensembles_mean(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "best_responses", checked)
-        metrics = run._best_of(step=0)
+        key = step_keys(run.state.key, 0).evaluate
+        metrics = evaluator.best_of(run.state.ensemble.params, run.policy, key)
     (texts, length), *_ = seen
     plain = evaluate.evaluate_policy(run.oracle, "threshold", data, texts, length)
     assert metrics == {f"eval/best_of_{name.removeprefix('eval/')}": value for name, value in plain.items()}
@@ -148,7 +149,7 @@ def test_best_of_n_is_chosen_by_the_ensembles_mean(tmp_path, monkeypatch):
 
 
 def test_best_of_n_is_off_by_default_and_leaves_training_alone(tmp_path):
-    runs = {n: train(tmp_path / f"{n}", "sea", **{"eval.best_of": n}) for n in (1, 3)}
+    runs = {n: trained(tmp_path / f"{n}", "sea", **{"eval.best_of": n}) for n in (1, 3)}
     has = {
         n: any("eval/best_of_win_rate_sft" in row for row in metrics)
         for n, (_, _, metrics, _) in runs.items()
@@ -156,13 +157,13 @@ def test_best_of_n_is_off_by_default_and_leaves_training_alone(tmp_path):
     assert has == {1: False, 3: True} and quickstart.get_config().eval.best_of == 1
     params = [runs[n][0].state.policy.params for n in (1, 3)]
     jax.tree.map(np.testing.assert_array_equal, *params)
-    _, _, metrics, _ = train(tmp_path / "passive", "passive", **{"eval.best_of": 3})
+    _, _, metrics, _ = trained(tmp_path / "passive", "passive", **{"eval.best_of": 3})
     assert not any("eval/best_of_win_rate_sft" in row for row in metrics)
 
 
 def test_one_seed_gives_one_run_to_the_bit_and_another_seed_another(tmp_path):
     first, second, other = (
-        train(tmp_path / name, "sea", seed=seed)[0].state.policy.params
+        trained(tmp_path / name, "sea", seed=seed)[0].state.policy.params
         for name, seed in (("a", 5), ("b", 5), ("c", 6))
     )
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -188,9 +189,7 @@ def hesitant_run(folder, method, silent, **fields):
     run = small_run(folder, method, **fields)
     run.oracle = Hesitant(silent(run.assets.task.prompts["train"]))
     run.labeller = Labeller(run.oracle)
-    with MetricWriter(folder) as writer:
-        run.loop(writer)
-    return run, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return run, loop(run)[0]
 
 
 @pytest.mark.parametrize("method", ["sea", "passive"])
@@ -199,12 +198,12 @@ def test_a_duel_without_an_answer_is_dropped_and_counted(tmp_path, method):
     spent on the others, and nothing is asked of a judge for the online win rate."""
     run, metrics = hesitant_run(tmp_path, method, lambda xs: xs[:2], **{"sea.burn_in": 100})
     assert run.labeller.num_queries == int(run.state.num_queries) == 16
-    assert int(run.state.experience.size) == (16 if method == "sea" else 0)
+    assert method != "sea" or int(run.state.experience.size) == 16
     steps = [row for row in metrics if "duel/from_oracle" in row]
     dropped = np.diff([0, *(row["oracle/dropped"] for row in steps)])
     assert run.labeller.num_dropped == dropped.sum() > 0
     for row, n in zip(steps, dropped, strict=True):
-        assert row["duel/from_oracle"] + row["duel/clash"] == 1.0 and row["duel/clash"] >= n / 4
+        assert row["duel/from_oracle"] + row["duel/void"] == 1.0 and row["duel/void"] >= n / 4
     assert steps[-1]["oracle/calls"] >= 16 + run.labeller.num_dropped
     assert not any("duel/win_rate_reference" in row for row in metrics)
     evaluated = [row for row in metrics if "eval/win_rate_sft" in row]
@@ -216,7 +215,9 @@ def test_a_judge_who_never_answers_ends_the_run_with_no_label(tmp_path, caplog):
         run, metrics = hesitant_run(tmp_path, "sea", set, **{"train.max_idle_steps": 3})
     assert run.labeller.num_queries == 0 and run.labeller.num_dropped == 12
     assert "ended after 0 of 16 queries" in caplog.text and "without an answer (12 in all)" in caplog.text
-    assert [row["eval/win_rate_sft"] for row in metrics if "eval/win_rate_sft" in row] == [None, None]
+    evaluated = [row for row in metrics if "eval/mean_length" in row]
+    assert len(evaluated) == 2 and not any("eval/win_rate_sft" in row for row in evaluated)
+    assert not any(name.endswith("_chosen") for row in metrics for name in row)
     before = run.assets.initial_params()
     jax.tree.map(np.testing.assert_array_equal, before, run.state.policy.params)
 
@@ -225,7 +226,7 @@ def test_a_policy_that_only_repeats_itself_ends_the_run(tmp_path, caplog):
     """Without a bound the loop would wait for ever for two different responses."""
     fields = {"train.temperature": 1e-6, "train.max_idle_steps": 3, "eval.every_queries": 4}
     with caplog.at_level("WARNING", logger="absl"):
-        _, asked, metrics, _ = train(tmp_path, "passive", **fields)
+        _, asked, metrics, _ = trained(tmp_path, "passive", **fields)
     assert asked == [0, 0, 0]
     assert [row["queries"] for row in metrics if "eval/reward" in row] == [0, 0]
     assert "passive seed 0: ended after 0 of 16 queries, since 3 steps in a row" in caplog.text

@@ -1,1 +1,1 @@
-"""Who writes responses (Alg. 2, lines 3 and 4): JAX in this process, a vLLM sidecar, or Ray actors."""
+"""Samplers of responses (Alg. 2, lines 3 and 4): JAX in this process, a vLLM sidecar, or Ray actors."""

@@ -1,143 +1,150 @@
-"""Lines 3 and 4 of Algorithm 2: the prompts of a step, and who writes responses to them."""
+"""The paper's Actor: the prompts of a step, and the responses sampled to them (Alg. 2, lines 3 and 4)."""
 
 import time
+from collections import deque
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from sea_jax import algorithm
-from sea_jax.actors.sampler import PendingResponses, VersionedParams, new_version, sample_now
-from sea_jax.experiment.assets import Assets
-from sea_jax.methods import Method
+from sea_jax.actors.sampler import PendingResponses, Sampler, VersionedParams, new_version, sample_now
+from sea_jax.methods.method import Method, Prompts, Samples
 from sea_jax.models import Responses
 from sea_jax.runtime import mesh as mesh_lib
-from sea_jax.state import sample_keys
+from sea_jax.state import sample_keys, step_keys
+from sea_jax.tasks.protocol import Task
 from sea_jax.tasks.stream import pool_rows, prompt_rows
-from sea_jax.types import Array, Config, PromptBatch
+from sea_jax.types import Array, Config, Params, PromptBatch
+
+
+class PendingProposal(NamedTuple):
+    """The prompts of a step, and its responses, perhaps not computed yet."""
+
+    prompts: Prompts
+    responses: PendingResponses
+    extra: PendingResponses | None  # responses of π_ref for a method's loss term
+    metrics: dict[str, float]
+    seconds: dict[str, float]  # spent on choosing the prompts, per stage
 
 
 class Proposal(NamedTuple):
-    """A step's prompts, and its responses as far as they are written."""
+    """The prompts of a step and their proposal sets S_t."""
 
-    prompts: PromptBatch
-    texts: list[str]
-    responses: PendingResponses
-    y_ref: PendingResponses | None  # π_ref's response to each, of an optimistic method
+    prompts: Prompts
+    responses: Responses  # [B, M, T]
+    extra: Responses | None  # [B, X, T], responses of π_ref for a method's loss term
     metrics: dict[str, float]
-    seconds: dict[str, float]  # that choosing the prompts took, by the stages of a step
+    seconds: dict[str, float]  # waited per stage
 
 
-class Proposer:
-    """What a run's steps begin with.
+class Actor:
+    """Receives prompts and has responses sampled, at most config.train.staleness steps ahead of learning.
 
     Args:
         config: the method's.
-        assets: task, sampler and π_ref.
+        task: prompts and their tokenizer.
+        sampler: samples the responses.
+        mesh: the devices that share a batch.
         method: a row of `METHODS`.
-        seed: of the run; the order of the prompts is its.
+        ref_params: π_ref.
+        seed: the run's; it decides the order of the prompts.
     """
 
-    def __init__(self, config: Config, assets: Assets, method: Method, seed: int):
-        self.config, self.assets, self.method = config, assets, method
-        size, stream = config.train.batch_size, prompt_rows
-        if method.pooled:
-            size, stream = size * config.apl.pool_factor, pool_rows
-        self.rows: Any = stream(len(assets.task.prompts["train"]), size, seed)
-        self.fixed = new_version(assets.ref_params)  # who writes for an offline method, and y_ref
+    def __init__(
+        self, config: Config, task: Task, sampler: Sampler, mesh: Mesh, method: Method, ref_params: Params,
+        seed: int,
+    ):  # fmt: skip
+        self.config, self.task, self.sampler, self.mesh, self.method = config, task, sampler, mesh, method
+        num_prompts, pool = len(task.prompts["train"]), method.prompts.pool_size(config)
+        self.rows: Any = (
+            pool_rows(num_prompts, pool, seed)
+            if pool
+            else prompt_rows(num_prompts, config.train.batch_size, seed)
+        )
+        self.reference = new_version(ref_params)
+        self.num_extra = method.term(config).num_extra if method.term else 0
+        self.ahead: deque[PendingProposal] = deque()  # sampled ahead of learning, at most `staleness` steps
 
-    def begin(self, policy: VersionedParams, step: int, key: Array) -> Proposal:
-        """Receives the prompts of step t and has the policy, or π_ref, begin its M responses to each.
+    def begin(self, policy: VersionedParams, step: int, key: Array) -> None:
+        """Starts to sample up to step t + staleness, where that has not been started.
+
+        Args:
+            policy: the latest.
+            step: t.
+            key: [] key of the run.
+        """
+        while len(self.ahead) <= self.config.train.staleness:
+            later = step + len(self.ahead)
+            self.ahead.append(self.start(policy, later, step_keys(key, later).sample))
+
+    def read(self) -> Proposal:
+        """Waits for the oldest proposal that was begun, and hands it out."""
+        prompts, responses, extra, metrics, seconds = self.ahead.popleft()
+        found, waited = self._wait(responses)
+        seconds, further = add(seconds, waited), None
+        if extra is not None:
+            further, waited = self._wait(extra)
+            seconds = add(seconds, waited)
+        return Proposal(prompts, found, further, metrics, seconds)
+
+    def start(self, policy: VersionedParams, step: int, key: Array) -> PendingProposal:
+        """Receives the prompts of step t and starts to sample M responses to each.
 
         Args:
             policy: the latest.
             step: t.
             key: [] key of the step's samples.
         """
-        keys, y_ref, metrics, seconds = sample_keys(key), None, {}, {}
-        if self.method.pooled:
-            rows, metrics, seconds = self._most_uncertain(policy, self.rows[step], keys.pool)
-            prompts, texts = self.encode(rows)
-        else:
-            prompts, texts = self.receive(step)
-        if self.method.optimistic:  # first, as what a sampler begins last is what it may still be at later
-            y_ref = self._write(self.fixed, prompts, keys.y_ref, 1)
-        writer = self.fixed if self.method.offline else policy
-        responses = self._write(writer, prompts, keys.responses, self.method.num_responses(self.config))
-        return Proposal(prompts, texts, responses, y_ref, metrics, seconds)
+        keys, extra = sample_keys(key), None
 
-    def read(self, proposal: Proposal) -> tuple[Responses, Responses | None, dict[str, float]]:
-        """Waits for what was begun.
+        def sample(rows: np.ndarray, samples: Samples) -> tuple[Responses, dict[str, float]]:
+            return self._sample_pool(policy, rows, samples, keys.pool)
 
-        Returns:
-            Responses [B, M, T]; y_ref, Responses [B, 1, T] or None; seconds that were waited for: by the
-            sampler's own stages, where it has some.
-        """
-        responses, waited = self._wait(proposal.responses)
-        waited, y_ref = add(proposal.seconds, waited), None
-        if proposal.y_ref is not None:
-            y_ref, more = self._wait(proposal.y_ref)
-            waited = add(waited, more)
-        return responses, y_ref, waited
+        choice = self.method.prompts.choose(self.config, self.rows[step], sample)
+        prompts = self.encode(choice.rows)
+        if self.num_extra:  # first: a sampler may still be busy with its last task when the step goes on
+            extra = self._sample(self.reference, prompts, keys.extra, self.num_extra)
+        proposer = self.reference if self.method.proposal == "reference" else policy
+        responses = self._sample(proposer, prompts, keys.responses, self.method.num_responses(self.config))
+        return PendingProposal(prompts, responses, extra, choice.metrics, choice.seconds)
 
-    def _wait(self, pending: PendingResponses) -> tuple[Responses, dict[str, float]]:
-        """Responses that are there, and the seconds until they were, by stage."""
-        start = time.perf_counter()
-        responses = jax.block_until_ready(pending())
-        return responses, self.assets.sampler.seconds or {"generate": time.perf_counter() - start}
-
-    def _most_uncertain(
-        self, policy: VersionedParams, rows: np.ndarray, key: Array
-    ) -> tuple[np.ndarray, dict[str, float], dict[str, float]]:
-        """Of a pool's rows the B of highest predictive entropy, in the pool's order; metrics and seconds.
-
-        The samples are drawn at temperature 1 and not as a duel's, so that their log-probs are π_θ's own.
-        """
-        start = time.perf_counter()
-        jax.block_until_ready(policy.params)
-        learned = time.perf_counter()
-        pool, _ = self.encode(rows)
-        samples = sample_now(
-            self.assets.sampler, policy, pool.tokens, pool.mask, key,
-            num_responses=self.config.apl.entropy_samples, temperature=1.0,
-        )  # fmt: skip
-        entropy = mesh_lib.fetch(predictive_entropy(samples.logprobs))
-        kept = highest(entropy, self.config.train.batch_size)
-        metrics = {"prompt/entropy": entropy[kept].mean(), "prompt/entropy_pool": entropy.mean()}
-        seconds = {"generate": time.perf_counter() - learned} | self.assets.sampler.seconds
-        return rows[kept], metrics, seconds | {"learn": learned - start}
-
-    def _write(
-        self, writer: VersionedParams, prompts: PromptBatch, key: Array, num_responses: int
+    def _sample(
+        self, policy: VersionedParams, prompts: Prompts, key: Array, num_responses: int
     ) -> PendingResponses:
-        return self.assets.sampler.begin(
-            writer, prompts.tokens, prompts.mask, key,
+        return self.sampler.begin(
+            policy, *prompts.batch, key,
             num_responses=num_responses, temperature=self.config.train.temperature,
         )  # fmt: skip
 
-    def receive(self, step: int) -> tuple[PromptBatch, list[str]]:
-        """What the stream has for step t: [B, L], or the pool of a pooled method (line 3)."""
-        return self.encode(self.rows[step])
+    def _sample_pool(
+        self, policy: VersionedParams, rows: np.ndarray, samples: Samples, key: Array
+    ) -> tuple[Responses, dict[str, float]]:
+        """Samples to a pool of prompts; returns the responses and the seconds waited per stage."""
+        start = time.perf_counter()
+        jax.block_until_ready(policy.params)
+        learned = time.perf_counter()
+        responses = sample_now(
+            self.sampler, policy, *self.encode(rows).batch, key,
+            num_responses=samples.num_responses, temperature=samples.temperature,
+        )  # fmt: skip
+        jax.block_until_ready(responses)
+        seconds = {"generate": time.perf_counter() - learned} | self.sampler.seconds
+        return responses, seconds | {"learn": learned - start}
 
-    def encode(self, rows: np.ndarray) -> tuple[PromptBatch, list[str]]:
-        """Train prompts by row, on the devices and as text."""
-        rows = np.asarray(rows, np.int32)
-        texts = [self.assets.task.prompts["train"][row] for row in rows]
-        tokens, mask = self.assets.task.encode_prompts(texts)
-        return PromptBatch(*mesh_lib.split(self.assets.mesh, (tokens, mask, rows))), texts
+    def _wait(self, pending: PendingResponses) -> tuple[Responses, dict[str, float]]:
+        """Waits for responses; returns them and the seconds waited per stage."""
+        start = time.perf_counter()
+        responses = jax.block_until_ready(pending())
+        return responses, self.sampler.seconds or {"generate": time.perf_counter() - start}
 
-
-def highest(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` highest values, ascending; of equal values the lowest index is kept.
-
-    Ascending, so that a batch cut off by the budget loses prompts by chance and not by their value.
-    """
-    return np.sort(np.argsort(-values, kind="stable")[:count])
-
-
-predictive_entropy = jax.jit(algorithm.predictive_entropy)
+    def encode(self, rows: np.ndarray) -> Prompts:
+        """Encodes train prompts by their rows, and puts them on the devices."""
+        texts = [self.task.prompts["train"][row] for row in rows]
+        batch = PromptBatch(*mesh_lib.shard_batch(self.mesh, self.task.encode_prompts(texts)))
+        return Prompts(batch, texts, np.asarray(rows))
 
 
 def add(seconds: dict[str, float], more: dict[str, float]) -> dict[str, float]:
-    """Seconds by stage, of both."""
+    """Adds seconds per stage."""
     return {stage: seconds.get(stage, 0) + more.get(stage, 0) for stage in seconds | more}

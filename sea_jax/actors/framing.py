@@ -1,7 +1,7 @@
-"""Messages between a run and the processes it starts: a JSON header and raw arrays on a Unix socket.
+"""Messages over a Unix socket between a run and the processes it starts: a JSON header and raw arrays.
 
-No pickle: what comes in can be nothing but numbers, text and arrays. NumPy only, since processes of other
-environments import this too.
+No pickle: a message can contain nothing but numbers, text and arrays. This file needs NumPy only, since
+processes of other environments import it too.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 _PREFIX = struct.Struct("<II")  # bytes of the header, number of arrays
-_LONGEST_HEADER = 1 << 28  # bytes; more is no header
+_MAX_HEADER = 1 << 28  # bytes
 
 
 class ClosedError(ConnectionError):
-    """The other side has gone."""
+    """The other side has closed the socket."""
 
 
 def send(sock: socket.socket, header: dict[str, Any], *arrays: np.ndarray, timeout: float) -> None:
@@ -26,13 +26,13 @@ def send(sock: socket.socket, header: dict[str, Any], *arrays: np.ndarray, timeo
 
     Args:
         sock: a stream socket.
-        header: what JSON can hold.
-        *arrays: of numbers; they arrive with dtype and shape.
-        timeout: seconds for all of it.
+        header: values that JSON can represent.
+        *arrays: numeric arrays; dtype and shape are kept.
+        timeout: seconds for the whole message.
 
     Raises:
-        ClosedError: where nobody reads any more.
-        TimeoutError: where nobody has read in time.
+        ClosedError: the other side has closed the socket.
+        TimeoutError: the other side has not read the message in time.
     """
     described = [[array.dtype.str, list(array.shape)] for array in arrays]
     text = json.dumps(header | {"arrays": described}).encode()
@@ -46,21 +46,24 @@ def send(sock: socket.socket, header: dict[str, Any], *arrays: np.ndarray, timeo
 
 
 def receive(sock: socket.socket, timeout: float | None) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Reads one message: header and arrays.
+    """Reads one message.
 
     Args:
         sock: a stream socket.
-        timeout: seconds for all of it; None waits for as long as the other side lives.
+        timeout: seconds for the whole message; None for no limit.
+
+    Returns:
+        The header and the arrays.
 
     Raises:
-        ClosedError: where the other side is gone.
-        TimeoutError: where the message is not there in time.
-        ValueError: on bytes that are no message.
+        ClosedError: the other side has closed the socket.
+        TimeoutError: the message has not arrived in time.
+        ValueError: the bytes are not a message.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     size, count = _PREFIX.unpack(_read(sock, _PREFIX.size, deadline))
-    if size > _LONGEST_HEADER:
-        raise ValueError(f"a header of {size} bytes; valid: at most {_LONGEST_HEADER}")
+    if size > _MAX_HEADER:
+        raise ValueError(f"a header of {size} bytes; valid: at most {_MAX_HEADER}")
     header = json.loads(bytes(_read(sock, size, deadline)))
     described = header.pop("arrays")
     if len(described) != count:
@@ -76,17 +79,18 @@ def receive(sock: socket.socket, timeout: float | None) -> tuple[dict[str, Any],
 
 
 def _read(sock: socket.socket, size: int, deadline: float | None) -> bytearray:
+    """Reads exactly `size` bytes."""
     content = bytearray(size)
-    view, got = memoryview(content), 0
-    while got < size:
+    view, filled = memoryview(content), 0
+    while filled < size:
         if deadline is not None and (left := deadline - time.monotonic()) <= 0:
             raise TimeoutError
         sock.settimeout(None if deadline is None else left)
         try:
-            n = sock.recv_into(view[got:])
+            n = sock.recv_into(view[filled:])
         except ConnectionResetError as error:
             raise ClosedError(str(error)) from None
         if n == 0:
             raise ClosedError("end of the stream")
-        got += n
+        filled += n
     return content

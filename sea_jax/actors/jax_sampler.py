@@ -17,9 +17,10 @@ class JaxSampler:
         model: the policy's module.
         max_tokens: T, EOS included.
         eos_id, pad_id: token ids.
-        home: the mesh that learns; responses are brought there.
-        micro_batch: prompts sampled at once, as `models.generate` takes it.
-        sampling_mesh: the mesh that samples, if it is another one. It gets every version of the policy once.
+        home: the mesh of the learner; responses are moved there.
+        micro_batch: prompts sampled at once, see `models.generate.make_sampler`.
+        sampling_mesh: the mesh that samples, if it is another one. Each version of the policy is copied to it
+            once.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class JaxSampler:
         sampling_mesh: Mesh | None = None,
     ):  # fmt: skip
         self.seconds = {}
-        self._home, self._own_mesh = home, sampling_mesh
+        self._home, self._sampling_mesh = home, sampling_mesh
         self._fixed = model, max_tokens, eos_id, pad_id, sampling_mesh or home, micro_batch
         self._copy: VersionedParams | None = None
 
@@ -39,21 +40,23 @@ class JaxSampler:
         model, max_tokens, *rest = self._fixed
         first, total = batch_slice or (0, 0)
         sample = make_sampler(model, num_responses, max_tokens, temperature, *rest, total=total)
-        if self._own_mesh is None:
+        if self._sampling_mesh is None:
             responses = sample(policy.params, prompts, prompt_mask, key, first)
         else:
-            tokens, mask = mesh_lib.split(self._own_mesh, (prompts, prompt_mask))
-            key = mesh_lib.replicate(self._own_mesh, key)
-            responses = mesh_lib.split(self._home, sample(self._copied(policy), tokens, mask, key, first))
+            tokens, mask = mesh_lib.shard_batch(self._sampling_mesh, (prompts, prompt_mask))
+            key = mesh_lib.replicate(self._sampling_mesh, key)
+            responses = mesh_lib.shard_batch(
+                self._home, sample(self._copied(policy), tokens, mask, key, first)
+            )
         return lambda: responses
 
     def _copied(self, policy: VersionedParams) -> Params:
-        """The parameters on the sampling mesh, in the precision that it computes in."""
-        assert self._own_mesh is not None
+        """Returns the parameters on the sampling mesh, in the precision that it computes in."""
+        assert self._sampling_mesh is not None
         if self._copy is None or self._copy.version != policy.version:
             self._copy = None  # frees the old copy's memory before the new one needs it
             params = cast(policy.params, self._fixed[0].config.dtype)
-            self._copy = VersionedParams(mesh_lib.replicate(self._own_mesh, params), policy.version)
+            self._copy = VersionedParams(mesh_lib.replicate(self._sampling_mesh, params), policy.version)
         return self._copy.params
 
     def close(self) -> None:

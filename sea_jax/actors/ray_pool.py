@@ -1,6 +1,6 @@
-"""Ray, for runs of several machines: groups of processes that are asked together and replaced when lost.
+"""Ray, for runs on several machines: pools of worker processes that Ray replaces when they are lost.
 
-This file and launch/ray_run.py are all that imports ray.
+Only this file and launch/ray_run.py import ray.
 """
 
 from __future__ import annotations
@@ -22,121 +22,130 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sea_jax.errors import ServiceError
 
-ROOT = Path(__file__).resolve().parents[2]  # where the package `sea_jax` lies
-_REACH = 10.0  # seconds in which a cluster's head takes a connection
-_SENT = ("JAX_", "XLA_", "HF_", "TPU_", "LIBTPU_")  # variables that a worker computes as the driver with
+ROOT = Path(__file__).resolve().parents[2]  # the folder of the package `sea_jax`
+_CONNECT_TIMEOUT_S = 10.0
+# Environment variables that a worker gets from the driver, so that it computes as the driver does.
+_FORWARDED_PREFIXES = ("JAX_", "XLA_", "HF_", "TPU_", "LIBTPU_")
 
 
-class Bounds(NamedTuple):
-    """How long a pool is waited for; see config.ray in configs/quickstart.py."""
+class PoolLimits(NamedTuple):
+    """Limits of waiting for a pool; see config.ray in configs/quickstart.py."""
 
     timeout_s: float = 600.0  # of an answer, and of the start
-    retries: int = 3  # how often a worker may be lost with the same question in hand
+    retries: int = 3  # how often a worker may be lost during one call
 
 
 class Resources(NamedTuple):
-    """What a worker takes of its machine."""
+    """The resources of one worker."""
 
     cpus: float = 1.0
     gpus: float = 0.0
 
     def bundle(self) -> dict[str, float]:
-        """In Ray's words."""
+        """Returns the resources as a bundle of a placement group."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
 
 def connect(address: str = "", cpus: float = 0.0) -> None:
-    """Joins a Ray cluster, or begins one on this machine; does nothing in a process that is in one.
+    """Joins a Ray cluster, or starts one on this machine; does nothing in a process that has joined one.
 
     Args:
-        address: of the cluster's head, 'auto' for the one that runs on this machine; empty: RAY_ADDRESS of
-            the environment, or a cluster of our own, which ends with this process.
-        cpus: logical CPUs of a cluster of our own, if that is more than there are.
+        address: of the cluster's head, or 'auto' for the one that runs on this machine; empty: RAY_ADDRESS of
+            the environment, or else a new cluster, which ends with this process.
+        cpus: logical CPUs of a new cluster, if more than there are.
 
     Raises:
-        ServiceError: no cluster answers there.
+        ServiceError: no cluster answers at the address.
     """
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS", "")
-    _listen_to(others=bool(address))
+    _set_cluster_mode(several_machines=bool(address))
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    sent = {k: v for k, v in os.environ.items() if k.startswith(_SENT)} | {"PYTHONPATH": path}
-    options: dict[str, Any] = dict(logging_level="error", runtime_env={"env_vars": sent})
+    forwarded = {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED_PREFIXES)}
+    runtime_env = {"env_vars": forwarded | {"PYTHONPATH": path}}
+    options: dict[str, Any] = dict(logging_level="error", runtime_env=runtime_env)
     if not address:
         count = max(len(os.sched_getaffinity(0)), int(cpus + 0.999))
         options |= dict(num_cpus=count, include_dashboard=False)
     try:
-        if found := re.fullmatch(r"(.+):(\d+)", address):  # where nobody listens, Ray would try for minutes
-            socket.create_connection((found[1], int(found[2])), timeout=_REACH).close()
+        if match := re.fullmatch(r"(.+):(\d+)", address):  # ray.init would try for minutes if nobody listens
+            socket.create_connection((match[1], int(match[2])), timeout=_CONNECT_TIMEOUT_S).close()
         ray.init(address or "local", **options)
     except (OSError, RuntimeError, ValueError) as error:
-        where = f"Ray's cluster at {address!r}" if address else "a Ray cluster on this machine"
-        raise ServiceError(f"{where}: cannot be joined: {_line(error)}") from None
+        cluster = f"Ray's cluster at {address!r}" if address else "a Ray cluster on this machine"
+        raise ServiceError(f"{cluster}: cannot be joined: {_one_line(error)}") from None
 
 
 class Pool:
-    """Workers of one class in processes of their own, anywhere in the cluster.
+    """Workers of one class, each in a process of its own, on any machine of the cluster.
 
-    Ray replaces a worker that is lost by another made with the same arguments, and asks that one again:
-    methods must not depend on earlier calls.
+    Ray replaces a lost worker by a new one with the same arguments and repeats the call, so methods must not
+    depend on earlier calls.
 
     Args:
-        what: the workers are, for people.
+        name: of the workers, for messages.
         worker: their class.
         arguments: of its constructor.
-        count: n, how many.
-        resources: of each.
-        bounds: see `Bounds`.
-        first_bundle: index of worker 0's bundle in the placement group that this process is in, if it is in
-            one; the others follow.
+        count: number of workers.
+        resources: of each worker.
+        limits: see `PoolLimits`.
+        first_bundle: index of worker 0's bundle in the placement group of this process, if it is in one; the
+            other workers follow.
 
     Raises:
-        ServiceError: they are not there in time, or one cannot begin.
+        ServiceError: a worker does not start, or not in time.
     """
 
     def __init__(
-        self, what: str, worker: type, arguments: tuple, count: int, resources: Resources, bounds: Bounds,
+        self, name: str, worker: type, arguments: tuple, count: int, resources: Resources, limits: PoolLimits,
         first_bundle: int,
     ):  # fmt: skip
-        self._what, self._bounds = what, bounds
+        self._name, self._limits = name, limits
         group = ray.util.get_current_placement_group()
-        place = _anywhere if group is None else lambda i: in_bundle(group, first_bundle + i)
         kind = ray.remote(worker)
         self._workers: list[Any] = [
             kind.options(
-                num_cpus=resources.cpus, num_gpus=resources.gpus, scheduling_strategy=place(i),
-                max_restarts=-1, max_task_retries=bounds.retries,
+                num_cpus=resources.cpus, num_gpus=resources.gpus,
+                scheduling_strategy="SPREAD" if group is None else in_bundle(group, first_bundle + i),
+                max_restarts=-1, max_task_retries=limits.retries,
             ).remote(*arguments)
             for i in range(count)
         ]  # fmt: skip
-        self.hear([worker.pid.remote() for worker in self._workers], "to begin")
+        self.wait_for([worker.pid.remote() for worker in self._workers], "to start")
 
     def __len__(self) -> int:
         return len(self._workers)
 
-    def ask(self, method: str, questions: Sequence[tuple]) -> list[Any]:
-        """Asks worker i the question i, and waits for nobody: what `hear` takes.
+    def submit(self, method: str, calls: Sequence[tuple]) -> list[Any]:
+        """Calls a method of worker i with the arguments calls[i]; does not wait.
 
         Args:
-            method: of the worker's class.
-            questions: at most n; arguments, of which those that `share` gave are the same for all.
+            method: of the workers' class.
+            calls: arguments for at most as many workers as there are; values from `put` are passed by
+                reference.
+
+        Returns:
+            References for `wait_for`.
         """
-        workers = zip(self._workers, questions, strict=False)
-        return [getattr(worker, method).remote(*question) for worker, question in workers]
+        workers = zip(self._workers, calls, strict=False)
+        return [getattr(worker, method).remote(*arguments) for worker, arguments in workers]
 
-    def hear(self, asked: list[Any], awaited: str) -> list[Any]:
-        """The answers, in order.
+    def wait_for(self, references: list[Any], awaited: str) -> list[Any]:
+        """Waits for the results of `submit`.
 
         Args:
-            asked: what `ask` returned.
-            awaited: what of them, for people.
+            references: the result of `submit`.
+            awaited: what the calls compute, for messages.
+
+        Returns:
+            The results, in order.
 
         Raises:
-            ServiceError: not all answered in time, or one was lost too often. What a worker raised is raised
-                here.
+            ServiceError: some did not answer in time, or a worker was lost too often. Errors of the workers
+                are raised again here.
         """
-        return hear(asked, f"{self._what}: {awaited}", self._bounds.timeout_s)
+        return wait_for(references, f"{self._name}: {awaited}", self._limits.timeout_s)
 
     def close(self) -> None:
         """Ends the workers."""
@@ -145,64 +154,67 @@ class Pool:
         self._workers = []
 
 
-def share(value: Any) -> Any:
-    """Puts what many workers need into Ray's object store once, arrays on the host with no copy for each."""
+def put(value: Any) -> Any:
+    """Puts a value into Ray's object store; returns a reference that many workers can read."""
     return ray.put(value)
 
 
-def hear(asked: list[Any], awaited: str, timeout_s: float | None) -> list[Any]:
-    """Answers of workers, in order; the arguments and errors are those of `Pool.hear`. No timeout is None."""
-    what = f"Ray: waited for {awaited}"
+def wait_for(references: list[Any], awaited: str, timeout_s: float | None) -> list[Any]:
+    """Waits for results of workers; see `Pool.wait_for`. A timeout of None is no limit."""
+    prefix = f"Ray: waited for {awaited}"
     try:
-        return ray.get(asked, timeout=timeout_s)
+        return ray.get(references, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError:
-        _, missing = ray.wait(asked, num_returns=len(asked), timeout=0)
-        missed = f"{len(missing)} of {len(asked)} gave no answer within {timeout_s:g} s"
-        raise ServiceError(f"{what}: {missed}") from None
+        _, missing = ray.wait(references, num_returns=len(references), timeout=0)
+        count = f"{len(missing)} of {len(references)}"
+        raise ServiceError(f"{prefix}: {count} gave no answer within {timeout_s:g} s") from None
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, ServiceError | ValueError | ArithmeticError):
-            logging.error("%s", error)  # a mistake of the code: where in the worker it is
+            logging.error("%s", error)  # a mistake in the code: shows the worker's traceback
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        raise ServiceError(f"{what}: {_line(error)}") from None
+        raise ServiceError(f"{prefix}: {_one_line(error)}") from None
 
 
 def reserve(bundles: list[dict[str, float]], timeout_s: float) -> PlacementGroup:
-    """All of a run's processes at once, close to each other where that can be.
+    """Reserves all processes of a run at once, on few machines where possible.
+
+    Args:
+        bundles: the resources of each process.
+        timeout_s: seconds for the reservation.
+
+    Returns:
+        The placement group.
 
     Raises:
-        ServiceError: the cluster has not got them, or not in time.
+        ServiceError: the cluster lacks the resources, or does not reserve them in time.
     """
     group = ray.util.placement_group(bundles, strategy="PACK")
-    there = ray.cluster_resources()
+    available = ray.cluster_resources()
     for kind in ("CPU", "GPU"):
-        asked, has = sum(bundle.get(kind, 0) for bundle in bundles), there.get(kind, 0)
-        if asked > has:
-            raise ServiceError(f"Ray's cluster has {has:g} {kind}s, the run asks for {asked:g}")
-    hear([group.ready()], "the cluster to reserve the run's processes", timeout_s)
+        wanted, present = sum(bundle.get(kind, 0) for bundle in bundles), available.get(kind, 0)
+        if wanted > present:
+            raise ServiceError(f"Ray's cluster has {present:g} {kind}s, the run asks for {wanted:g}")
+    wait_for([group.ready()], "the cluster to reserve the run's processes", timeout_s)
     return group
 
 
-def _listen_to(others: bool) -> None:
-    """Whether Ray's processes that begin here listen beyond this machine, as they do by default.
-
-    Its switch is an environment variable that it reads as it is imported, meant for laptops of another kind.
-    """
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = str(int(others))
-    ray_constants.ENABLE_RAY_CLUSTER = others
-
-
-def _anywhere(_: int) -> str:
-    return "SPREAD"
-
-
 def in_bundle(group: PlacementGroup, index: int) -> PlacementGroupSchedulingStrategy:
-    """The place of one of the reserved processes."""
+    """Returns the scheduling strategy that places a process in a bundle of a group."""
     return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
 
 
-def _line(error: Exception) -> str:
-    """What happened, in one line: where Ray shows a worker's traceback, the last of it."""
+def _set_cluster_mode(several_machines: bool) -> None:
+    """Makes the Ray processes that start here listen on all interfaces (Ray's default), or on loopback only.
+
+    Ray reads this environment variable on import and offers no option for it, so its constant is set too.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = str(int(several_machines))
+    ray_constants.ENABLE_RAY_CLUSTER = several_machines
+
+
+def _one_line(error: Exception) -> str:
+    """Returns an error's message in one line; of a worker's traceback the last line."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if "ray::" in text else " ".join(lines)

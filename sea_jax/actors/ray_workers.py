@@ -1,8 +1,8 @@
-"""Responses and rewards from Ray's workers, wherever they are: the paper's actors and oracle (Fig. 5).
+"""Responses and rewards from Ray's workers on any machine: the paper's actors and oracle (Fig. 5).
 
-A worker keeps nothing that it cannot be given again. The policy comes with every question, by a reference to
-the object store, so one that replaces a lost one samples with the right weights; what it draws depends on
-the step's key alone, and a reward on its text alone. So a question that is asked twice has one answer.
+Workers are stateless. The policy comes with every call, as a reference to the object store, so a worker that
+replaces a lost one samples with the right weights. Draws depend on the step's key alone and a reward on its
+text alone, so a repeated call has the same result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sea_jax.types import Array, Config, Params
 
 
 class Worker:
-    """A process with a config's devices: all that Ray gives it.
+    """A process that computes with the devices Ray gives it.
 
     Args:
         fields: of the experiment's config.
@@ -44,15 +44,15 @@ class Worker:
             jax.config.update("jax_compilation_cache_dir", compilation_cache)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         self.config: Config = ConfigDict(fields)
-        self.config.ray.actors = self.config.ray.oracles = 0  # what it does, it does itself
+        self.config.ray.actors = self.config.ray.oracles = 0  # a worker starts no workers
 
     def pid(self) -> int:
-        """Of the process."""
+        """Returns the process id."""
         return os.getpid()
 
 
 class SamplingWorker(Worker):
-    """Samples its share of the prompts, with whatever config.sampler.kind says."""
+    """Samples responses to a part of the prompts, with the sampler of config.sampler.kind."""
 
     def __init__(
         self, fields: dict, compilation_cache: str, lengths: Lengths, model: Decoder,
@@ -67,18 +67,22 @@ class SamplingWorker(Worker):
         self, params: Params, version: int, tokens: np.ndarray, mask: np.ndarray, key: np.ndarray,
         batch_slice: BatchSlice, num_responses: int, temperature: float,
     ) -> tuple[int, tuple[np.ndarray, ...]]:  # fmt: skip
-        """The version that wrote, and tokens, mask and log-probs [b, M, T] for b rows of a batch."""
+        """Samples responses to b rows of a batch; see `Sampler.begin`.
+
+        Returns:
+            The version of the policy that sampled; tokens, mask and log-probs, [b, M, T] each.
+        """
         if version != self._policy.version:
             self._policy = VersionedParams(jax.device_put(params), version)
         pending = self._sampler.begin(
             self._policy, tokens, mask, jax.random.wrap_key_data(jnp.asarray(key)),
             num_responses=num_responses, temperature=temperature, batch_slice=batch_slice,
         )  # fmt: skip
-        return self._policy.version, tuple(mesh_lib.fetch(pending()))
+        return self._policy.version, tuple(mesh_lib.to_host(pending()))
 
 
 class RewardWorker(Worker):
-    """Gives texts the oracle's reward."""
+    """Computes the oracle's rewards."""
 
     def __init__(
         self,
@@ -90,22 +94,22 @@ class RewardWorker(Worker):
         self._oracle = make_oracles(self.config, mesh_lib.make_mesh(fsdp=jax.device_count()))
 
     def rewards(self, seed: int, prompts: list[str], responses: list[str]) -> np.ndarray:
-        """r(x, y) under the hidden reward of that seed, if there are several: [B] float32."""
+        """Returns r(x, y) of the oracle with this seed: [B] float32."""
         return self._oracle(seed).rewards(prompts, responses)
 
 
 class RaySampler:
-    """See `Sampler`. A batch's prompts are shared evenly by the workers.
+    """A `Sampler` whose workers share each batch's prompts evenly.
 
     Args:
         config: the experiment's.
         lengths: of the task.
         model: the policy's module.
-        home: the mesh that learns; responses are brought there.
+        home: the mesh of the learner; responses are moved there.
         make_sampler: (config, lengths, model, mesh) -> the sampler that a worker uses.
 
     Raises:
-        ServiceError: `begin` and what it returns, where workers do not answer within config.ray's bounds.
+        ServiceError: by `begin` and its result, if workers do not answer within the limits of config.ray.
     """
 
     def __init__(
@@ -113,80 +117,71 @@ class RaySampler:
         make_sampler: Callable[..., Sampler],
     ):  # fmt: skip
         self.seconds: dict[str, float] = {}
-        self._home, self._length = home, lengths.response_length
-        # vLLM takes f32 as it always does; our own sampler would cast to this anyway.
+        self._home, self._max_tokens = home, lengths.response_length
+        # The JAX sampler would cast to this dtype anyway; vLLM is given f32.
         self._dtype = model.config.dtype if config.sampler.kind == "jax" else jnp.float32
-        self._version, self._shared = 0, None
-        self.pool = _pool(
-            config, SamplingWorker, config.ray.actors, "actors", 0, (lengths, model, make_sampler)
-        )
+        self._version, self._policy_reference = 0, None
+        arguments = lengths, model, make_sampler
+        self.pool = _start_pool(config, SamplingWorker, config.ray.actors, "actors", 0, arguments)
 
     def begin(
         self, policy: VersionedParams, prompts: Array | np.ndarray, prompt_mask: Array | np.ndarray,
         key: Array, *, num_responses: int, temperature: float, batch_slice: BatchSlice | None = None,
     ) -> PendingResponses:  # fmt: skip
-        """See `Sampler.begin`."""
+        """Starts to sample; see `Sampler.begin`."""
         start = time.perf_counter()
         jax.block_until_ready(policy.params)
         learned = time.perf_counter()
-        self._share(policy)
-        tokens, mask, bits = mesh_lib.fetch((prompts, prompt_mask, jax.random.key_data(key)))
+        self._put(policy)
+        tokens, mask, key_data = mesh_lib.to_host((prompts, prompt_mask, jax.random.key_data(key)))
         options = num_responses, temperature
-        hear = self._ask(tokens, mask, bits, batch_slice or BatchSlice(0, len(tokens)), options)
+        wait = self._submit(tokens, mask, key_data, batch_slice or BatchSlice(0, len(tokens)), options)
         seconds = {"learn": learned - start, "sync": time.perf_counter() - learned}
-        shape = len(tokens), num_responses, self._length
+        shape = len(tokens), num_responses, self._max_tokens
         like = tuple(jax.ShapeDtypeStruct(shape, dtype) for dtype in ("int32", "bool", "float32"))
 
         def pending() -> Responses:
             began = time.perf_counter()
-            responses = mesh_lib.from_main(hear, like)
+            responses = mesh_lib.broadcast_from_main(wait, like)
             self.seconds = seconds | {"generate": time.perf_counter() - began}
-            return Responses(*mesh_lib.split(self._home, responses))
+            return Responses(*mesh_lib.shard_batch(self._home, responses))
 
         return pending
 
-    def _share(self, policy: VersionedParams) -> None:
-        """The weights to the object store, once, from where an actor takes them when it needs them."""
+    def _put(self, policy: VersionedParams) -> None:
+        """Puts the weights into the object store, once per version."""
         if self._version == policy.version:
             return
-        # All processes of a run take part in this.
-        params = mesh_lib.fetch(cast(policy.params, self._dtype))
-        self._version, self._shared = policy.version, ray_pool.share(params) if self.pool else None
+        # `to_host` gathers from all processes of a run, so the others call it too.
+        params = mesh_lib.to_host(cast(policy.params, self._dtype))
+        self._version, self._policy_reference = policy.version, ray_pool.put(params) if self.pool else None
 
-    def _ask(
-        self,
-        tokens: np.ndarray,
-        mask: np.ndarray,
-        key: np.ndarray,
-        batch_slice: BatchSlice,
+    def _submit(
+        self, tokens: np.ndarray, mask: np.ndarray, key_data: np.ndarray, batch_slice: BatchSlice,
         options: tuple[int, float],
-    ) -> Callable[[], tuple[np.ndarray, ...]]:
-        """Asks the actors; what is returned waits for tokens, mask and log-probs [B, M, T]."""
-        pool, version = self.pool, self._version
+    ) -> Callable[[], tuple[np.ndarray, ...]]:  # fmt: skip
+        """Starts the actors; returns a function that waits for tokens, mask and log-probs, [B, M, T] each."""
+        pool, version, (first, total) = self.pool, self._version, batch_slice
         if pool is None:
-            return tuple  # never called
-        questions = [
+            return tuple  # `broadcast_from_main` does not call it on this process
+        calls = [
             (
-                self._shared,
-                version,
-                tokens[rows],
-                mask[rows],
-                key,
-                BatchSlice(batch_slice.first + rows.start, batch_slice.total),
+                self._policy_reference, version, tokens[rows], mask[rows], key_data,
+                BatchSlice(first + rows.start, total), *options,
             )
-            for rows in shares(len(tokens), len(pool))
-        ]
-        asked = pool.ask("sample", [(*question, *options) for question in questions])
+            for rows in even_slices(len(tokens), len(pool))
+        ]  # fmt: skip
+        references = pool.submit("sample", calls)
 
-        def hear() -> tuple[np.ndarray, ...]:
-            heard = pool.hear(asked, f"{options[0]} responses to each of {len(tokens)} prompts")
-            if wrong := {by for by, _ in heard} - {version}:
+        def wait() -> tuple[np.ndarray, ...]:
+            awaited = f"{options[0]} responses to each of {len(tokens)} prompts"
+            results = pool.wait_for(references, awaited)
+            if wrong := {sampled for sampled, _ in results} - {version}:
                 raise ServiceError(f"Ray's actors: weights of version {wrong}, the policy's is {version}")
-            return tuple(
-                np.concatenate(arrays) for arrays in zip(*(found for _, found in heard), strict=True)
-            )
+            parts = zip(*(arrays for _, arrays in results), strict=True)
+            return tuple(np.concatenate(arrays) for arrays in parts)
 
-        return hear
+        return wait
 
     def close(self) -> None:
         """Ends the actors."""
@@ -195,86 +190,108 @@ class RaySampler:
 
 
 class RayOracle:
-    """P(y ≻ y' | x) = σ(r(x, y) − r(x, y')), Eq. 3 of the paper, with r of `Scorer`s. Order is kept.
+    """P(y ≻ y' | x) = σ(r(x, y) − r(x, y')), Eq. 3 of the paper, with r of `RewardWorker`s, in order.
 
     Args:
-        pool: of them; None on processes that are not the main one of a run.
-        seed: of the hidden reward, where there is a family of them.
+        pool: of `RewardWorker`s; None on processes other than the main one of a run.
+        seed: of the hidden reward, where there are several.
     """
 
     def __init__(self, pool: ray_pool.Pool | None, seed: int):
         self._pool, self._seed = pool, seed
 
     def rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """r(x, y): [B] float32, in nats of preference log-odds. Asking it buys no label.
+        """Returns r(x, y): [B] float32, in nats of preference log-odds. It buys no label.
 
         Raises:
             ValueError: lengths differ.
-            ServiceError: workers do not answer within config.ray's bounds, or with other than B numbers.
+            ServiceError: workers do not answer within the limits of config.ray, or with other than B finite
+                numbers.
         """
         if len(prompts) != len(responses):
             raise ValueError(f"responses: {len(responses)} given, must be one per prompt, {len(prompts)}")
         like = jax.ShapeDtypeStruct((len(prompts),), "float32")
-        return mesh_lib.from_main(lambda: self._ask(list(prompts), list(responses)), like)
+        return mesh_lib.broadcast_from_main(lambda: self._compute(list(prompts), list(responses)), like)
 
     def probability(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
-        """P(first ≻ second | x): [B] float64; the arguments, errors are those of `rewards`."""
+        """Returns P(first ≻ second | x): [B] float64; raises the errors of `rewards`."""
         rewards = self.rewards([*prompts, *prompts], [*first, *second])
         return preference(*np.split(rewards, 2))
 
-    def _ask(self, prompts: list[str], responses: list[str]) -> np.ndarray:
+    def _compute(self, prompts: list[str], responses: list[str]) -> np.ndarray:
+        """Asks the workers, each for an even part of the rewards."""
         if not prompts:
             return np.zeros(0, np.float32)
         assert self._pool is not None
-        rows = shares(len(prompts), len(self._pool))
-        asked = self._pool.ask("rewards", [(self._seed, prompts[part], responses[part]) for part in rows])
-        found = self._pool.hear(asked, f"rewards of {len(prompts)} responses")
-        for part, answer in zip(rows, found, strict=True):
+        parts = even_slices(len(prompts), len(self._pool))
+        calls = [(self._seed, prompts[part], responses[part]) for part in parts]
+        references = self._pool.submit("rewards", calls)
+        results = self._pool.wait_for(references, f"rewards of {len(prompts)} responses")
+        for part, rewards in zip(parts, results, strict=True):
             size = part.stop - part.start
-            if answer.shape != (size,) or not np.isfinite(answer).all():
-                raise ServiceError(f"Ray's oracles: {answer!r} in answer to {size} responses")
-        return np.concatenate(found)
+            if rewards.shape != (size,) or not np.isfinite(rewards).all():
+                raise ServiceError(f"Ray's oracles: {rewards!r} in answer to {size} responses")
+        return np.concatenate(results)
 
 
-def oracles(config: Config, make_oracles: Callable[..., Any]) -> Callable[[int], RayOracle]:
-    """Starts config.ray.oracles workers and returns a function from an oracle seed to its oracle.
+def start_oracles(config: Config, make_oracles: Callable[..., Any]) -> Callable[[int], RayOracle]:
+    """Starts config.ray.oracles workers.
 
     Args:
         config: the experiment's.
-        make_oracles: (config, mesh) -> the same function, in a worker's process.
+        make_oracles: (config, mesh) -> a function from an oracle seed to its oracle, in a worker's process.
+
+    Returns:
+        A function from an oracle seed to its oracle.
     """
-    pool = _pool(config, RewardWorker, config.ray.oracles, "oracles", config.ray.actors, (make_oracles,))
+    count, previous = config.ray.oracles, config.ray.actors
+    pool = _start_pool(config, RewardWorker, count, "oracles", previous, (make_oracles,))
     return lambda seed: RayOracle(pool, seed)
 
 
-def shares(size: int, count: int) -> list[slice]:
-    """At most `count` slices of a batch, in order, none empty, none longer than another by more than one."""
+def even_slices(size: int, count: int) -> list[slice]:
+    """Returns at most `count` slices of a batch, in order, none empty; lengths differ by at most one."""
     ends = [size * i // count for i in range(count + 1)]
     return [slice(start, end) for start, end in pairwise(ends) if start < end]
 
 
-def _pool(
-    config: Config, worker: type[Worker], count: int, what: str, after: int, arguments: tuple
+def _start_pool(
+    config: Config, worker: type[Worker], count: int, name: str, previous: int, arguments: tuple
 ) -> ray_pool.Pool | None:
-    """The workers, on the main process; None on the others, to which `from_main` brings their answers."""
+    """Starts workers on the main process; returns None on the others, which get answers by `broadcast_from_main`.
+
+    Args:
+        config: the experiment's.
+        worker: their class.
+        count: number of workers.
+        name: 'actors' or 'oracles'.
+        previous: number of workers whose bundles come first.
+        arguments: of the worker's constructor, after the config and the compilation cache.
+    """
     if not mesh_lib.is_main():
         return None
-    options, kind = config.ray, what.removesuffix("s")
+    options, kind = config.ray, name.removesuffix("s")
     resources = ray_pool.Resources(options[f"{kind}_cpus"], options[f"{kind}_gpus"])
-    bounds = ray_pool.Bounds(options.timeout_s, options.retries)
-    # A cluster of our own has room for all that this process will ask for.
+    limits = ray_pool.PoolLimits(options.timeout_s, options.retries)
+    # A cluster that is started here has room for all pools of this process.
     ray_pool.connect(cpus=sum(bundle["CPU"] for bundle in bundles(config, resources, 0)))
     learners = jax.process_count() if jax.distributed.is_initialized() else 1
-    given = config.to_dict(), _compilation_cache(), *arguments
-    return ray_pool.Pool(what, worker, given, count, resources, bounds, learners + after)
-
-
-def _compilation_cache() -> str:
-    return jax.config.jax_compilation_cache_dir or ""  # pyright: ignore[reportAttributeAccessIssue]
+    cache = jax.config.jax_compilation_cache_dir or ""  # pyright: ignore[reportAttributeAccessIssue]
+    arguments = config.to_dict(), cache, *arguments
+    return ray_pool.Pool(name, worker, arguments, count, resources, limits, learners + previous)
 
 
 def bundles(config: Config, learner: ray_pool.Resources, learners: int) -> list[dict[str, float]]:
-    """What a run takes of a cluster, in the order in which `Pool` looks for it: learners, actors, oracles."""
+    """Returns the resources of a run's processes, in the order of `Pool.first_bundle`.
+
+    Args:
+        config: the experiment's.
+        learner: the resources of a learner.
+        learners: number of learners.
+
+    Returns:
+        Bundles of the learners, then of the actors, then of the oracles.
+    """
     groups = [(learners, learner)]
     for count, kind in ((config.ray.actors, "actor"), (config.ray.oracles, "oracle")):
         groups.append((count, ray_pool.Resources(config.ray[f"{kind}_cpus"], config.ray[f"{kind}_gpus"])))

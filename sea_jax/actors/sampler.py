@@ -1,4 +1,4 @@
-"""The interface of everything that writes responses (Alg. 2, line 4)."""
+"""The interface of samplers: whatever samples responses from the policy (Alg. 2, line 4)."""
 
 import itertools
 from collections.abc import Callable
@@ -17,14 +17,14 @@ PendingResponses = Callable[[], Responses]
 
 
 class VersionedParams(NamedTuple):
-    """A policy's parameters and a version that no other parameters of this process have."""
+    """A policy's parameters and a version that is unique in this process."""
 
     params: Params
     version: int
 
 
 def new_version(params: Params) -> VersionedParams:
-    """Gives parameters a version of their own, by which a sampler knows whether its copy is stale."""
+    """Gives parameters a new version, by which a sampler tells whether its copy is stale."""
     return VersionedParams(params, next(_versions))
 
 
@@ -38,7 +38,7 @@ class Lengths(NamedTuple):
 
 
 class Sampler(Protocol):
-    """Samples responses from the policy; a run knows no more of its sampler.
+    """Samples responses from the policy; the interface that a run depends on.
 
     Attributes:
         seconds: seconds waited per stage ('learn', 'sync', 'generate') for the responses read last; empty
@@ -76,7 +76,7 @@ class Sampler(Protocol):
 
 
 def sample_now(sampler: Sampler, policy: VersionedParams, *prompts_and_key: Any, **options: Any) -> Responses:
-    """Samples at once: the arguments of `Sampler.begin` -> Responses [B, M, T], perhaps not computed yet."""
+    """Calls `Sampler.begin` and its result; returns Responses [B, M, T], perhaps not computed yet."""
     return sampler.begin(policy, *prompts_and_key, **options)()
 
 

@@ -1,4 +1,4 @@
-"""A child process that answers messages: started, watched and ended here. Every wait has a bound."""
+"""Child processes that answer messages: started, watched and ended here. Every wait has a limit."""
 
 import contextlib
 import os
@@ -13,28 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from sea_jax.actors import framing as wire
+from sea_jax.actors import framing
 from sea_jax.errors import ServiceError
 
 _LOG_LINES = 3
-_PATIENCE = 10.0  # seconds for a process to be gone after SIGKILL
+_EXIT_TIMEOUT_S = 10.0  # after SIGKILL, or after the socket was closed
 
 
 class SidecarError(ServiceError):
-    """What a sidecar was asked for and did not give."""
+    """A sidecar did not do what was requested."""
 
 
 class SidecarLostError(SidecarError):
-    """It is gone, or does not answer: another one may."""
+    """A sidecar has ended or does not answer; another one may."""
 
 
 class Sidecar:
-    """One process and the socket to it.
+    """A child process and the socket to it.
 
     Args:
-        name: in messages.
-        command: arguments; the number of the socket's file descriptor is appended, then `fds`, then our
-            process id.
+        name: for messages.
+        command: its arguments; appended are the file descriptor of the socket, then `fds`, then the id of
+            this process.
         env: its environment.
         fds: file descriptors that it inherits.
     """
@@ -44,81 +44,97 @@ class Sidecar:
         self._log = tempfile.TemporaryFile()
         self._sock, theirs = socket.socketpair()
         with theirs:
-            handed = (theirs.fileno(), *fds)
+            inherited = (theirs.fileno(), *fds)
             self._process = subprocess.Popen(
-                [*command, *map(str, handed), str(os.getpid())],
-                stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=env, pass_fds=handed,
-                start_new_session=True,  # Ctrl-C is ours to act on, and what it starts can be ended with it
+                [*command, *map(str, inherited), str(os.getpid())],
+                stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=env, pass_fds=inherited,
+                start_new_session=True,  # Ctrl-C does not reach it, and its own children end with its group
             )  # fmt: skip
         self._finalizer = weakref.finalize(self, _end, self._process, self._sock)
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
-    def ask(
+    def request(
         self, awaited: str, header: dict[str, Any], *arrays: np.ndarray, timeout: float
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """`tell`, then `hear`, within one timeout."""
+        """Sends a message and waits for the answer, within one timeout; see `send` and `receive`."""
         start = time.monotonic()
-        self.tell(awaited, header, *arrays, timeout=timeout)
-        return self.hear(awaited, timeout=max(timeout - (time.monotonic() - start), 1e-3))
+        with self._ended_on_failure(awaited, timeout):
+            framing.send(self._sock, header, *arrays, timeout=timeout)
+            left = timeout - (time.monotonic() - start)
+            answer = framing.receive(self._sock, max(left, 1e-3))
+        return self._checked(answer, awaited)
 
-    def tell(self, awaited: str, header: dict[str, Any], *arrays: np.ndarray, timeout: float) -> None:
-        """Sends a message, whose answer has to be heard before the next is sent.
+    def send(self, awaited: str, header: dict[str, Any], *arrays: np.ndarray, timeout: float) -> None:
+        """Sends a message; its answer must be received before the next message is sent.
 
         Args:
-            awaited: in words, for errors.
-            header, arrays: see `wire.send`.
+            awaited: what the message requests, for errors.
+            header, arrays: see `framing.send`.
             timeout: seconds.
 
         Raises:
-            SidecarLostError: where the process is gone or does not read; it is ended then.
+            SidecarLostError: the process has ended or does not read; it is ended.
         """
-        with self._bounded(awaited, timeout):
-            wire.send(self._sock, header, *arrays, timeout=timeout)
+        with self._ended_on_failure(awaited, timeout):
+            framing.send(self._sock, header, *arrays, timeout=timeout)
 
-    def hear(self, awaited: str, *, timeout: float) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """Waits for an answer.
+    def receive(self, awaited: str, *, timeout: float) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Waits for the answer to the message that was sent last.
 
-        Args: as `tell`.
+        Args:
+            awaited: what the message requests, for errors.
+            timeout: seconds.
+
+        Returns:
+            The answer's header and arrays.
 
         Raises:
-            SidecarLostError: where the process is gone, or nothing came in time; it is ended then.
-            SidecarError: where it answered that it could not.
+            SidecarLostError: the process has ended, or did not answer in time; it is ended.
+            SidecarError: it answered with an error.
         """
-        with self._bounded(awaited, timeout):
-            answer, out = wire.receive(self._sock, timeout)
-        if "error" in answer:
-            raise SidecarError(f"{self.name}: waited for {awaited}: it answered {answer['error']}")
-        return answer, out
+        with self._ended_on_failure(awaited, timeout):
+            answer = framing.receive(self._sock, timeout)
+        return self._checked(answer, awaited)
+
+    def _checked(
+        self, answer: tuple[dict[str, Any], list[np.ndarray]], awaited: str
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Returns the answer; raises SidecarError if it is an error."""
+        if "error" in answer[0]:
+            raise SidecarError(f"{self.name}: waited for {awaited}: it answered {answer[0]['error']}")
+        return answer
 
     @contextlib.contextmanager
-    def _bounded(self, awaited: str, timeout: float) -> Iterator[None]:
+    def _ended_on_failure(self, awaited: str, timeout: float) -> Iterator[None]:
+        """Ends the process and raises SidecarLostError if the socket is closed or a timeout passes."""
         try:
             yield
-        except (TimeoutError, wire.ClosedError) as error:
-            gone = isinstance(error, wire.ClosedError)
-            status = self._status() if gone else f"no answer within {timeout:.3g} s"
+        except (TimeoutError, framing.ClosedError) as error:
+            closed = isinstance(error, framing.ClosedError)
+            reason = self._exit_reason() if closed else f"no answer within {timeout:.3g} s"
             self.end()
-            raise SidecarLostError(f"{self.name}: waited for {awaited}: {status}{self._said()}") from None
+            message = f"{self.name}: waited for {awaited}: {reason}{self._log_tail()}"
+            raise SidecarLostError(message) from None
 
     def end(self) -> None:
-        """Ends the process and what it started; twice is as good as once."""
+        """Ends the process and its children; may be called twice."""
         self._finalizer()
 
-    def _status(self) -> str:
+    def _exit_reason(self) -> str:
         try:
-            status = self._process.wait(_PATIENCE)
+            status = self._process.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return "it closed its socket"
         if status < 0:
             return f"it was ended by {signal.Signals(-status).name}"
         return f"it ended with status {status}"
 
-    def _said(self) -> str:
-        """The end of what it printed."""
+    def _log_tail(self) -> str:
+        """Returns the last lines of its output, for errors."""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(size - 4000, 0))
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
@@ -127,12 +143,12 @@ class Sidecar:
 
 
 def _end(process: subprocess.Popen, sock: socket.socket) -> None:
-    """Also at the exit of this process; of a process that was killed, the sidecar ends itself."""
+    """Ends a sidecar, also when this process exits. If this process is killed, the sidecar ends itself."""
     sock.close()
     process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_PATIENCE)
-    # What it started is asked to end, not killed: Python's resource tracker does not listen, and removes the
-    # semaphores that the process has left in /dev/shm before it ends by itself.
+        process.wait(_EXIT_TIMEOUT_S)
+    # Its children get SIGTERM instead of SIGKILL: Python's resource tracker ignores that, removes the
+    # semaphores that the process has left in /dev/shm, and ends by itself.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)

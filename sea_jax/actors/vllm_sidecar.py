@@ -1,8 +1,8 @@
-"""vLLM as a process of its own: token ids in and out, weights by shared memory.
+"""Runs vLLM in a process of its own: token ids in and out, weights through shared memory.
 
-The only file that imports vLLM. The Python of another environment runs it (`make sidecar`), so of this
-package it imports what needs NumPy alone. `runtime/vllm_sampler.py` starts it and speaks with it; the
-messages are those of `Server`.
+Only this file imports vLLM. The Python of another environment runs it (`make sidecar`), so it imports only
+those files of this package that need nothing but NumPy. `actors/vllm_sampler.py` starts it; `Server` lists
+the messages.
 """
 
 import json
@@ -36,24 +36,23 @@ from vllm.model_executor.model_loader.reload import (  # pyright: ignore[reportM
     initialize_layerwise_reload,
 )
 
-from sea_jax.actors import framing as wire
-from sea_jax.actors import weight_sync
+from sea_jax.actors import framing, weight_sync
 
 BACKEND = "sea_jax"
-_ANSWER_TIMEOUT = 60.0  # seconds in which the parent takes an answer
-_PARENT_CHECK = 1.0  # seconds
+_SEND_TIMEOUT_S = 60.0  # for the parent to read an answer
+_PARENT_CHECK_INTERVAL_S = 1.0
 
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):
-    """Where the weights' memory is to be opened."""
+    """The path of the shared memory."""
 
     path: str
 
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """What lies in it: `weight_sync.Manifest.rows`."""
+    """The contents of the shared memory: `weight_sync.Manifest.rows`."""
 
     rows: list[list[Any]]
 
@@ -75,14 +74,14 @@ class SharedMemoryEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.path = init_info.path
 
     def start_weight_update(self) -> None:
-        # Bare load_weights fails on weights that were packed for the CPU, and leaves half of the model new.
+        # Bare load_weights fails on weights packed for the CPU, and leaves the model half updated.
         self.digest = None
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Gives the model every tensor under Hugging Face's name; an error unless it took all of them."""
+        """Loads every tensor by its Hugging Face name; raises ValueError if a parameter gets none."""
         if self._memory is None or self._memory.size != os.stat(self.path).st_size:
-            self._memory = np.memmap(self.path, np.uint8, mode="r+")  # only read; torch wants it writable
+            self._memory = np.memmap(self.path, np.uint8, mode="r+")  # only read, but torch wants it writable
         memory = self._memory
         names = {name for name, _ in self.model.named_parameters()}
         if self.model_config.hf_config.tie_word_embeddings:
@@ -94,8 +93,8 @@ class SharedMemoryEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
-        # A tied head shares the embedding's parameter, but on a CPU computes with a packed copy of its own,
-        # which the reload above does not make anew.
+        # A tied head shares the embedding's parameter, but on a CPU it computes with a packed copy, which the
+        # reload above does not update.
         for _, head in self._heads():
             head.quant_method.process_weights_after_loading(head)
         self.digest = self._read
@@ -104,11 +103,11 @@ class SharedMemoryEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         return [(k, m) for k, m in self.model.named_modules() if isinstance(m, ParallelLMHead)]
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
+        """Does nothing: nothing is held between updates."""
 
 
 def tensors(memory: np.ndarray, rows: list[list[Any]]):
-    """(name, tensor) of each row; the tensors read the shared memory itself."""
+    """Yields (name, tensor) of each row; the tensors are views of the shared memory."""
     for name, dtype, shape, transposed, offset in rows:
         size = int(np.prod(shape)) * weight_sync.itemsize(dtype)
         flat = torch.from_numpy(memory[offset : offset + size])
@@ -117,10 +116,10 @@ def tensors(memory: np.ndarray, rows: list[list[Any]]):
 
 
 class Extension:
-    """What vLLM's workers can be asked beyond their own; importing this file registers the backend there."""
+    """Methods added to vLLM's workers. They import this file for it, which registers the backend."""
 
     def weights_digest(self) -> str | None:
-        """Of the weights that this worker computes with."""
+        """Returns the digest of the weights that this worker computes with."""
         return self.weight_transfer_engine.digest  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -130,9 +129,9 @@ WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryEngine)
 class Server:
     """Answers the parent's messages, one at a time.
 
-    start     engine options                   -> ready
-    load      version, manifest rows           -> version and digest of what the workers read
-    generate  prompts, seeds, how to sample    -> tokens, log-probs, version and digest they were made with
+    start     model config, engine options         -> ready
+    load      version, manifest rows               -> version and digest of the loaded weights
+    generate  prompts, seeds, sampling parameters  -> tokens, log-probs; version and digest of the weights
     """
 
     def __init__(self, sock: socket.socket, weights_fd: int):
@@ -140,28 +139,28 @@ class Server:
         self.llm: Any = None
 
     def serve(self) -> None:
-        """Until the parent closes its side."""
+        """Answers until the parent closes its side."""
         while True:
             try:
-                header, arrays = wire.receive(self.sock, None)  # the parent's life is the bound
-            except wire.ClosedError:
+                header, arrays = framing.receive(self.sock, None)  # no timeout: it ends with the parent
+            except framing.ClosedError:
                 return
             try:
                 answer, out = getattr(self, f"on_{header.pop('kind')}")(*arrays, **header)
-            except Exception as error:  # told to the parent, which decides
+            except Exception as error:  # sent to the parent, which decides
                 traceback.print_exc()
                 answer, out = {"error": f"{type(error).__name__}: {error}"}, ()
-            wire.send(self.sock, answer, *out, timeout=_ANSWER_TIMEOUT)
+            framing.send(self.sock, answer, *out, timeout=_SEND_TIMEOUT_S)
 
     def on_start(self, model: dict[str, Any], options: dict[str, Any]) -> tuple[dict, tuple]:
-        """An engine with random weights; those that count come by `load`."""
+        """Makes an engine with random weights, which `load` replaces."""
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "config.json").write_text(json.dumps(model))
             self.llm = LLM(
                 folder,
                 skip_tokenizer_init=True,
                 load_format="dummy",
-                generation_config="vllm",  # no defaults of a model's own
+                generation_config="vllm",  # no sampling defaults of the model
                 logprobs_mode="processed_logprobs",  # at the sampling temperature
                 enforce_eager=True,
                 worker_extension_cls=f"{Extension.__module__}.{Extension.__name__}",
@@ -172,10 +171,11 @@ class Server:
         return {"ready": True}, ()
 
     def on_load(self, version: str, rows: list[list[Any]]) -> tuple[dict, tuple]:
+        """Loads the weights in the shared memory."""
         self.llm.start_weight_update()
         self.llm.update_weights({"update_info": {"rows": rows}})
         self.llm.finish_weight_update(weight_version=version)
-        # What is cached was computed with the weights before.
+        # The cached keys and values were computed with the previous weights.
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache")
         return self._weights(), ()
@@ -184,17 +184,23 @@ class Server:
         self, tokens: np.ndarray, lengths: np.ndarray, seeds: np.ndarray,
         *, num_responses: int, max_tokens: int, temperature: float, ends: list[int],
     ) -> tuple[dict, tuple]:  # fmt: skip
-        """Samples num_responses to each prompt.
+        """Samples M responses to each of B prompts.
 
         Args:
-            tokens: int32, of all prompts one after the other.
-            lengths: [B] int32, how many are whose.
-            seeds: [B] int64; sample i of a prompt has its seed + i.
-            num_responses, max_tokens, temperature: as the learner samples.
-            ends: tokens that end a response, and are kept.
+            tokens: [sum of lengths] int32, the concatenated prompts.
+            lengths: [B] int32, of the prompts, in tokens.
+            seeds: [B] int64; sample i of a prompt uses its seed + i.
+            num_responses: M.
+            max_tokens: T.
+            temperature: of sampling.
+            ends: tokens that end a response; they are kept.
+
+        Returns:
+            Version and digest of the weights; the concatenated responses int32, their lengths [B * M] int32,
+            and log-probs f32 like the responses.
         """
         prompts = np.split(tokens, np.cumsum(lengths)[:-1])
-        # Only our EOS ends a response: that of vLLM is what the architecture's config has by default.
+        # Only our EOS ends a response: vLLM's is the default of the architecture's config.
         shared = dict(
             n=num_responses, temperature=temperature, max_tokens=max_tokens, stop_token_ids=ends,
             ignore_eos=True, logprobs=0, flat_logprobs=True, detokenize=False,
@@ -211,23 +217,23 @@ class Server:
         return self._weights(), (np.concatenate(ids), lengths, np.concatenate(logprobs))
 
     def _weights(self) -> dict[str, Any]:
-        """The version that vLLM has, and the digest of what its workers read: one, or they disagree."""
+        """Returns the version of the weights, and their digest in all workers (several if they disagree)."""
         digests = sorted({str(x) for x in self.llm.collective_rpc("weights_digest")})
         return {"version": self.llm.get_weight_version(), "digest": ",".join(digests)}
 
 
 def main() -> None:
-    """`python -c … <socket> <memory> <parent's id>`: file descriptors that the parent handed down."""
+    """Serves the parent: `python -c … <socket fd> <memory fd> <parent's id>`."""
     sock_fd, weights_fd, parent = map(int, sys.argv[1:4])
     for fd in (sock_fd, weights_fd):
-        os.set_inheritable(fd, False)  # the socket ends with this process, not with one that it started
+        os.set_inheritable(fd, False)  # the socket closes with this process, not with its children
 
     def end_with_parent() -> None:
         while os.getppid() == parent:
-            time.sleep(_PARENT_CHECK)
+            time.sleep(_PARENT_CHECK_INTERVAL_S)
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     with socket.socket(fileno=sock_fd) as sock:
         Server(sock, weights_fd).serve()
-    os._exit(0)  # vLLM's own ending takes seconds and has nothing to save
+    os._exit(0)  # vLLM's shutdown takes seconds and saves nothing

@@ -1,7 +1,7 @@
-"""A model's weights in memory that two processes share: written by the learner, mapped by a sampler.
+"""A model's weights in memory shared by two processes: written by the learner, mapped by a sampler.
 
-The memory has no name. It goes when the last process that has it open ends, however that ends, and two runs
-cannot meet in it. NumPy only, since the sampler's environment imports this too.
+The memory has no name. It is freed when the last process that has it open ends, however that ends, and two
+runs cannot share it by accident. This file needs NumPy only, since the sampler's environment imports it too.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _ALIGNMENT = 64  # bytes, a cache line
 
 
 class Manifest(NamedTuple):
-    """What lies in the memory, as JSON can hold it.
+    """The contents of the memory, as JSON can represent them.
 
     Attributes:
         rows: (name, dtype, shape as stored, transposed, offset in bytes) of each tensor.
@@ -28,11 +28,11 @@ class Manifest(NamedTuple):
 
 
 class SharedWeights:
-    """The learner's side: memory for one set of weights, written again after each update.
+    """The learner's side: memory for one set of weights, overwritten after each update.
 
     Attributes:
-        fd: the file descriptor that another process inherits.
-        nbytes: of the weights; 0 before the first.
+        fd: the file descriptor that the other process inherits.
+        nbytes: size of the weights in bytes; 0 before the first write.
     """
 
     def __init__(self):
@@ -41,9 +41,15 @@ class SharedWeights:
         self._memory: mmap.mmap | None = None
 
     def write(self, views: Iterable[tuple[str, np.ndarray, bool]]) -> Manifest:
-        """Copies tensors there, one after the other.
+        """Copies tensors into the memory, one after the other.
 
-        Nobody may be reading: the caller has the reader's answer to the manifest before.
+        No process may be reading: the caller has the reader's answer to the previous manifest.
+
+        Args:
+            views: (name, array, transposed) of each tensor.
+
+        Returns:
+            The manifest of what was written.
         """
         views, rows, end = list(views), [], 0
         for name, array, transposed in views:
@@ -61,21 +67,24 @@ class SharedWeights:
         return Manifest(rows, digest(whole, rows))
 
     def close(self) -> None:
-        """Gives the memory back, once nobody else has it open."""
+        """Frees the memory once no other process has it open."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd, self._memory = -1, None
 
 
 def digest(memory: np.ndarray, rows: list[list[Any]]) -> str:
-    """Tells apart weights that differ in a bit, a name or a shape.
+    """Computes a checksum that differs for weights that differ in a bit, a name or a shape.
 
-    A check against mistakes, not against people: sums and exclusive ors, since memory is read at 10 GB/s and
-    more for them, and cryptographic hashes reach a tenth of that.
+    It guards against mistakes, not against attackers: sums and exclusive ors read memory at 10 GB/s and more,
+    ten times faster than cryptographic hashes.
 
     Args:
         memory: [nbytes] uint8, all of it.
         rows: see `Manifest`.
+
+    Returns:
+        16 hexadecimal digits.
     """
     parts = []
     for name, dtype, shape, transposed, offset in rows:
@@ -87,5 +96,5 @@ def digest(memory: np.ndarray, rows: list[list[Any]]) -> str:
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of a number; NumPy alone does not know bfloat16."""
+    """Returns the bytes of a number; NumPy alone does not know bfloat16."""
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize

@@ -18,6 +18,7 @@ from sea_jax.config.checks import at_least, flat, get, one_of, read_model, requi
 from sea_jax.errors import InputError
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import ALONE, METHODS
+from sea_jax.methods.method import sea_responses
 from sea_jax.models.convert import CLASSES
 from sea_jax.models.remat import POLICIES
 from sea_jax.oracles.labels import MODES
@@ -61,9 +62,9 @@ def validate_compute(config: Config) -> None:
     one_of(config, "train.dap", tuple(sorted(DAP_LOSSES)))
     _validate_names(config)
     for method in config.methods:
-        dap = for_method(config, method).train.dap
-        valid = f"'dpo' with methods={method!r}, which is derived from its implicit reward"
-        require(dap == "dpo" or not METHODS[method].needs_dpo, "train.dap", dap, valid)
+        dap, losses = for_method(config, method).train.dap, METHODS[method].losses
+        valid = f"one of {tuple(losses)} with methods={method!r}, which is derived for it"
+        require(not losses or dap in losses, "train.dap", dap, valid)
 
 
 def _validate_names(config: Config) -> None:
@@ -266,7 +267,7 @@ def _validate_methods(config: Config) -> None:
     """The methods, and what only some of them need."""
     _validate_names(config)
     require(len(config.methods) > 0, "methods", config.methods, "at least one method")
-    active = [m for m in config.methods if METHODS[m].active and METHODS[m].scorer != "implicit"]
+    active = [m for m in config.methods if METHODS[m].num_responses is sea_responses]
     M = config.sea.num_responses
     require(not active or M >= 2, "sea.num_responses", M, f"at least 2 for {active}")
     learners = sorted(m for m in METHODS if METHODS[m].learns_ensemble)
@@ -292,7 +293,7 @@ def _validate_exploration(config: Config) -> None:
 def _validate_pools(config: Config, task: Task) -> None:
     """A pool has no prompt twice, so the task must have as many."""
     n, factor = len(task.prompts["train"]), config.apl.pool_factor
-    for method in (m for m in config.methods if METHODS[m].pooled):
+    for method in (m for m in config.methods if METHODS[m].prompts.pool_size(config)):
         B = for_method(config, method).train.batch_size
         most = f"at most {n // B} with train.batch_size={B} and methods={method!r}: {n} train prompts"
         require(factor * B <= n, "apl.pool_factor", factor, most)
@@ -453,7 +454,7 @@ def _validate_remote_oracle(config: Config) -> None:
     _require_oracle(oracle.model != "", "model", oracle.model, "the name of a model at base_url")
     for name in ("requests_per_minute", "price_in", "price_out"):
         _require_oracle(0 <= oracle[name] < math.inf, name, oracle[name], "a number of at least 0")
-    rated = [m for m in config.methods if m in METHODS and METHODS[m].scorer == "oracle"]
+    rated = [m for m in config.methods if m in METHODS and _reads_oracle(m)]
     if rated:
         raise InputError(f"config.methods={rated[0]!r}: valid with an oracle that has rewards, not a judge")
 
@@ -467,3 +468,8 @@ def _require_url(name: str, url: str, example: str) -> None:
 
 def _require_oracle(condition: bool, name: str, value: object, valid: str) -> None:
     require(condition, f"oracle.{name}", value, valid)
+
+
+def _reads_oracle(method: str) -> bool:
+    scorer = METHODS[method].scorer
+    return scorer is not None and scorer.reads_oracle

@@ -25,7 +25,7 @@ def add(data: Experience, features: Array, weight: Array, keep: Array) -> Experi
         data: D_{t−1}.
         features: [B, 2, E] f32.
         weight: [B] f32.
-        keep: [B] bool; rows not kept (synthetic labels, clashes) leave no trace.
+        keep: [B] bool; rows not kept (synthetic labels, void duels) leave no trace.
 
     Returns:
         D_t.

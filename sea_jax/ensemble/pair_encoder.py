@@ -20,7 +20,7 @@ from sea_jax import models
 from sea_jax.errors import InputError
 from sea_jax.models import Encoder, Responses, marker_states
 from sea_jax.models.params import cast_matrices
-from sea_jax.runtime.mesh import batch_shards, fetch, replicate, split
+from sea_jax.runtime.mesh import batch_shards, replicate, shard_batch, to_host
 from sea_jax.types import Array, Config, Params
 
 MULTIPLE = 64  # tokens: sequences are filled up to one of these, so that few shapes are compiled
@@ -71,7 +71,7 @@ class PairEncoder:
     def __call__(self, texts: Sequence[str], prompts: Any, mask: Any, responses: Responses) -> Array:
         """As `Extractor`; reads the texts, and the responses in words."""
         del prompts, mask
-        said = self._decode(*fetch((responses.tokens, responses.mask)))
+        said = self._decode(*to_host((responses.tokens, responses.mask)))
         B, M, _ = responses.tokens.shape
         flat = self.features([x for x in texts for _ in range(M)], [y for row in said for y in row])
         return jnp.asarray(flat.reshape(B, M, -1))
@@ -88,8 +88,10 @@ class PairEncoder:
         for start in range(0, len(rows), self.batch_size):
             chosen = order[start : start + self.batch_size]
             tokens, mask = _pad([rows[i] for i in chosen], self.batch_size)
-            states = states_fn(self.model, self._marker_ids)(self.params, *split(self.mesh, (tokens, mask)))
-            out[chosen] = fetch(states)[: len(chosen)]
+            states = states_fn(self.model, self._marker_ids)(
+                self.params, *shard_batch(self.mesh, (tokens, mask))
+            )
+            out[chosen] = to_host(states)[: len(chosen)]
         if not np.isfinite(out).all():
             raise FloatingPointError("features of the encoder: not finite, must be")
         return out

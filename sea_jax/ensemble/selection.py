@@ -10,9 +10,9 @@ from sea_jax.ensemble.uncertainty import logit_variance, pair_logit_variance, pr
 from sea_jax.types import Array, Duel
 
 
-def _duel(first: Array, second: Array, clash: Array | None = None) -> Duel:
-    clash = jnp.zeros(first.shape, bool) if clash is None else clash
-    return Duel(first.astype(jnp.int32), second.astype(jnp.int32), ~clash, clash)
+def _duel(first: Array, second: Array, void: Array | None = None) -> Duel:
+    void = jnp.zeros(first.shape, bool) if void is None else void
+    return Duel(first.astype(jnp.int32), second.astype(jnp.int32), ~void, void)
 
 
 def thompson_draw(key: Array, rewards: Array) -> Array:
@@ -55,16 +55,16 @@ def ee_ts(key: Array, rewards: Array) -> Duel:
     """Explore and exploit: two Thompson draws, "repeat until y' ≠ y" (Alg. 2, lines 5 and 6).
 
     Redrawing until the two differ is one draw from the heads whose argmax differs from y_t, so no
-    loop is needed. Where no head differs the loop would never end: the duel is a clash.
+    loop is needed. Where no head differs the loop would never end: the duel is void.
     """
     first_key, second_key = jax.random.split(key)
     first = thompson_draw(first_key, rewards)
     best = jnp.argmax(rewards, axis=-1)  # [K, B]
     differs = best != first
-    clash = ~differs.any(axis=0)
-    logits = jnp.where(differs | clash, 0.0, -jnp.inf)
+    void = ~differs.any(axis=0)
+    logits = jnp.where(differs | void, 0.0, -jnp.inf)
     member = jax.random.categorical(second_key, logits, axis=0)
-    return _duel(first, jnp.take_along_axis(best, member[None], axis=0)[0], clash)
+    return _duel(first, jnp.take_along_axis(best, member[None], axis=0)[0], void)
 
 
 def uncertainty(key: Array, rewards: Array) -> Duel:

@@ -19,7 +19,7 @@ from sea_jax.models import Decoder
 from sea_jax.models.params import cast_matrices
 from sea_jax.pretraining.policy import load_policy, trained_policy
 from sea_jax.pretraining.ranker import Ranker
-from sea_jax.runtime.mesh import fetch, make_mesh, sampling_mesh
+from sea_jax.runtime.mesh import make_mesh, sampling_mesh, to_host
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Config, Params
 
@@ -39,7 +39,7 @@ class Assets:
     mesh: Mesh
     oracle: Callable[[int], Any]  # oracle seed -> the preference oracle
     sampler: Sampler
-    family_heads: Params | None = None  # leaves [P, ...]; None where no method draws its prior from them
+    prior_heads: Params | None = None  # leaves [P, ...]; None where no method draws its prior from them
 
 
 def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
@@ -59,7 +59,7 @@ def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
     folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
     model, params = load_policy(config, folder, mesh)
     ref_params = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)
-    backbone, family_heads = _backbone(config, cache_folder, task, model, params, mesh)
+    backbone, prior_heads = _backbone(config, cache_folder, task, model, params, mesh)
     del params
 
     sampler = sampler_for(config, task, model, mesh, own_mesh)
@@ -70,7 +70,7 @@ def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
     return Assets(
         task=task, model=model, ref_params=ref_params,
         initial_params=lambda: load_policy(config, folder, mesh)[1],
-        backbone=backbone, family_heads=family_heads, eval_set=eval_set, pairs=pairs,
+        backbone=backbone, prior_heads=prior_heads, eval_set=eval_set, pairs=pairs,
         pair_features=pair_features, mesh=mesh, oracle=oracle, sampler=sampler,
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def _backbone(
         return pair_encoder.load(config.encoder, task.decode, mesh), None
     ranker = Ranker(config, folder, task, model, params, mesh)
     drawn = any(needs_family(config, method) for method in config.methods)
-    return ranker.backbone, ranker.family_heads if drawn else None
+    return ranker.backbone, ranker.prior_heads if drawn else None
 
 
 def _eval_set(config: Config, task: Task, sample: Callable) -> EvalSet:
@@ -110,6 +110,6 @@ def _heldout_pairs(
     tokens, mask = task.encode_prompts(prompts)
     out = sample(tokens, mask, jax.random.key(7))
     pair_features = backbone(prompts, tokens, mask, out)
-    texts = task.decode(*fetch((out.tokens, out.mask)))
+    texts = task.decode(*to_host((out.tokens, out.mask)))
     first, second = (tuple(row[i] for row in texts) for i in (0, 1))
     return EvalSet(prompts, tokens, mask, second, first), pair_features

@@ -15,7 +15,7 @@ from sea_jax.experiment import reward_training
 from sea_jax.methods import METHODS
 from sea_jax.models import Decoder
 from sea_jax.pretraining import policy, sft
-from sea_jax.runtime.mesh import fetch, is_main, make_mesh, split
+from sea_jax.runtime.mesh import is_main, make_mesh, shard_batch, to_host
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks.protocol import SPLITS, Task
 from sea_jax.types import Config, Params
@@ -64,7 +64,7 @@ def finetune(config: Config, cache: Path, folder: Path) -> str:
     before = heldout_nll(config.sft, model, params, held_out, mesh, size)
     params = sft.train(config.sft, task, model, key, mesh, config.progress, params)
     after = heldout_nll(config.sft, model, params, held_out, mesh, size)
-    params = fetch(params)
+    params = to_host(params)
     if is_main():
         policy.save_policy(config, folder / "policy", model, params, task)
     return (
@@ -106,7 +106,7 @@ def heldout_nll(
     N, nll, tokens = len(data[0]), 0.0, 0
     for start in range(0, N, batch_size):
         rows = np.arange(start, start + batch_size)
-        batch = split(
+        batch = shard_batch(
             mesh, (tuple(x[rows % N] for x in data), rows < N)
         )  # the last is filled up, not counted
         part, count = total(params, *batch)

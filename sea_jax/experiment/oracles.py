@@ -5,11 +5,11 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from sea_jax.oracles import reward_model
+from sea_jax.experiment import reward_scorer
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.judge import Judge, Prices
-from sea_jax.oracles.remote import Bounds, RemoteOracle, Share
-from sea_jax.runtime.mesh import from_main
+from sea_jax.oracles.remote import BroadcastFn, RemoteOracle, RequestLimits
+from sea_jax.runtime.mesh import broadcast_from_main
 from sea_jax.tasks import mini_tldr
 from sea_jax.types import Config
 
@@ -29,44 +29,47 @@ def make_oracles(config: Config, mesh: Mesh) -> Callable[[int], Any]:
     if config.ray.oracles:
         from sea_jax.actors import ray_workers  # imports Ray, an extra
 
-        return ray_workers.oracles(config, make_local_oracles)
+        return ray_workers.start_oracles(config, make_local_oracles)
     return make_local_oracles(config, mesh)
 
 
 def make_local_oracles(config: Config, mesh: Mesh) -> Callable[[int], Any]:
     """Makes oracles without Ray; the arguments are those of `make_oracles`."""
     if config.oracle.kind in REMOTE_KINDS:
-        return _remote_oracles(config, from_main)
+        return make_remote_oracles(config, broadcast_from_main)
     if config.oracle.kind == "reward_model":
-        oracle = reward_model.load(config.oracle, mesh)
+        oracle = reward_scorer.load_oracle(config.oracle, mesh)
         return lambda seed: oracle
     return lambda seed: BradleyTerryOracle(mini_tldr.reward_fn(seed))
 
 
-def _remote_oracles(config: Config, share: Share) -> Callable[[int], Any]:
-    """An oracle for every oracle seed; each is asked once, so that a mistake is found before training begins.
+def make_remote_oracles(config: Config, broadcast: BroadcastFn) -> Callable[[int], Any]:
+    """Makes oracles that ask a service, and checks each once, before training begins.
 
     Args:
-        config: the experiment's config.
-        share: as `RemoteOracle`'s.
+        config: the experiment's.
+        broadcast: see `BroadcastFn`.
+
+    Returns:
+        A function from an oracle seed to its oracle.
 
     Raises:
         ServiceError: the service or the model does not answer, or not as it must.
-        InputError: what cannot be used, or a package that is missing.
+        InputError: the service lacks the seed, or a package is missing.
     """
     oracle, first = config.oracle, config.task.oracle_seed
-    bounds = Bounds(
+    limits = RequestLimits(
         oracle.timeout_s, oracle.patience_s, oracle.attempts, oracle.in_flight, oracle.request_size
     )
     if oracle.kind == "remote":
-        make = lambda seed: RemoteOracle(oracle.url, seed, bounds, share=share)  # noqa: E731
+        make = lambda seed: RemoteOracle(oracle.url, seed, limits, broadcast=broadcast)  # noqa: E731
         seeds = range(first, first + config.num_seeds)
     else:
         prices = Prices(oracle.price_in, oracle.price_out)
         make = lambda seed: Judge(  # noqa: E731
-            oracle.base_url, oracle.model, seed, bounds, oracle.requests_per_minute, prices, share
+            oracle.base_url, oracle.model, seed, limits, oracle.requests_per_minute, prices, broadcast
         )
-        seeds = [first]  # it is the same for all, and its answers cost
+        seeds = [first]  # every seed asks the same model, and its replies cost
     for seed in seeds:
         make(seed).check()
     return make

@@ -22,7 +22,7 @@ from sea_jax.experiment.oracles import make_oracles
 from sea_jax.models import RewardConfig
 from sea_jax.oracles.labels import Labeller
 from sea_jax.pretraining import policy
-from sea_jax.runtime.mesh import fetch
+from sea_jax.runtime.mesh import to_host
 from sea_jax.tasks.preferences import Length, Pair
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Config
@@ -60,7 +60,7 @@ def load(
     with contextlib.closing(sampler):
         for i, (split, size) in enumerate(sizes.items()):
             prompts, own = task.prompts[split][:size], jax.random.fold_in(key, i)
-            drawn = two_responses(task, sample, prompts, config.eval.batch_size, own)
+            drawn = sample_pairs(task, sample, prompts, config.eval.batch_size, own)
             duels = distinct(drawn, length, longest)
             if not duels:
                 raise InputError(
@@ -85,7 +85,7 @@ def policy_folder(config: Config, cache: Path, task: Task, mesh: Mesh) -> str:
     return policy.trained_policy(alone, cache, task, mesh)
 
 
-def two_responses(task: Task, sample: Callable, prompts: Sequence[str], batch: int, key: Array) -> list[Pair]:
+def sample_pairs(task: Task, sample: Callable, prompts: Sequence[str], batch: int, key: Array) -> list[Pair]:
     """Two samples for each prompt, not yet labelled.
 
     Args:
@@ -100,7 +100,7 @@ def two_responses(task: Task, sample: Callable, prompts: Sequence[str], batch: i
     for start in range(0, len(tokens), batch):
         rows = np.arange(start, start + batch) % len(tokens)
         out = sample(tokens[rows], mask[rows], jax.random.fold_in(key, start))
-        texts += task.decode(*fetch((out.tokens, out.mask)))
+        texts += task.decode(*to_host((out.tokens, out.mask)))
     return [Pair(x, *two) for x, two in zip(prompts, texts, strict=False)]
 
 

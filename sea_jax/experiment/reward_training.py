@@ -12,10 +12,11 @@ from sea_jax.config import validate as config_lib
 from sea_jax.config.checks import at_least, get, one_of, read_model, require
 from sea_jax.config.validate import is_text, validate_sampler
 from sea_jax.experiment import pairs
+from sea_jax.experiment.reward_scorer import make_oracle
 from sea_jax.models import Decoder, RewardConfig, RewardModel
-from sea_jax.oracles.reward_model import Encode, RewardModelOracle, make_encode
+from sea_jax.oracles.reward_model import Encode, make_encode
 from sea_jax.pretraining import policy, rm
-from sea_jax.runtime.mesh import fetch, is_main, make_mesh
+from sea_jax.runtime.mesh import is_main, make_mesh, to_host
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import preferences
 from sea_jax.tasks.preferences import Pair
@@ -65,10 +66,10 @@ def run(config: Config, cache: Path, folder: Path) -> str:
     model, params = rm.with_head(model, params, head_key, padding, source.longest)
     params = shard_params(mesh, model, params)
     before = _heldout(config, model, params, encode, source, mesh)
-    tokens = rm.tokens(encode, source.train)
+    tokens = rm.tokenize_pairs(encode, source.train)
     params = rm.train(config.rm, tokens, model, params, order_key, mesh, config.progress)
     after = _heldout(config, model, params, encode, source, mesh)
-    params = fetch(params)
+    params = to_host(params)
     if is_main():
         save(folder / "reward_model", model, params, source.tokenizer, source.start if text else "")
     return _report(config, folder, source, before, after)
@@ -141,7 +142,7 @@ def _preference_set(config: Config, folder: Path) -> Source:
     model = read_model("policy.folder", start)
     tokenizer = load_tokenizer(start, chat=config.oracle.chat, vocab_size=model.vocab_size)
     longest = config.rm.length or model.max_length
-    train, heldout = preferences.load(config.task, rm.lengths(make_encode(tokenizer)), longest)
+    train, heldout = preferences.load(config.task, rm.pair_lengths(make_encode(tokenizer)), longest)
     config_lib.claim_workdir(config, folder)
     return Source(start, tokenizer, longest, train, heldout, 0)
 
@@ -157,7 +158,7 @@ def _samples(config: Config, cache: Path, folder: Path, key: Array, mesh: Mesh) 
     )
     # A token that is no text decodes to a sign of three: what a policy may write has room, whatever it is.
     longest = config.rm.length or task.prompt_length + 4 * task.response_length
-    found = pairs.load(config, cache, task, rm.lengths(make_encode(tokenizer)), longest, key, mesh)
+    found = pairs.load(config, cache, task, rm.pair_lengths(make_encode(tokenizer)), longest, key, mesh)
     start = config.policy.folder or policy.trained_policy(config, cache, task, mesh)
     return Source(start, tokenizer, longest, *found)
 
@@ -166,9 +167,8 @@ def _heldout(
     config: Config, model: RewardModel, params: Params, encode: Encode, source: Source, mesh: Mesh
 ) -> dict[str, float]:
     """As `rm.accuracy`, of the oracle that these parameters make."""
-    return rm.accuracy(
-        RewardModelOracle(model, params, encode, config.oracle.batch_size, mesh), source.heldout
-    )
+    oracle = make_oracle(model, params, encode, config.oracle.batch_size, mesh)
+    return rm.accuracy(oracle, source.heldout)
 
 
 def save(folder: Path, model: RewardModel, params: Params, tokenizer: Tokenizer, given: str) -> None:

@@ -1,32 +1,40 @@
-"""All runs of a config: methods × seeds on shared assets, then the report."""
+"""Runs a config: methods × seeds on shared assets, then the report."""
 
 import contextlib
-import json
 from pathlib import Path
+
+from absl import logging
 
 from sea_jax import tasks
 from sea_jax.config import validate as config_lib
 from sea_jax.experiment import assets
 from sea_jax.experiment import finetune as supervised
+from sea_jax.experiment.logbook import Logbook
+from sea_jax.experiment.setup import make_evaluator, make_run
+from sea_jax.methods import METHODS
 from sea_jax.pretraining import policy
 from sea_jax.report import report
-from sea_jax.runtime.mesh import fetch, is_main
+from sea_jax.runtime.mesh import is_main, to_host
 from sea_jax.runtime.metrics import MetricWriter
+from sea_jax.runtime.run_folder import Summary, is_finished, run_folder, write_summary
 from sea_jax.tasks.protocol import Task
-from sea_jax.train import Run
+from sea_jax.train import train
 from sea_jax.types import Config
 
 
 def run(config: Config, workdir: str) -> str:
     """Runs a config from the task to the table.
 
+    Runs that the work directory holds finished are skipped: the same call again runs what is missing, and one
+    with more methods or seeds adds them. A run that was interrupted begins anew.
+
     Args:
         config: see configs/quickstart.py.
-        workdir: of this config; trained parts found in its cache are not trained again.
+        workdir: folder of this config's runs; trained parts found in its cache are not trained again.
 
     Returns:
-        The report, as printed, or what a command of `supervised` says; of a run on several hosts its main
-        process's, and nothing on the others.
+        The report of all runs of the config, as printed, or the message of a command of `supervised`. In a
+        run on several hosts the main process returns it, the others return ''.
 
     Raises:
         InputError: on a config or work directory that cannot work, before anything is trained.
@@ -36,21 +44,42 @@ def run(config: Config, workdir: str) -> str:
         return command(config, cache, folder)
     task = _begin(config, cache)
     config_lib.claim_workdir(config, folder)
-    shared = assets.prepare(config, cache, task)
-    with contextlib.closing(shared.sampler):
-        for replicate in range(config.num_seeds):
-            for method in config.methods:
+    # Listed before any run begins, so that the processes of all hosts list the same.
+    if unfinished := _unfinished(config, folder):
+        shared = assets.prepare(config, cache, task)
+        with contextlib.closing(shared.sampler):
+            for method, replicate in unfinished:
                 train_one(config, shared, method, replicate, folder)
     return report.write(folder, config) if is_main() else ""
 
 
+def _unfinished(config: Config, workdir: Path) -> list[tuple[str, int]]:
+    """Returns (method, replicate) of each run that has not finished, and logs what happens to the others."""
+    unfinished = []
+    for replicate in range(config.num_seeds):
+        for method in config.methods:
+            folder = run_folder(workdir, method, config.seed + replicate)
+            if is_finished(folder):
+                _log("skipped, as it has finished: %s", folder)
+                continue
+            if folder.exists():
+                _log("has not finished, and begins anew: %s", folder)
+            unfinished.append((method, replicate))
+    return unfinished
+
+
+def _log(message: str, folder: Path) -> None:
+    if is_main():
+        logging.warning(message, folder)  # `main` shows warnings only
+
+
 def prepare(config: Config, workdir: str) -> str:
-    """Trains what the runs of a config share and leaves it in the cache, so that none of them has to.
+    """Trains the parts that the runs of a config share, and leaves them in the cache.
 
     Args, Raises: as `run`.
 
     Returns:
-        Where the parts are, in words.
+        A line that names the cache's folder.
     """
     cache = _cache(config, workdir)
     if supervised.command(config) is None:
@@ -59,28 +88,31 @@ def prepare(config: Config, workdir: str) -> str:
 
 
 def _cache(config: Config, workdir: str) -> Path:
-    """The folder of trained parts, made if absent."""
+    """Returns the folder of trained parts, made if absent."""
     cache = Path(config.cache_dir or Path(workdir) / "cache")
     config_lib.require_writable("config.cache_dir" if config.cache_dir else "--workdir", cache)
     return cache
 
 
 def _begin(config: Config, cache: Path) -> Task:
-    """Checks the config, and reads its task."""
+    """Checks the config and loads its task."""
     config_lib.validate_parts(config)
     task = tasks.load(config, cache / "task")
     config_lib.validate(config, task)
     return task
 
 
-def train_one(config: Config, shared: assets.Assets, method: str, replicate: int, folder: Path) -> None:
-    """One method on one seed: metrics, samples and the final policy in a folder of its own."""
-    run_folder = folder / "runs" / f"{method}-seed{config.seed + replicate}"
-    training = Run(config_lib.for_method(config, method), shared, method, replicate, run_folder)
-    with MetricWriter(run_folder) as writer:
-        training.loop(writer)
-    params = fetch(training.state.policy.params)
-    if not is_main():
-        return
-    policy.save_policy(config, run_folder / "policy", shared.model, params, shared.task)
-    (run_folder / "done.json").write_text(json.dumps({"queries": training.labeller.num_queries}))
+def train_one(config: Config, shared: assets.Assets, method: str, replicate: int, workdir: Path) -> None:
+    """Trains one method on one seed; leaves its metrics, samples and final policy in a folder of its own."""
+    folder = run_folder(workdir, method, config.seed + replicate)
+    run = make_run(config_lib.for_method(config, method), shared, method, replicate)
+    with MetricWriter(folder) as writer:  # marks the run as unfinished
+        train(run, Logbook(folder, writer, make_evaluator(run, shared)))
+    params = to_host(run.state.policy.params)
+    if is_main():
+        policy.save_policy(config, folder / "policy", shared.model, params, shared.task)
+        write_summary(folder, _summary(method, run.labeller.num_queries))
+
+
+def _summary(method: str, queries: int) -> Summary:
+    return Summary(queries, method, METHODS[method].label, METHODS[method].learns_ensemble)

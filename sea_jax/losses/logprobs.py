@@ -53,7 +53,7 @@ def token_logprobs(
     Returns:
         [B, M, T] f32 nats, 0 on padding.
     """
-    params = model.ends(params)
+    params = model.gather_shared(params)
     # No token comes after the last one, so that nothing needs to read it.
     before = tokens[:, :, :-1], mask[:, :, :-1]
     states = response_states(model, params, prompts, prompt_mask, *before)

@@ -28,6 +28,22 @@ def weighted_mean(values: Array, weight: Array) -> Array:
     return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
 
 
+def mean_or_nan(values: Array, weight: Array) -> Array:
+    """Returns the weighted mean of a metric, or NaN where nothing was measured.
+
+    For metrics only, never for losses: `runtime.metrics.MetricWriter` leaves NaN out of the row, where 0
+    would be averaged in as if it had been measured.
+
+    Args:
+        values: [B] f32, finite.
+        weight: [B] f32, at least 0.
+
+    Returns:
+        [] f32, Σ w v / Σ w; NaN where every weight is 0.
+    """
+    return jnp.where(jnp.sum(weight) > 0, weighted_mean(values, weight), jnp.nan)
+
+
 def anchor_penalty(params: Params, anchor: Params) -> Array:
     """mean((φ_k − φ_k⁰)²) over one member's parameters: a pytree, a pytree -> [] f32.
 

@@ -1,67 +1,34 @@
-"""The methods that a config can name: one row each."""
+"""The methods that a config can name: one row each, made of parts (`methods/method.py`)."""
 
-import dataclasses
+from typing import Any
 
-from sea_jax.types import Config
+from sea_jax.methods import apl, xpo
+from sea_jax.methods.method import Method, sea_responses
+from sea_jax.methods.scorers import EnsembleScorer, OracleScorer
 
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """What tells one method from another.
-
-    Attributes:
-        strategy: a row of `ensemble.STRATEGIES`.
-        active: proposes more than two responses and scores them.
-        synthetic: after burn-in, a share 1 − γ of the duels is labelled by sampled heads.
-        label: in tables and figures.
-        scorer: what scores an active method's responses: 'ensemble'; 'implicit', DPO's implicit reward (APL);
-            'oracle', its own reward in the ensemble's place: a ceiling, not a method.
-        offline: π_ref writes all responses, as in a data set that was collected before (App. E).
-        pooled: of a pool of prompts, the batch is those of highest predictive entropy (APL).
-        optimistic: the loss has the term of Eq. 19 in y_ref, which π_ref writes for every prompt (XPO).
-    """
-
-    strategy: str
-    active: bool
-    synthetic: bool
-    label: str
-    scorer: str = "ensemble"
-    offline: bool = False
-    pooled: bool = False
-    optimistic: bool = False
-
-    @property
-    def learns_ensemble(self) -> bool:
-        return self.active and self.scorer == "ensemble"
-
-    @property
-    def needs_dpo(self) -> bool:
-        """Whether it stands on DPO's implicit reward, and means nothing with another loss (Sec. 6.1)."""
-        return self.optimistic or self.scorer == "implicit"
-
-    def num_responses(self, config: Config) -> int:
-        """M: responses to each prompt, of which two meet."""
-        if not self.active:
-            return 2
-        return config.apl.num_responses if self.scorer == "implicit" else config.sea.num_responses
-
-    def alpha(self, config: Config) -> float:
-        """α of Eq. 19: 0 but for an optimistic method."""
-        return config.xpo.alpha if self.optimistic else 0.0
-
+_ENSEMBLE: dict[str, Any] = dict(
+    scorer=EnsembleScorer(), num_responses=sea_responses, learns=("policy", "ensemble")
+)
 
 METHODS = {
-    "passive": Method("passive", False, False, "passive online DAP"),
-    "offline": Method("passive", False, False, "offline DAP", offline=True),
-    "apl": Method("max_margin", True, False, "APL", scorer="implicit", pooled=True),
-    "xpo": Method("passive", False, False, "XPO", optimistic=True),
-    "sea": Method("bai_ts", True, True, "SEA"),
-    "sea_oracle_only": Method("bai_ts", True, False, "SEA without synthetic pairs"),
-    "sea_logits": Method("bai_ts_logits", True, True, "SEA, variance of logits"),
-    "ee_ts": Method("ee_ts", True, True, "E&E-TS"),
-    "uncertainty": Method("uncertainty", True, True, "Uncertainty"),
-    "ceiling": Method("best_vs_random", True, False, "ceiling: perfect reward model", scorer="oracle"),
+    "passive": Method("passive online DAP"),
+    "offline": Method("offline DAP", proposal="reference"),
+    "apl": apl.METHOD,
+    "xpo": xpo.METHOD,
+    "sea": Method("SEA", strategy="bai_ts", synthetic=True, **_ENSEMBLE),
+    "sea_oracle_only": Method("SEA without synthetic pairs", strategy="bai_ts", **_ENSEMBLE),
+    "sea_logits": Method("SEA, variance of logits", strategy="bai_ts_logits", synthetic=True, **_ENSEMBLE),
+    "ee_ts": Method("E&E-TS", strategy="ee_ts", synthetic=True, **_ENSEMBLE),
+    "uncertainty": Method("Uncertainty", strategy="uncertainty", synthetic=True, **_ENSEMBLE),
+    "ceiling": Method(
+        "ceiling: perfect reward model",
+        strategy="best_vs_random",
+        scorer=OracleScorer(),
+        num_responses=sea_responses,
+    ),
 }
 
-# In place of a method: each trains one model and ends; see `supervised.COMMANDS`.
+# Commands that a config names in a method's place; see `experiment/finetune.py`.
 ALONE = ("sft", "rm")
+
+__all__ = ["ALONE", "METHODS", "Method"]

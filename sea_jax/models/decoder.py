@@ -104,9 +104,9 @@ class Decoder(nn.Module):
         keys, values = keys.transpose(0, 1, 3, 4, 2), values.transpose(0, 1, 3, 2, 4)
         return self.final_norm(x)[:, 0, 0], Prefix(keys, values, mask)
 
-    def ends(self, params: Params) -> Params:
+    def gather_shared(self, params: Params) -> Params:
         """The parameters, embedding and head whole on every device."""
-        return params if self.gather is None else self.gather.ends(params)
+        return params if self.gather is None else self.gather.gather_shared(params)
 
     @property
     def unroll(self) -> int:
@@ -140,7 +140,7 @@ class Decoder(nn.Module):
         )
         return self.final_norm(hidden), keys, values
 
-    def embedded(self, tokens: Array) -> Array:
+    def embed_tokens(self, tokens: Array) -> Array:
         """What enters the first layer: tokens [...] -> [..., W]."""
         return self.embed(tokens)
 

@@ -55,14 +55,14 @@ def sample_token(logits: Array, uniform: Array, temperature: float) -> tuple[Arr
         blocks = jnp.pad(mass, [(0, 0)] * (mass.ndim - 1) + [(0, -V % size)])
         blocks = blocks.reshape(*mass.shape[:-1], -1, size)
         sums = blocks.sum(-1)
-        block, rest = _invert(sums, uniform * sums.sum(-1))
+        block, rest = _invert_cdf(sums, uniform * sums.sum(-1))
         within = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
-        token = block * size + _invert(within, rest)[0]
+        token = block * size + _invert_cdf(within, rest)[0]
     chosen = jnp.take_along_axis(scaled, token[..., None], -1)[..., 0]
     return token.astype(jnp.int32), chosen - jnp.log(mass.sum(-1))
 
 
-def _invert(mass: Array, target: Array) -> tuple[Array, Array]:
+def _invert_cdf(mass: Array, target: Array) -> tuple[Array, Array]:
     """The first index whose cumulative mass is above the target, and what is left of the target there.
 
     Whatever the rounding, the index has mass: [..., n] f32, [...] f32 -> [...] int32, [...] f32.
@@ -95,7 +95,7 @@ class Layer(NamedTuple):
     values: Array  # [B, H_kv, L, D]
 
 
-class Decoding(NamedTuple):
+class DecodingState(NamedTuple):
     """What one step of the loop hands to the next."""
 
     t: Array  # [] int32, tokens drawn so far
@@ -107,7 +107,7 @@ class Decoding(NamedTuple):
     logprobs: Array  # [T, B, M] f32
 
 
-def unstack(model: Decoder, params: Params) -> Weights:
+def unstack_layers(model: Decoder, params: Params) -> Weights:
     """Parameters as the learner has them -> as the sampler reads them."""
     cast = cast_matrices(params, model.config.dtype)
     stack = cast.pop("layers")
@@ -116,7 +116,7 @@ def unstack(model: Decoder, params: Params) -> Weights:
 
 
 def next_logits(
-    model: Decoder, params: Params, layers: list[Layer], prompt_mask: Array, state: Decoding
+    model: Decoder, params: Params, layers: list[Layer], prompt_mask: Array, state: DecodingState
 ) -> tuple[Array, tuple[Past, ...]]:
     """Reads the last token of every response.
 
@@ -133,7 +133,7 @@ def next_logits(
     token = state.token[..., None]  # [B, M, 1]
     mask = jnp.ones(token.shape, bool)
     positions = jnp.broadcast_to(prompt_mask.sum(-1)[:, None, None] + state.t - 1, token.shape)
-    x, pasts = model.apply(variables, token, method="embedded"), []
+    x, pasts = model.apply(variables, token, method="embed_tokens"), []
     for layer, past in zip(layers, state.past, strict=True):
         prefix = (layer.keys, layer.values)
         x, appended = block.apply({"params": layer.params}, x, positions, mask, prompt_mask, prefix, past)
@@ -141,10 +141,12 @@ def next_logits(
     return model.apply(variables, x[..., 0, :], method="read_out"), tuple(pasts)
 
 
-def begin(prefix: Prefix, token: Array, logprob: Array, max_tokens: int, eos_id: int) -> Decoding:
+def init_decoding(
+    prefix: Prefix, token: Array, logprob: Array, max_tokens: int, eos_id: int
+) -> DecodingState:
     """The loop's state once the first token [B, M] and its log-prob are drawn, the caches empty."""
     (B, M), T, (_, _, H, D, _) = token.shape, max_tokens, prefix.keys.shape
-    return Decoding(
+    return DecodingState(
         t=jnp.int32(1),
         token=token,
         length=jnp.ones((B, M), jnp.int32),
@@ -162,7 +164,7 @@ def begin(prefix: Prefix, token: Array, logprob: Array, max_tokens: int, eos_id:
     )
 
 
-def finish(state: Decoding, pad_id: int) -> Responses:
+def to_responses(state: DecodingState, pad_id: int) -> Responses:
     """What was drawn, cut off after each response's EOS."""
     mask = jnp.arange(state.tokens.shape[0]) < state.length[..., None]
     tokens, logprobs = (jnp.moveaxis(x, 0, -1) for x in (state.tokens, state.logprobs))
@@ -225,7 +227,7 @@ def generate(
     uniforms = jax.random.uniform(key, (max_tokens, total or B, num_responses))
     if total:
         uniforms = jax.lax.dynamic_slice_in_dim(uniforms, first, B, axis=1)
-    return respond(unstack(model, params), prompts, prompt_mask, uniforms)
+    return respond(unstack_layers(model, params), prompts, prompt_mask, uniforms)
 
 
 def _respond_in_passes(
@@ -256,10 +258,10 @@ def _respond(
     logits = model.apply(variables, last, method="logits")  # [B, V], the same for all M
     first = sample_token(jnp.repeat(logits[:, None], M, 1), uniforms[0], temperature)
 
-    def step(state: Decoding) -> Decoding:
+    def step(state: DecodingState) -> DecodingState:
         logits, past = next_logits(model, params, layers, prompt_mask, state)
         token, logprob = sample_token(logits, uniforms[state.t], temperature)
-        return Decoding(
+        return DecodingState(
             t=state.t + 1,
             token=token,
             length=state.length + ~state.ended,
@@ -269,11 +271,11 @@ def _respond(
             logprobs=state.logprobs.at[state.t].set(logprob),
         )
 
-    def unfinished(state: Decoding) -> Array:
+    def unfinished(state: DecodingState) -> Array:
         return (state.t < T) & ~state.ended.all()
 
-    start = begin(prefix, *first, max_tokens=T, eos_id=eos_id)
-    return finish(jax.lax.while_loop(unfinished, step, start), pad_id)
+    start = init_decoding(prefix, *first, max_tokens=T, eos_id=eos_id)
+    return to_responses(jax.lax.while_loop(unfinished, step, start), pad_id)
 
 
 @functools.cache

@@ -116,14 +116,14 @@ def gelu(x: Array) -> Array:
     return exact(x)
 
 
-def _written_down(x: Any) -> Any:
+def _materialize(x: Any) -> Any:
     """On CPUs, arrays that are in memory before they are used: XLA:CPU does not fold how they were made into
     what uses them. Elsewhere, where that is an advantage, as they are."""
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 @jax.custom_vjp
-def separate(x: Array) -> tuple[Array, ...]:
+def unstack_axis(x: Array) -> tuple[Array, ...]:
     """[..., n, D] -> n arrays [..., D].
 
     Its gradient is one stack. That of n slices would be a sum of n padded arrays, which XLA:CPU computes
@@ -132,33 +132,33 @@ def separate(x: Array) -> tuple[Array, ...]:
     return tuple(x[..., i, :] for i in range(x.shape[-2]))
 
 
-def _separate_backward(_: None, g: tuple[Array, ...]) -> tuple[Array]:
-    return (jnp.stack(_written_down(g), -2),)
+def _unstack_axis_backward(_: None, g: tuple[Array, ...]) -> tuple[Array]:
+    return (jnp.stack(_materialize(g), -2),)
 
 
-separate.defvjp(lambda x: (separate(x), None), _separate_backward)
+unstack_axis.defvjp(lambda x: (unstack_axis(x), None), _unstack_axis_backward)
 
 
 @jax.custom_vjp
-def product(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array) -> Array:
     """a [..., n, k] @ b [..., k, m] -> [..., n, m].
 
-    Its gradient in b is aᵀ g. XLA:CPU folds the transposition into the product, and then has a plain loop for
+    Its gradient in b is aᵀ g. XLA:CPU folds the transposition into the matmul, and then has a plain loop for
     it only.
     """
     return a @ b
 
 
-def _product_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+def _matmul_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
     return a @ b, (a, b)
 
 
-def _product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _matmul_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     a, b = kept
-    return g @ b.mT, _written_down(a.mT) @ g
+    return g @ b.mT, _materialize(a.mT) @ g
 
 
-product.defvjp(_product_forward, _product_backward)
+matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def shared_prefix_attention(
@@ -197,9 +197,9 @@ def shared_prefix_attention(
     else:
         keys, values, length = past
         visible = jnp.arange(keys.shape[-1]) < length - jnp.tile(jnp.arange(T)[::-1, None], (G, 1))
-    scores = [jnp.where(visible, product(q, keys).astype(jnp.float32), _MASKED)]
+    scores = [jnp.where(visible, matmul(q, keys).astype(jnp.float32), _MASKED)]
     if prefix is not None:
-        on_prefix = product(q.reshape(B, H_kv, M * G * T, D), prefix.keys)
+        on_prefix = matmul(q.reshape(B, H_kv, M * G * T, D), prefix.keys)
         on_prefix = jnp.where(prefix.mask[:, None, None], on_prefix.astype(jnp.float32), _MASKED)
         scores.append(on_prefix.reshape(B, H_kv, M, G * T, -1))
 
@@ -208,8 +208,8 @@ def shared_prefix_attention(
     weights = [jnp.exp(s - jax.lax.stop_gradient(highest)) for s in scores]
     total = functools.reduce(jnp.add, [w.sum(-1, keepdims=True) for w in weights])
     weights = [w.astype(q.dtype) for w in weights]
-    out = product(weights[0], values)
+    out = matmul(weights[0], values)
     if prefix is not None:
-        out += product(weights[1].reshape(B, H_kv, M * G * T, -1), prefix.values).reshape(out.shape)
+        out += matmul(weights[1].reshape(B, H_kv, M * G * T, -1), prefix.values).reshape(out.shape)
     out = (out / total).astype(q.dtype).reshape(B, H_kv, M, G, T, D)
     return out.transpose(0, 2, 4, 1, 3, 5).reshape(B, M, T, H, D)

@@ -19,8 +19,8 @@ from sea_jax.models.layers import (
     apply_rotary,
     gelu,
     rotary_angles,
-    separate,
     shared_prefix_attention,
+    unstack_axis,
 )
 from sea_jax.models.params import Param
 from sea_jax.types import Array
@@ -186,7 +186,7 @@ class Block(nn.Module):
         dense = dict(dtype=cfg.dtype, param_dtype=jnp.float32, kernel_init=nn.initializers.normal(0.02))
         h = cfg.norm("input_norm")(x)
         qkv = nn.DenseGeneral((cfg.num_heads, 3, cfg.head_dim), name="qkv", **dense)(h)
-        q, k, v = separate(qkv)
+        q, k, v = unstack_axis(qkv)
         sin, cos = rotary_angles(positions, cfg.rotary_dim, cfg.rope_base)
         q, k = apply_rotary(q, sin, cos), apply_rotary(k, sin, cos)
         if past is not None:

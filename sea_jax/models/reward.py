@@ -194,9 +194,9 @@ class RewardModel(nn.Module):
         states, mask = self._states(tokens, mask)
         return self.score(_state_at_last(states, mask))
 
-    def ends(self, params: Params) -> Params:
-        """As `Decoder.ends`."""
-        return params if self.gather is None else self.gather.ends(params)
+    def gather_shared(self, params: Params) -> Params:
+        """As `Decoder.gather_shared`."""
+        return params if self.gather is None else self.gather.gather_shared(params)
 
     def _set_trunk(self) -> None:
         self.trunk = Decoder(

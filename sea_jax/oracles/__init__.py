@@ -1,1 +1,1 @@
-"""Preference oracles: who answers which of two responses is better, and how labels are drawn."""
+"""Preference oracles: which of two responses is better, and how labels are drawn from that."""

@@ -1,4 +1,4 @@
-"""From an oracle's probabilities to binary labels, with every bought comparison counted."""
+"""Draws binary labels from an oracle's probabilities and counts every label that is bought."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy as np
 from sea_jax.oracles import protocol
 
 MODES = ("threshold", "bernoulli")
-_STREAM = 5_180_417  # keeps these draws apart from any other use of the same seed
+_STREAM = 5_180_417  # separates these draws from any other use of the same seed
 
 
 class Labels(NamedTuple):
-    """What came of B comparisons."""
+    """The labels of B comparisons."""
 
-    prefers_first: np.ndarray  # [B] bool; False where there was no answer
-    answered: np.ndarray  # [B] bool; False: the duel is dropped, and no label was bought
+    prefers_first: np.ndarray  # [B] bool; False where unanswered
+    answered: np.ndarray  # [B] bool; False: no label was bought, and the duel is dropped
 
 
 class Labeller:
     """Asks an oracle P and draws z ∈ {first preferred, second preferred} (paper, Sec. 2).
 
     Args:
-      oracle: who is asked.
-      mode: 'threshold' is z = [P > 1/2], an exact tie decided by a fair coin;
-        'bernoulli' is z ~ Bernoulli(P).
-      flip_probability: chance in [0, 1] that a finished label is turned round (App. G.4).
-      num_queries: comparisons asked before, when a run is resumed.
+        oracle: the source of P.
+        mode: 'threshold' is z = [P > 1/2], an exact tie decided by a fair coin; 'bernoulli' is
+            z ~ Bernoulli(P).
+        flip_probability: probability in [0, 1] that a label is flipped (App. G.4).
+        num_queries: labels bought before, when a run is resumed.
 
     Attributes:
-      num_queries: labels bought so far, in queries.
-      num_dropped: comparisons that the oracle left without an answer. They are no queries.
+        num_queries: labels bought so far, in queries.
+        num_dropped: comparisons that the oracle left unanswered; they do not count as queries.
     """
 
     def __init__(
@@ -57,28 +57,31 @@ class Labeller:
     def label(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], rng_seed: int
     ) -> Labels:
-        """Buys B labels, or fewer where the oracle leaves comparisons without an answer.
+        """Buys B labels, or fewer where the oracle leaves comparisons unanswered.
 
-        What was answered is counted once, even if the answer turns out to be unusable; a call that
-        fails costs nothing. Where there is no answer there is no label either, least of all a random one.
+        Every answer counts as one query, even if it turns out to be unusable; a call that fails costs
+        nothing. An unanswered comparison gets no label, not even a random one.
 
         Args:
-          prompts, first, second: B texts each.
-          rng_seed: non-negative; the same seed and answer give the same labels.
+            prompts, first, second: B texts each.
+            rng_seed: non-negative; the same seed and answers give the same labels.
+
+        Returns:
+            Labels of the B comparisons.
 
         Raises:
-          ValueError: lengths differ, or the answer is not [B] numbers within [0, 1].
+            ValueError: lengths differ, or the answer is not [B] numbers in [0, 1].
         """
         for name, texts in (("first", first), ("second", second)):
             if len(texts) != len(prompts):
                 raise ValueError(f"{name}: {len(texts)} given, must be one per prompt, {len(prompts)}")
         if not len(prompts):
             return Labels(np.zeros(0, bool), np.zeros(0, bool))
-        probability, answered = protocol.ask(self._oracle, prompts, first, second)
+        probability, answered = protocol.compare(self._oracle, prompts, first, second)
         self.num_queries += int(answered.sum())
         self.num_dropped += int((~answered).sum())
         probability = _checked(probability, answered)
-        # All three are always drawn, so that a label depends on its seed and its own answer only.
+        # All three are always drawn, so that a label depends on nothing but its seed and its own answer.
         coin, chance, noise = np.random.default_rng([_STREAM, rng_seed]).random((3, len(prompts)))
         if self._mode == "threshold":
             labels = np.where(probability == 0.5, coin < 0.5, probability > 0.5)
@@ -87,12 +90,13 @@ class Labeller:
         return Labels((labels ^ (noise < self._flip_probability)) & answered, answered)
 
     def metrics(self) -> dict[str, float]:
-        """Counts of the run so far: what was dropped, and what the oracle says of itself."""
-        own = getattr(self._oracle, "metrics", dict)
-        return {"oracle/dropped": float(self.num_dropped)} | own()
+        """Returns the number of dropped comparisons and the oracle's own metrics, if it has any."""
+        oracle_metrics = getattr(self._oracle, "metrics", dict)
+        return {"oracle/dropped": float(self.num_dropped)} | oracle_metrics()
 
 
 def _checked(answer: np.ndarray, answered: np.ndarray) -> np.ndarray:
+    """Returns the answer as [B] float64; raises ValueError unless it lies in [0, 1] where answered."""
     probability = np.asarray(answer, np.float64)
     if probability.shape != answered.shape:
         raise ValueError(f"oracle: answer of shape {probability.shape}, must be {answered.shape}")

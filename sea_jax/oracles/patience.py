@@ -1,97 +1,127 @@
-"""Waiting for others, always with a bound: retries with back-off, and many requests at once in order.
+"""Bounded waiting for other processes: retries with back-off, many requests at once, a rate limit.
 
-Every wait ends: by an answer, or by a ServiceError that names what was awaited.
+Every wait ends with a reply, or with a ServiceError that names what was awaited.
 """
 
 from __future__ import annotations
 
-import itertools
 import queue
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+import tenacity
 from absl import logging
 
 from sea_jax.errors import ServiceError
 
 T = TypeVar("T")
-_FIRST, _LONGEST = 0.1, 5.0  # seconds between attempts: the first wait, doubled up to the longest
+_BACKOFF = tenacity.wait_exponential(multiplier=0.1, max=5.0)  # seconds; doubles with every attempt
+_LOG_EVERY_S = 10
 
 
-class Retry(Exception):  # noqa: N818  (it is a wish, not an error)
-    """An attempt that failed in a way that may pass.
+class RetryableError(Exception):
+    """A failed attempt that may succeed later.
 
     Args:
-        why: what came instead of an answer, for people.
-        after_s: the other side asked not to come back earlier.
-        faulty: there was an answer, and it was none; these are allowed a few times, not for long.
+        reason: what went wrong, for people.
+        retry_after_s: seconds that the other side asked to wait.
+        malformed: True: there was a reply, and it cannot be used. A few such replies are retried; a missing
+            reply is retried until the deadline.
     """
 
-    def __init__(self, why: str, after_s: float = 0.0, faulty: bool = False):
-        super().__init__(why)
-        self.after_s, self.faulty = after_s, faulty
+    def __init__(self, reason: str, retry_after_s: float = 0.0, malformed: bool = False):
+        super().__init__(reason)
+        self.retry_after_s, self.malformed = retry_after_s, malformed
 
 
-def persist(
-    attempt: Callable[[float], T], what: str, patience_s: float, attempts: int, stop: threading.Event
+def retry(
+    attempt: Callable[[float], T], awaited: str, patience_s: float, attempts: int, stop: threading.Event
 ) -> T:
-    """Calls `attempt` until it returns, with growing and jittered pauses.
+    """Calls `attempt` until it returns, with growing, jittered pauses.
 
     Args:
-        attempt: of the seconds that are left; raises Retry where another attempt may do.
-        what: is awaited, for people.
-        patience_s: seconds, from now, that all attempts and pauses may take.
-        attempts: how many faulty answers are borne.
-        stop: set where nobody waits for the answer any more.
+        attempt: takes the seconds that are left; raises RetryableError where another attempt may succeed.
+        awaited: what is awaited, for messages.
+        patience_s: seconds for all attempts and pauses, from now.
+        attempts: number of malformed replies after which to give up.
+        stop: set when nobody waits for the reply any more.
+
+    Returns:
+        The result of `attempt`.
 
     Raises:
-        ServiceError: patience or attempts are spent. Whatever else `attempt` raises goes through.
+        ServiceError: the deadline has passed, too many replies were malformed, or `stop` was set. Other
+            errors of `attempt` are not caught.
     """
-    start, pause, faults = time.monotonic(), _FIRST, 0
-    for tries in itertools.count(1):
-        try:
-            return attempt(max(patience_s - (time.monotonic() - start), 0.001))
-        except Retry as error:
-            last = error
-        faults += last.faulty
-        if faults >= attempts:
-            raise ServiceError(f"{what}: {faults} answers that are none; the last: {last}")
-        wait = max(last.after_s, pause * random.uniform(0.5, 1.0))
-        pause = min(2 * pause, _LONGEST)
-        if time.monotonic() - start + wait >= patience_s:
-            raise ServiceError(
-                f"{what}: no answer within {patience_s:g} s ({tries} attempts; the last: {last})"
-            )
-        said = "%s: %s; trying again for up to %g s"
-        logging.log_every_n_seconds(logging.WARNING, said, 10, what, last, patience_s)
-        if stop.wait(wait):
-            break
-    raise ServiceError(f"{what}: given up, since another request failed")
+    start, malformed = time.monotonic(), 0
+    is_late = tenacity.stop_before_delay(patience_s)
+
+    def is_exhausted(state: tenacity.RetryCallState) -> bool:
+        nonlocal malformed
+        malformed += _error(state).malformed
+        return malformed >= attempts
+
+    def give_up(state: tenacity.RetryCallState) -> NoReturn:
+        last = _error(state)
+        if malformed >= attempts:
+            raise ServiceError(f"{awaited}: {malformed} malformed replies; the last: {last}")
+        tries = f"{state.attempt_number} attempts; the last: {last}"
+        raise ServiceError(f"{awaited}: no answer within {patience_s:g} s ({tries})")
+
+    def log(state: tenacity.RetryCallState) -> None:
+        text = "%s: %s; retrying for up to %g s"
+        logging.log_every_n_seconds(logging.WARNING, text, _LOG_EVERY_S, awaited, _error(state), patience_s)
+
+    def sleep(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise ServiceError(f"{awaited}: given up, since another request failed")
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(RetryableError), wait=_pause,
+        stop=lambda state: is_exhausted(state) or is_late(state),
+        sleep=sleep, before_sleep=log, retry_error_callback=give_up,
+    )  # fmt: skip
+    return retrying(lambda: attempt(max(patience_s - (time.monotonic() - start), 0.001)))
 
 
-def in_order(
+def _pause(state: tenacity.RetryCallState) -> float:
+    """Returns the seconds until the next attempt, no fewer than the other side asked for."""
+    return max(_error(state).retry_after_s, _BACKOFF(state) * random.uniform(0.5, 1.0))
+
+
+def _error(state: tenacity.RetryCallState) -> RetryableError:
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, RetryableError)
+    return error
+
+
+def map_in_order(
     function: Callable[[Any, threading.Event], T],
     items: Sequence[Any],
-    at_once: int,
-    bound_s: float,
-    what: str,
+    max_workers: int,
+    timeout_s: float,
+    awaited: str,
 ) -> list[T]:
-    """[function(item, stop) for item in items], some at once; the first error ends it.
+    """Returns [function(item, stop) for item in items], computed in threads; the first error ends it.
 
-    The threads are daemons, so that one which is stuck beyond the bound does not keep the process.
+    `concurrent.futures` does the same, but the interpreter joins its threads at exit: one stuck request would
+    keep the process. These threads are daemons.
 
     Args:
-        function: of an item, and of an event that is set once nobody waits any more.
-        items: n of them.
-        at_once: how many are under way at most.
-        bound_s: seconds for all of it.
-        what: is awaited, for people.
+        function: takes an item, and an event that is set when nobody waits any more.
+        items: n items.
+        max_workers: number of threads.
+        timeout_s: seconds for all items.
+        awaited: what is awaited, for messages.
+
+    Returns:
+        n results, in the order of the items.
 
     Raises:
-        ServiceError: beyond the bound. Whatever `function` raises goes through.
+        ServiceError: not all items were done in time. Errors of `function` are not caught.
     """
     todo, lock, stop = iter(enumerate(items)), threading.Lock(), threading.Event()
     done: queue.SimpleQueue = queue.SimpleQueue()
@@ -99,51 +129,57 @@ def in_order(
     def work() -> None:
         while not stop.is_set():
             with lock:
-                taken = next(todo, None)
-            if taken is None:
+                index, item = next(todo, (None, None))
+            if index is None:
                 return
             try:
-                done.put((taken[0], function(taken[1], stop), None))
-            except BaseException as error:  # the caller's thread raises it
-                done.put((taken[0], None, error))
+                done.put((index, function(item, stop), None))
+            except BaseException as error:  # raised again in the caller's thread
+                done.put((index, None, error))
                 return
 
-    for _ in range(min(at_once, len(items))):
+    for _ in range(min(max_workers, len(items))):
         threading.Thread(target=work, daemon=True).start()
-    results: dict[int, T] = {}
-    end = time.monotonic() + bound_s
     try:
-        while len(results) < len(items):
-            try:
-                index, result, error = done.get(timeout=max(end - time.monotonic(), 0.001))
-            except queue.Empty:
-                missing = len(items) - len(results)
-                said = f"{what}: {missing} of {len(items)} requests not answered within {bound_s:g} s"
-                raise ServiceError(said) from None
-            if error is not None:
-                raise error
-            assert index not in results
-            results[index] = result
+        return _collect(done, len(items), timeout_s, awaited)
     finally:
         stop.set()
-    return [results[i] for i in range(len(items))]
 
 
-class Pace:
-    """At most so many calls a minute, evenly spaced; safe among threads.
+def _collect(done: queue.SimpleQueue, count: int, timeout_s: float, awaited: str) -> list[Any]:
+    """Takes `count` tuples (index, result, error) from a queue; returns the results by index."""
+    results: dict[int, Any] = {}
+    end = time.monotonic() + timeout_s
+    while len(results) < count:
+        try:
+            index, result, error = done.get(timeout=max(end - time.monotonic(), 0.001))
+        except queue.Empty:
+            missing = f"{count - len(results)} of {count} requests not answered within {timeout_s:g} s"
+            raise ServiceError(f"{awaited}: {missing}") from None
+        if error is not None:
+            raise error
+        assert index not in results
+        results[index] = result
+    return [results[i] for i in range(count)]
+
+
+class RateLimiter:
+    """Spaces calls evenly, so that no more than `per_minute` begin in a minute; thread-safe.
+
+    No package that we depend on has one: tenacity spaces the attempts of one call, not calls.
 
     Args:
-        per_minute: calls; 0 for no limit.
+        per_minute: calls per minute; 0 for no limit.
     """
 
     def __init__(self, per_minute: float):
-        self._interval = 60.0 / per_minute if per_minute else 0.0
+        self._interval_s = 60.0 / per_minute if per_minute else 0.0
         self._lock, self._next = threading.Lock(), 0.0
 
     def wait(self, stop: threading.Event) -> None:
-        """Returns at this call's turn, or at once where `stop` is set."""
+        """Waits for this call's turn, or until `stop` is set."""
         with self._lock:
-            at = max(time.monotonic(), self._next)
-            self._next = at + self._interval
-        if (pause := at - time.monotonic()) > 0:
+            turn = max(time.monotonic(), self._next)
+            self._next = turn + self._interval_s
+        if (pause := turn - time.monotonic()) > 0:
             stop.wait(pause)

@@ -1,4 +1,4 @@
-"""What an oracle is: the one thing that may be asked which of two responses is better."""
+"""The interface of preference oracles: the only source of true preferences between two responses."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ import numpy as np
 
 
 class Oracle(Protocol):
-    """A preference oracle P (paper, Sec. 2). It answers with probabilities and draws nothing."""
+    """A preference oracle P (paper, Sec. 2). It returns probabilities and draws nothing."""
 
     def probability(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
-        """P(first ≻ second | x) for B comparisons.
+        """Returns P(first ≻ second | x) for B comparisons.
 
         Args:
-          prompts, first, second: B texts each.
+            prompts, first, second: B texts each.
 
         Returns:
-          [B] float64 in [0, 1].
+            [B] float64 in [0, 1].
         """
         ...
 
 
 class Answers(NamedTuple):
-    """What an oracle said of B comparisons."""
+    """The answers of an oracle to B comparisons."""
 
-    probability: np.ndarray  # [B] float64 in [0, 1] where answered; read nowhere else
-    answered: np.ndarray  # [B] bool; False: asked, but there is no answer that could be read
+    probability: np.ndarray  # [B] float64 in [0, 1] where answered; undefined elsewhere
+    answered: np.ndarray  # [B] bool; False: no usable answer
 
 
 @runtime_checkable
 class PartialOracle(Protocol):
-    """An oracle that may leave a comparison without an answer, as a judge who cannot be understood."""
+    """An oracle that may leave comparisons unanswered, such as a judge whose reply cannot be read."""
 
     def answers(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Answers:
-        """P(first ≻ second | x) for those of B comparisons that were answered.
+        """Returns P(first ≻ second | x) for the answered ones of B comparisons.
 
         Args:
-          prompts, first, second: B texts each.
+            prompts, first, second: B texts each.
         """
         ...
 
 
-def ask(
+def compare(
     oracle: Oracle | PartialOracle, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
 ) -> Answers:
-    """What either kind of oracle says; one that is no PartialOracle answers everything."""
+    """Asks an oracle of either kind about B comparisons; an `Oracle` answers all of them."""
     if isinstance(oracle, PartialOracle):
         return oracle.answers(prompts, first, second)
     return Answers(oracle.probability(prompts, first, second), np.ones(len(prompts), bool))

@@ -1,4 +1,4 @@
-"""An oracle behind a wire: the client of sea_jax.serve.oracle_service."""
+"""The client of sea_jax.serve.oracle_service: an oracle behind HTTP."""
 
 from __future__ import annotations
 
@@ -13,153 +13,169 @@ import httpx2
 import numpy as np
 
 from sea_jax.errors import InputError, ServiceError
-from sea_jax.oracles import messages as wire
-from sea_jax.oracles.patience import Retry, in_order, persist
+from sea_jax.oracles import messages
+from sea_jax.oracles.patience import RetryableError, map_in_order, retry
 
-Share = Callable[[Callable[[], np.ndarray], np.ndarray], np.ndarray]  # (compute, like) -> what compute gives
-_CONNECT = 5.0  # seconds; a host that is there answers sooner
-# A proxy's words, a worker that was killed or is busy, a service that is coming up or going down.
-_PASSING = (408, 429, 502, 503, 504)
+# (compute, like) -> the result of compute(), an array with the shape and dtype of `like`. In a run on several
+# hosts only the main process computes, and broadcasts (`sea_jax/runtime/mesh.py:broadcast_from_main`).
+BroadcastFn = Callable[[Callable[[], np.ndarray], np.ndarray], np.ndarray]
+
+_CONNECT_TIMEOUT_S = 5.0
+# From a proxy, from a worker that was killed or is busy, from a service that starts or shuts down.
+RETRYABLE_STATUS = (408, 429, 502, 503, 504)
+
+
+def compute_locally(compute: Callable[[], np.ndarray], like: np.ndarray) -> np.ndarray:
+    """Computes in this process, as a `BroadcastFn` for runs of one process."""
+    del like
+    return compute()
 
 
 @dataclasses.dataclass(frozen=True)
-class Bounds:
-    """How long to wait, and how much to ask at once."""
+class RequestLimits:
+    """Limits of the requests to an oracle: timeouts, retries, concurrency and size."""
 
     timeout_s: float = 30.0  # of one attempt
     patience_s: float = 300.0  # of one request with all its attempts
-    attempts: int = 3  # answers that are none (garbage, NaN, a wrong length) before it is given up
-    in_flight: int = 8  # requests
-    request_size: int = 16  # comparisons in a request
+    attempts: int = 3  # malformed replies (garbage, NaN, a wrong length) after which to give up
+    in_flight: int = 8  # requests at once
+    request_size: int = 16  # comparisons per request
 
 
 class RemoteOracle:
-    """P(y ≻ y' | x) and r(x, y) of a service. Order is kept; every wait has a bound.
+    """P(y ≻ y' | x) and r(x, y) from a service, in order; every wait has a limit.
 
-    A request that fails is sent again: the service keeps nothing and gives the same numbers, so no label is
-    bought twice, and the caller gets each number once.
+    A request that fails is sent again. The service is stateless and gives the same numbers, so no label is
+    bought twice.
 
     Args:
-        url: of the service, as http://127.0.0.1:8000.
-        seed: of the hidden reward, where the service holds a family of them.
-        bounds: see `Bounds`.
-        token: what the service asks for; by default the environment's SEA_JAX_ORACLE_TOKEN.
-        share: of a run on several hosts, lets one of them ask for all (`sea_jax/runtime/mesh.py:from_main`).
+        url: of the service, such as http://127.0.0.1:8000.
+        seed: of the hidden reward, where the service has several.
+        limits: see `RequestLimits`.
+        token: the service's token; by default SEA_JAX_ORACLE_TOKEN of the environment.
+        broadcast: see `BroadcastFn`.
 
     Raises:
-        ServiceError: every method, if the service does not answer within the bounds or refuses.
-        InputError: every method, on a text that the service's model cannot read.
+        ServiceError: by every method, if the service does not answer within the limits, or refuses.
+        InputError: by every method, on a text that the service's model cannot read.
     """
 
     def __init__(
         self,
         url: str,
         seed: int = 0,
-        bounds: Bounds | None = None,
+        limits: RequestLimits | None = None,
         token: str | None = None,
-        share: Share = lambda compute, like: compute(),
+        broadcast: BroadcastFn = compute_locally,
     ):
-        self._share = share
-        self.url, self._seed, self._bounds = url.rstrip("/"), seed, bounds or Bounds()
-        self._token = os.environ.get(wire.TOKEN, "") if token is None else token
-        # No proxies from the environment: the service is one's own, and most often on this machine.
-        limits = httpx2.Limits(max_connections=self._bounds.in_flight)
-        self._client = httpx2.Client(trust_env=False, limits=limits)
-        self._lock, self._salt = threading.Lock(), os.urandom(8).hex()
+        self._broadcast = broadcast
+        self.url, self._seed, self._limits = url.rstrip("/"), seed, limits or RequestLimits()
+        self._token = os.environ.get(messages.TOKEN_VARIABLE, "") if token is None else token
+        # No proxies from the environment: the service is one's own, and mostly on this machine.
+        pool = httpx2.Limits(max_connections=self._limits.in_flight)
+        self._client = httpx2.Client(trust_env=False, limits=pool)
+        self._lock, self._id_prefix = threading.Lock(), os.urandom(8).hex()
         self._requests = self._retries = 0
 
     def probability(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
-        """P(first ≻ second | x): [B] float64."""
+        """Returns P(first ≻ second | x): [B] float64."""
         texts = _aligned(prompts=prompts, first=first, second=second)
-        return self._share(lambda: self._gather("probability", texts), np.zeros(len(prompts)))
+        return self._broadcast(lambda: self._query("probability", texts), np.zeros(len(prompts)))
 
     def rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """r(x, y): [B] float32, in nats of preference log-odds. Asking it buys no label."""
+        """Returns r(x, y): [B] float32, in nats of preference log-odds. It buys no label."""
         texts = _aligned(prompts=prompts, responses=responses)
-        return self._share(lambda: self._gather("rewards", texts), np.zeros(len(prompts))).astype(np.float32)
+        rewards = self._broadcast(lambda: self._query("rewards", texts), np.zeros(len(prompts)))
+        return rewards.astype(np.float32)
 
     def check(self) -> None:
-        """Raises ServiceError or InputError if the service does not answer, or lacks what is wanted."""
+        """Raises ServiceError or InputError if the service does not answer, or lacks the seed."""
 
-        def asked() -> np.ndarray:
+        def request() -> np.ndarray:
             self.about()
             return np.zeros(0)
 
-        self._share(asked, np.zeros(0))
+        self._broadcast(request, np.zeros(0))
 
     def about(self) -> dict[str, Any]:
-        """What the service says of itself: 'model', and 'pid' of the worker that answered."""
+        """Returns the service's 'model', and the 'pid' of the worker that answered."""
         return self._request("about", (), threading.Event())
 
     def metrics(self) -> dict[str, float]:
-        """Requests sent so far, and how many of these were sent again."""
+        """Returns the number of requests sent, and of those that were sent again."""
         return {"oracle/requests": float(self._requests), "oracle/retries": float(self._retries)}
 
-    def _gather(self, ask: str, texts: tuple[Sequence[str], ...]) -> np.ndarray:
-        """The numbers of all rows, in order."""
-        size, bounds = self._bounds.request_size, self._bounds
+    def _query(self, endpoint: str, texts: tuple[Sequence[str], ...]) -> np.ndarray:
+        """Returns the numbers of all rows, in order, from several requests at once."""
+        size, limits = self._limits.request_size, self._limits
         chunks = [
             tuple(list(column[start : start + size]) for column in texts)
             for start in range(0, len(texts[0]), size)
         ]
-        rounds = math.ceil(len(chunks) / bounds.in_flight)
-        parts = in_order(
-            lambda chunk, stop: self._request(ask, chunk, stop), chunks, bounds.in_flight,
-            rounds * (bounds.patience_s + bounds.timeout_s), self._what(ask),
+        rounds = math.ceil(len(chunks) / limits.in_flight)
+        parts = map_in_order(
+            lambda chunk, stop: self._request(endpoint, chunk, stop), chunks, limits.in_flight,
+            rounds * (limits.patience_s + limits.timeout_s), self._name(endpoint),
         )  # fmt: skip
         return np.concatenate(parts) if parts else np.zeros(0)
 
-    def _request(self, ask: str, texts: tuple[Sequence[str], ...], stop: threading.Event) -> Any:
-        with self._lock:
-            self._requests += 1
-            id = f"{self._salt}-{self._requests}"
+    def _request(self, endpoint: str, texts: tuple[Sequence[str], ...], stop: threading.Event) -> Any:
+        """Sends one request until it is answered; returns the answer's content."""
+        id, tries = f"{self._id_prefix}-{self._count()}", 0
         size = len(texts[0]) if texts else 0
-        body = wire.pack_request(id, self._token, ask, self._seed, texts)
-        tries = 0
+        body = messages.pack_request(id, self._token, endpoint, self._seed, texts)
 
-        def attempt(left: float) -> Any:
+        def attempt(left_s: float) -> Any:
             nonlocal tries
             tries += 1
             if tries > 1:
-                with self._lock:
-                    self._requests, self._retries = self._requests + 1, self._retries + 1
-            reply = self._post(ask, body, min(self._bounds.timeout_s, left))
+                self._count(retries=1)
+            reply = self._post(endpoint, body, min(self._limits.timeout_s, left_s))
             try:
-                return wire.read_answer(reply, id, ask, size)
+                return messages.read_answer(reply, id, endpoint, size)
             except ValueError as error:
-                raise Retry(f"an answer that is none: {error}", faulty=True) from None
+                raise RetryableError(str(error), malformed=True) from None
 
-        what = self._what(ask)
+        name = self._name(endpoint)
         try:
-            return persist(attempt, what, self._bounds.patience_s, self._bounds.attempts, stop)
-        except wire.Refusal as refusal:
+            return retry(attempt, name, self._limits.patience_s, self._limits.attempts, stop)
+        except messages.RefusedError as refusal:
             kind = InputError if refusal.kind == "input" else ServiceError
-            hint = f"; set {wire.TOKEN}, as the service has it" if refusal.kind == "token" else ""
-            raise kind(f"{what}: {refusal}{hint}") from None
+            hint = f"; set {messages.TOKEN_VARIABLE} to the service's" if refusal.kind == "token" else ""
+            raise kind(f"{name}: {refusal}{hint}") from None
 
-    def _post(self, ask: str, body: bytes, timeout_s: float) -> bytes:
-        """The body of an answer with status 200."""
-        timeout = httpx2.Timeout(timeout_s, connect=min(timeout_s, _CONNECT))
+    def _count(self, retries: int = 0) -> int:
+        """Counts a request that is sent; returns how many have been."""
+        with self._lock:
+            self._requests += 1
+            self._retries += retries
+            return self._requests
+
+    def _post(self, endpoint: str, body: bytes, timeout_s: float) -> bytes:
+        """Returns the body of a reply with status 200."""
+        timeout = httpx2.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S))
         headers = {"content-type": "application/msgpack"}
         try:
-            reply = self._client.post(f"{self.url}/{ask}", content=body, headers=headers, timeout=timeout)
+            reply = self._client.post(
+                f"{self.url}/{endpoint}", content=body, headers=headers, timeout=timeout
+            )
         except httpx2.HTTPError as error:
-            raise Retry(f"{type(error).__name__} {error}".strip()) from None
+            raise RetryableError(f"{type(error).__name__} {error}".strip()) from None
         if reply.status_code == 200:
             return reply.content
-        why = f"status {reply.status_code}: {reply.text[:200]!r}"
-        if reply.status_code in _PASSING:
-            raise Retry(why)
+        reason = f"status {reply.status_code}: {reply.text[:200]!r}"
+        if reply.status_code in RETRYABLE_STATUS:
+            raise RetryableError(reason)
         if reply.status_code >= 500:
-            raise Retry(why, faulty=True)
-        raise ServiceError(f"{self._what(ask)}: {why}")
+            raise RetryableError(reason, malformed=True)
+        raise ServiceError(f"{self._name(endpoint)}: {reason}")
 
-    def _what(self, ask: str) -> str:
-        return f"oracle service {self.url}/{ask}"
+    def _name(self, endpoint: str) -> str:
+        return f"oracle service {self.url}/{endpoint}"
 
 
 def _aligned(**texts: Sequence[str]) -> tuple[Sequence[str], ...]:
-    """The columns; raises ValueError unless there are as many texts as prompts."""
+    """Returns the columns; raises ValueError unless each has one text per prompt."""
     size = len(texts["prompts"])
     for name, column in texts.items():
         if len(column) != size:

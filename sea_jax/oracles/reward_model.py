@@ -1,150 +1,85 @@
-"""An oracle whose reward is a model's, as Skywork-Reward or the TL;DR reward models of the paper."""
+"""An oracle whose reward is a model's, such as Skywork-Reward or the TL;DR reward models of the paper.
+
+This file holds the work on the host: encoding, bucketing, padding, checks, order. The scoring function comes
+from `sea_jax/experiment/reward_scorer.py`, which places a model on devices.
+"""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from sea_jax import models
 from sea_jax.errors import InputError
-from sea_jax.models.params import cast_matrices
-from sea_jax.models.reward import GatedRewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.runtime.mesh import batch_shards, fetch, split
-from sea_jax.runtime.sharding import gathering, shard_params
-from sea_jax.tasks.tokenizer import Tokenizer, load_tokenizer
-from sea_jax.types import Config, Params
+from sea_jax.tasks.tokenizer import Tokenizer
 
+# (prompts, responses), B each -> the token ids of each text, as the reward model was trained to read it.
 Encode = Callable[[Sequence[str], Sequence[str]], list[list[int]]]
-_SHORTEST = 16  # tokens of the shortest bucket
+PendingRewards = Callable[[], np.ndarray]
+# (tokens [batch_size, L] int32, mask [batch_size, L] bool) -> a function that waits for the rewards
+# [batch_size] f32. It begins to compute and does not wait, so that several batches are under way.
+StartScoring = Callable[[np.ndarray, np.ndarray], PendingRewards]
+_MIN_BUCKET = 16  # tokens
 
 
 class RewardModelOracle(BradleyTerryOracle):
     """P(y ≻ y' | x) = σ(r(x, y) − r(x, y')), Eq. 3 of the paper, with a reward model's r.
 
+    A text's own length alone determines its padding (`bucket`), and every batch has `batch_size` rows. So at
+    most one program is compiled per bucket, and a reward does not depend on the other texts of a call.
+
     Args:
-      model: a RewardModel of one label.
-      params: its parameters, on the host or on devices.
-      encode: of B prompts and B responses to the tokens of each text, prompt and response as the model was
-        trained to read them (chat template, end of text).
-      batch_size: texts at once; also one text is computed as a batch.
-      mesh: what shares parameters and batches; None is the default device.
-      longest: tokens of the longest text that is read; 0 is the model's context.
+        start_scoring: see `StartScoring`.
+        encode: see `Encode`.
+        batch_size: texts per batch.
+        max_length: tokens of the longest text that is accepted.
+        vocab_size: tokens must be below it.
+        non_finite_hint: a reason why a reward may not be finite, appended to the error.
 
     Raises:
-      InputError: the model has several labels, `batch_size` is less than 1, or `longest` beyond the context.
-        `rewards` and `probability` raise it for a text that is empty, too long or outside the vocabulary.
-      FloatingPointError: `rewards` and `probability`, where a reward is not finite.
+        InputError: by `rewards` and `probability`, on a text that is empty, too long or has a token outside
+            the vocabulary.
+        FloatingPointError: by `rewards` and `probability`, if a reward is not finite.
     """
 
     def __init__(
-        self, model: RewardModel, params: Params, encode: Encode, batch_size: int, mesh: Mesh | None = None,
-        longest: int = 0,
+        self, start_scoring: StartScoring, encode: Encode, *, batch_size: int, max_length: int,
+        vocab_size: int, non_finite_hint: str = "",
     ):  # fmt: skip
-        self._rows = RowRewards(model, params, batch_size, mesh, longest)
-        super().__init__(lambda prompts, responses: self._rows(_encoded(encode, prompts, responses)))
+        super().__init__(self._score_texts)
+        self._start_scoring, self._encode = start_scoring, encode
+        self._batch_size, self._max_length, self._vocab_size = batch_size, max_length, vocab_size
+        self._non_finite_hint = non_finite_hint
 
     def compile(self) -> list[int]:
-        """Compiles all that will ever be needed, one program for each length; returns the lengths, tokens."""
-        return self._rows.compile()
-
-
-def _encoded(encode: Encode, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
-    rows = encode(prompts, responses)
-    if len(rows) != len(prompts):
-        raise ValueError(f"encode: {len(rows)} token lists, must be one per text, {len(prompts)}")
-    return rows
-
-
-class RowRewards:
-    """The reward of a model as a function of token lists: B of them to [B] float32.
-
-    A text's length alone says how far it is padded (`bucket`), and every batch has `batch_size` rows: at most
-    one program is compiled for each bucket, and a reward is the same in any company.
-
-    Args and Raises: as `RewardModelOracle`.
-    """
-
-    def __init__(
-        self, model: RewardModel, params: Params, batch_size: int, mesh: Mesh | None = None, longest: int = 0
-    ):
-        config = model.config
-        if config.num_labels != 1:
-            raise InputError(f"reward model: num_labels={config.num_labels}; valid: 1")
-        if type(batch_size) is not int or batch_size < 1:
-            raise InputError(f"batch_size={batch_size!r}; valid: a whole number of at least 1")
-        if not 0 <= longest <= config.max_length:
-            raise InputError(
-                f"longest={longest}; valid: 1 to the model's context, {config.max_length}, or 0 for it"
-            )
-        params = cast_matrices(params, config.trunk.dtype)
-        if mesh is None:
-            params = jax.device_put(params)
-        else:
-            params, model = shard_params(mesh, model, params), gathering(mesh, model)
-        self._params, self._config, self._size, self._mesh = params, config, batch_size, mesh
-        self._longest = longest or config.max_length
-        self._score = score_fn(model)
-
-    def __call__(self, rows: list[list[int]]) -> np.ndarray:
-        """Rewards [B] float32."""
-        _check_tokens(rows, self._config.vocab_size, self._longest)
-        computed = []  # fetched when all are under way
-        for length, indices in _batches(rows, self._size, self._longest):
-            computed.append((indices, self._start([rows[i] for i in indices], length)))
-        rewards = np.zeros(len(rows), np.float32)
-        for indices, some in computed:
-            rewards[indices] = fetch(some)[: len(indices)]
-        _check_finite(rewards, gated=isinstance(self._config, GatedRewardConfig))
-        return rewards
-
-    def compile(self) -> list[int]:
-        """Compiles the program of each bucket; returns the buckets, in tokens."""
-        buckets = sorted({bucket(1 << i, self._longest) for i in range(31)})
+        """Compiles the program of every bucket; returns the buckets, in tokens."""
+        buckets = sorted({bucket(1 << i, self._max_length) for i in range(31)})
         for length in buckets:
-            jax.block_until_ready(self._start([[0] * length], length))
+            self._start_scoring(*padded([[0] * length], self._batch_size, length))()
         return buckets
 
-    def _start(self, rows: list[list[int]], length: int) -> jax.Array:
-        batch = padded(rows, self._size, length)
-        return self._score(self._params, *(batch if self._mesh is None else split(self._mesh, batch)))
-
-
-@functools.cache
-def score_fn(model: RewardModel) -> Callable[..., jax.Array]:
-    """(params, tokens [B, L], mask) -> the rewards [B] f32; jitted."""
-    return jax.jit(lambda params, *batch: model.apply({"params": model.ends(params)}, *batch)[:, 0])
-
-
-def load(config: Config, mesh: Mesh) -> RewardModelOracle:
-    """The oracle that config.oracle describes.
-
-    Args:
-        config: folder (in Hugging Face's layout, or a hub name), dtype, batch_size, and chat ('auto', 'yes',
-            'no': whether texts are as the tokenizer's chat template writes them, else prompt, response, EOS);
-            and longest, if it has that.
-        mesh: what shares parameters and batches.
-
-    Raises:
-        InputError: on a folder that is no reward model's, or a tokenizer of another vocabulary.
-    """
-    model, params = models.load(config.folder, dtype=jnp.dtype(config.dtype).type)
-    tokenizer = load_tokenizer(config.folder, chat=config.chat, vocab_size=model.config.vocab_size)
-    # A batch that the devices cannot share is computed whole by each.
-    size = -(-config.batch_size // batch_shards(mesh)) * batch_shards(mesh)
-    longest = getattr(config, "longest", 0)
-    return RewardModelOracle(model, params, make_encode(tokenizer), size, mesh, longest)
+    def _score_texts(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        rows = self._encode(prompts, responses)
+        if len(rows) != len(prompts):
+            raise ValueError(f"encode: {len(rows)} token lists, must be one per text, {len(prompts)}")
+        _check_tokens(rows, self._vocab_size, self._max_length)
+        pending = [
+            (indices, self._start_scoring(*padded([rows[i] for i in indices], self._batch_size, length)))
+            for length, indices in _batches(rows, self._batch_size, self._max_length)
+        ]
+        rewards = np.zeros(len(rows), np.float32)
+        for indices, wait in pending:
+            rewards[indices] = wait()[: len(indices)]
+        _check_finite(rewards, self._non_finite_hint)
+        return rewards
 
 
 def make_encode(tokenizer: Tokenizer) -> Encode:
-    """How texts become tokens where a reward model is trained and where it is asked.
+    """Makes the function that turns texts into tokens, for training a reward model and for using it.
 
-    A text is the tokenizer's chat template of prompt and response; without one prompt, response and EOS.
+    A text is the tokenizer's chat template of prompt and response; without a template it is prompt, response
+    and EOS.
     """
     end = [tokenizer.eos_id] if tokenizer.template is None else []
 
@@ -155,16 +90,33 @@ def make_encode(tokenizer: Tokenizer) -> Encode:
     return encode
 
 
-def bucket(length: int, longest: int) -> int:
-    """What a text of `length` tokens is padded to: a power of two from 16 on, at most `longest`."""
-    return min(max(_SHORTEST, 1 << (length - 1).bit_length()), longest)
+def bucket(length: int, max_length: int) -> int:
+    """Returns the padded length of a text: the next power of two, at least 16 and at most `max_length`."""
+    return min(max(_MIN_BUCKET, 1 << (length - 1).bit_length()), max_length)
 
 
-def _batches(rows: list[list[int]], size: int, longest: int) -> list[tuple[int, list[int]]]:
-    """Length and rows of each batch, the longest first: what does not fit is known at once."""
+def padded(rows: list[list[int]], size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pads token lists to a batch.
+
+    Args:
+        rows: 1 to `size` token lists of 1 to `length` tokens each.
+        size: rows of the batch; missing rows repeat the first one, since no row may be empty.
+        length: columns of the batch.
+
+    Returns:
+        tokens [size, length] int32; mask [size, length] bool.
+    """
+    tokens, mask = np.zeros((size, length), np.int32), np.zeros((size, length), bool)
+    for i, row in enumerate(rows + [rows[0]] * (size - len(rows))):
+        tokens[i, : len(row)], mask[i, : len(row)] = row, True
+    return tokens, mask
+
+
+def _batches(rows: list[list[int]], size: int, max_length: int) -> list[tuple[int, list[int]]]:
+    """Returns length and row indices of each batch, the longest first: it fails first if memory is short."""
     buckets: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
-        buckets.setdefault(bucket(len(row), longest), []).append(i)
+        buckets.setdefault(bucket(len(row), max_length), []).append(i)
     return [
         (length, indices[start : start + size])
         for length, indices in sorted(buckets.items(), reverse=True)
@@ -172,32 +124,19 @@ def _batches(rows: list[list[int]], size: int, longest: int) -> list[tuple[int, 
     ]
 
 
-def padded(rows: list[list[int]], size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [size, length] int32 and mask; missing rows are the first one's, as none may be empty."""
-    tokens, mask = np.zeros((size, length), np.int32), np.zeros((size, length), bool)
-    for i, row in enumerate(rows + [rows[0]] * (size - len(rows))):
-        tokens[i, : len(row)], mask[i, : len(row)] = row, True
-    return tokens, mask
-
-
-def _check_tokens(rows: list[list[int]], vocab_size: int, longest: int) -> None:
+def _check_tokens(rows: list[list[int]], vocab_size: int, max_length: int) -> None:
     for i, row in enumerate(rows):
-        if not 1 <= len(row) <= longest:
-            raise InputError(
-                f"text {i}: {len(row)} tokens; valid: 1 to {longest}, the reward model's context"
-            )
+        if not 1 <= len(row) <= max_length:
+            valid = f"1 to {max_length}, the reward model's context"
+            raise InputError(f"text {i}: {len(row)} tokens; valid: {valid}")
         if not 0 <= min(row) <= max(row) < vocab_size:
             wrong = next(token for token in row if not 0 <= token < vocab_size)
-            raise InputError(
-                f"text {i}: token {wrong}; valid: 0 to {vocab_size - 1}, the reward model's vocabulary"
-            )
+            valid = f"0 to {vocab_size - 1}, the reward model's vocabulary"
+            raise InputError(f"text {i}: token {wrong}; valid: {valid}")
 
 
-def _check_finite(rewards: np.ndarray, gated: bool) -> None:
+def _check_finite(rewards: np.ndarray, hint: str) -> None:
     bad = np.flatnonzero(~np.isfinite(rewards))
     if bad.size:
-        why = ", or the text lacks the tokens that end a prompt" if gated else ""
-        raise FloatingPointError(
-            f"text {bad[0]}: reward {rewards[bad[0]]} ({bad.size} in all are not finite); "
-            f"the model's parameters or computation are not finite{why}"
-        )
+        found = f"text {bad[0]}: reward {rewards[bad[0]]} ({bad.size} in all are not finite)"
+        raise FloatingPointError(f"{found}; the model's parameters or computation are not finite{hint}")

@@ -19,7 +19,7 @@ from sea_jax.ensemble.features import Backbone, GatedPooling, pooled
 from sea_jax.ensemble.heads import Head
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses
-from sea_jax.runtime.mesh import fetch, replicate, split
+from sea_jax.runtime.mesh import replicate, shard_batch, to_host
 from sea_jax.runtime.progress import bar as progress_bar
 from sea_jax.types import Array, Config, Params
 
@@ -65,7 +65,7 @@ def prior_projection(heads: Array | np.ndarray, width: int, mean_scale: float) -
     Returns:
         [E', E] f32.
     """
-    heads = fetch(heads).astype(np.float64)
+    heads = to_host(heads).astype(np.float64)
     mean = heads.mean(1, keepdims=True)
     values, vectors = np.linalg.eigh((heads - mean) @ (heads - mean).T / heads.shape[1])
     keep = np.argsort(values)[::-1][: width - 1]
@@ -114,9 +114,10 @@ def pretrain(
     opt_state = optimizer.init(params)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
     bar = progress_bar(range(config.steps), "backbone", "step", progress)
+    bar.compiling("the training step")
     for i in bar:
         rows = rng.choice(len(rewards), config.batch_size, replace=False)
-        batch = split(mesh, (tuple(x[rows] for x in data), rewards[rows]))
+        batch = shard_batch(mesh, (tuple(x[rows] for x in data), rewards[rows]))
         params, opt_state, loss = step(params, opt_state, *batch)
         if i % 20 == 19 or i == config.steps - 1:
             if not np.isfinite(float(loss)):
@@ -125,7 +126,7 @@ def pretrain(
     return _freeze(config, model, pooling, params, data)
 
 
-def family_heads(
+def train_prior_heads(
     config: Config, hidden: tuple[int, ...], backbone: Backbone, data: Any, rewards: np.ndarray, key: Array
 ) -> Params:
     """Heads that each know one reward of the family: what a run draws its prior φ⁰ from.
@@ -146,7 +147,7 @@ def family_heads(
     """
     P, N = config.num_heads, len(rewards)
     # To the host one by one: all dispatched at once, each would hold its temporary memory.
-    parts = [fetch(_features(backbone, data, i)) for i in range(0, N, _CHUNK)]
+    parts = [to_host(_features(backbone, data, i)) for i in range(0, N, _CHUNK)]
     features = jnp.asarray(np.concatenate(parts))
     targets = jnp.asarray(rewards[..., :P]).transpose(2, 0, 1)
     init_key, order_key = jax.random.split(key)
@@ -191,7 +192,7 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
 def _freeze(config: Config, model: Decoder, pooling: GatedPooling, params: Params, data: Any) -> Backbone:
     """Replaces the ranking heads by the projection, centred and scaled on up to 500 prompts."""
     projection = prior_projection(params["heads"], config.width, config.mean_scale)
-    z = fetch(jax.jit(lambda b: pooled(model, pooling, params, b))(tuple(x[:500] for x in data)))
+    z = to_host(jax.jit(lambda b: pooled(model, pooling, params, b))(tuple(x[:500] for x in data)))
     z = z.reshape(-1, z.shape[-1]) @ projection
     scale = 1 / np.sqrt(z.var(0).mean())
     frozen = {

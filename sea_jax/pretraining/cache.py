@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from sea_jax.errors import InputError
-from sea_jax.runtime.mesh import fetch, is_main, wait_for_all
+from sea_jax.runtime.mesh import is_main, to_host, wait_for_all
 from sea_jax.types import Params
 
 
@@ -24,18 +24,18 @@ def fingerprint(fields: dict) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def publish(folder: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     """Writes a folder whole or not at all, so that a killed run leaves no half of a model.
 
     Of runs that make the same folder together, the first to end leaves its own. Of a run on several hosts
     its main process writes, and the others wait for it.
     """
     if is_main():
-        _publish(folder, write)
+        _write_atomically(folder, write)
     wait_for_all(str(folder))
 
 
-def _publish(folder: Path, write: Callable[[Path], None]) -> None:
+def _write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     part.mkdir(parents=True, exist_ok=True)
     write(part)
@@ -49,8 +49,8 @@ def _publish(folder: Path, write: Callable[[Path], None]) -> None:
 
 def write_params(folder: Path, params: Params) -> None:
     """Keeps a tree of arrays."""
-    flat: dict[str, np.ndarray] = fetch(flatten_dict(params, sep="/"))
-    publish(folder, lambda part: save_file(flat, part / "params.safetensors"))
+    flat: dict[str, np.ndarray] = to_host(flatten_dict(params, sep="/"))
+    write_atomically(folder, lambda part: save_file(flat, part / "params.safetensors"))
 
 
 def read_params(folder: Path) -> Params:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from sea_jax.runtime.mesh import split
+from sea_jax.runtime.mesh import shard_batch
 from sea_jax.runtime.progress import bar as progress_bar
 from sea_jax.types import Array, Config, Params
 
@@ -57,12 +57,13 @@ def fit(
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     name, _, metric = shown.partition("/")
     bar = progress_bar(range(config.steps), name.upper(), "step", progress)
+    bar.compiling("the training step")
     rows = np.empty((0,), np.int64)
     for i in bar:
         while len(rows) < config.batch_size:
             rows = np.concatenate([rows, rng.permutation(size)])
         chosen, rows = rows[: config.batch_size], rows[config.batch_size :]
-        params, opt_state, metrics = step(params, opt_state, split(mesh, examples(chosen)))
+        params, opt_state, metrics = step(params, opt_state, shard_batch(mesh, examples(chosen)))
         if i % 20 == 19 or i == config.steps - 1:
             value = float(metrics[shown])
             if not np.isfinite(value):

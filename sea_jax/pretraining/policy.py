@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from sea_jax import models
 from sea_jax.models import Decoder, PythiaConfig
 from sea_jax.pretraining import cache, sft
-from sea_jax.runtime.mesh import fetch
+from sea_jax.runtime.mesh import to_host
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks.protocol import Task
 from sea_jax.tasks.tokenizer import FILES
@@ -24,8 +24,8 @@ def trained_policy(config: Config, folder: Path, task: Task, mesh: Mesh) -> str:
     if not (folder / "model.safetensors").exists():
         model = Decoder(policy_config(config, task))
         key = jax.random.key(config.sft.seed)
-        params = fetch(sft.train(config.sft, task, model, key, mesh, progress=config.progress))
-        cache.publish(folder, lambda part: models.save(part, model, params, task.tokenizer))
+        params = to_host(sft.train(config.sft, task, model, key, mesh, progress=config.progress))
+        cache.write_atomically(folder, lambda part: models.save(part, model, params, task.tokenizer))
     return str(folder)
 
 

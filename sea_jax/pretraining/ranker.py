@@ -14,7 +14,7 @@ from sea_jax.models import Decoder
 from sea_jax.models.generate import make_sampler
 from sea_jax.pretraining import backbone as pretrain
 from sea_jax.pretraining import cache
-from sea_jax.runtime.mesh import fetch, replicate
+from sea_jax.runtime.mesh import replicate, to_host
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Config, Params
@@ -55,14 +55,14 @@ class Ranker:
         return features.Backbone(self.model, pooling, replicate(self.mesh, cache.read_params(folder)))
 
     @functools.cached_property
-    def family_heads(self) -> Params:
+    def prior_heads(self) -> Params:
         """Heads that know one reward of the family each; leaves [P, ...]."""
         cfg, hidden = self.config, tuple(self.config.ensemble.hidden)
         fields = self._fields | {"family": cfg.family.to_dict(), "hidden": list(hidden)}
         folder = self.folder / f"heads-{cache.fingerprint(fields)}"
         if not folder.exists():
             key = jax.random.fold_in(jax.random.key(cfg.backbone.seed), 1)  # the backbone has the key itself
-            trained = pretrain.family_heads(cfg.family, hidden, self.backbone, *self._data, key)
+            trained = pretrain.train_prior_heads(cfg.family, hidden, self.backbone, *self._data, key)
             cache.write_params(folder, trained)
         return cache.read_params(folder)
 
@@ -88,7 +88,7 @@ class Ranker:
         for start in range(0, len(texts), _SAMPLED):
             rows = np.arange(start, start + _SAMPLED) % len(texts)
             out = sample(self.params, prompts[rows], mask[rows], jax.random.fold_in(key, start))
-            parts.append(fetch((out.tokens, out.mask)))
+            parts.append(to_host((out.tokens, out.mask)))
         tokens = np.concatenate([t for t, _ in parts])[: len(texts)]
         token_mask = np.concatenate([m for _, m in parts])[: len(texts)]
         repeated = [text for text in texts for _ in range(cfg.num_responses)]

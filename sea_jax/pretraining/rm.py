@@ -18,7 +18,7 @@ from sea_jax.models import Decoder, RewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.reward_model import Encode, bucket, padded
 from sea_jax.pretraining.fit import fit
-from sea_jax.runtime.sharding import gathering, shard_params
+from sea_jax.runtime.sharding import shard_params, with_gather
 from sea_jax.tasks.preferences import Length, Pair
 from sea_jax.tasks.tokenizer import Tokenizer
 from sea_jax.types import Array, Config, Params
@@ -37,7 +37,7 @@ def rm_loss(model: RewardModel, params: Params, batch: tuple[Array, Array]) -> t
         loss [] f32 nats per pair; metrics.
     """
     tokens, mask = (x.reshape(-1, x.shape[-1]) for x in batch)
-    rewards = model.apply({"params": model.ends(params)}, tokens, mask)[:, 0].reshape(-1, 2)
+    rewards = model.apply({"params": model.gather_shared(params)}, tokens, mask)[:, 0].reshape(-1, 2)
     loss = preference_nll(rewards).mean()
     correct = (rewards[:, 0] > rewards[:, 1]).astype(jnp.float32)
     return loss, {"rm/nll": loss, "rm/accuracy": correct.mean()}
@@ -66,7 +66,7 @@ def train(
         Parameters, f32, on the mesh.
     """
     params, longest = shard_params(mesh, model, params), model.config.max_length
-    computed = gathering(mesh, model)
+    computed = with_gather(mesh, model)
 
     def batch(rows: np.ndarray) -> tuple[np.ndarray, ...]:
         texts = [ids for row in rows for ids in pairs[row]]
@@ -99,15 +99,15 @@ def with_head(
     return RewardConfig(trunk, 1, padding).build(), params
 
 
-def tokens(encode: Encode, pairs: Sequence[Pair]) -> Tokens:
+def tokenize_pairs(encode: Encode, pairs: Sequence[Pair]) -> Tokens:
     """The texts of pairs as the model reads them."""
     prompts, chosen, rejected = zip(*pairs, strict=True)
     return list(zip(encode(prompts, chosen), encode(prompts, rejected), strict=True))
 
 
-def lengths(encode: Encode) -> Length:
+def pair_lengths(encode: Encode) -> Length:
     """Of pairs, how many tokens the longer text of each has."""
-    return lambda pairs: [max(map(len, pair)) for pair in tokens(encode, pairs)] if pairs else []
+    return lambda pairs: [max(map(len, pair)) for pair in tokenize_pairs(encode, pairs)] if pairs else []
 
 
 def padding_token(tokenizer: Tokenizer, encode: Encode) -> int | None:

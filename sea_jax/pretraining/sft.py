@@ -14,7 +14,7 @@ from sea_jax.losses import weighted_mean
 from sea_jax.losses.logprobs import token_logprobs
 from sea_jax.models.decoder import Decoder
 from sea_jax.pretraining.fit import fit
-from sea_jax.runtime.sharding import gathering, shard_params
+from sea_jax.runtime.sharding import shard_params, with_gather
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Config, Params
 
@@ -45,7 +45,7 @@ def sft_loss(
     tokens = jnp.concatenate([prompts, responses], 1)
     mask = jnp.concatenate([prompt_mask, response_mask], 1)
     is_response = jnp.arange(tokens.shape[1]) >= prompts.shape[1]
-    logits = model.apply({"params": model.ends(params)}, tokens, mask)[:, :-1]
+    logits = model.apply({"params": model.gather_shared(params)}, tokens, mask)[:, :-1]
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
     known = (mask[:, :-1] & mask[:, 1:]).astype(jnp.float32)
     response = weighted_mean(nll, known * is_response[1:])
@@ -79,7 +79,7 @@ def train(
     init_key, order_key = jax.random.split(key)
     start: Any = model.init(init_key, jnp.asarray(data[0][:1]))["params"] if params is None else params
     params = shard_params(mesh, model, start)
-    model = gathering(mesh, model)
+    model = with_gather(mesh, model)
 
     def loss(params: Params, batch: Any) -> tuple[Array, dict[str, Array]]:
         return sft_loss(model, params, batch, config.prompt_weight, config.token_chunk)

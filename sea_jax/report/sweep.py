@@ -1,12 +1,12 @@
-"""A sweep: methods × seeds × sizes of one config, each a run in a work directory of its own.
+"""Describes a sweep: methods × seeds × sizes of one config, each run in a work directory of its own.
 
-    <root>/sweep.json                        what belongs to it
-    <root>/cache                             trained parts, shared by all
-    <root>/<size>/prepare/log.txt            who trained them
-    <root>/<size>/<method>-seed<k>/          a run's work directory, with its log.txt
-    <root>/report.txt, <root>/report.png     of all that have finished
+    <root>/sweep.json                        the sweep's description, as `Sweep` holds it
+    <root>/cache                             trained parts, shared by all runs
+    <root>/<size>/prepare/log.txt            log of the unit that trained them
+    <root>/<size>/<method>-seed<k>/          work directory of a run, with its log.txt
+    <root>/report.txt, <root>/report.png     of all finished runs
 
-launch/xm_sweep.py makes one; `python -m sea_jax.report <root>` gathers it. The latter imports no JAX.
+launch/xm_sweep.py makes one; `python -m sea_jax.report <root>` reports it. This module imports no JAX.
 """
 
 import dataclasses
@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sea_jax.errors import InputError
+from sea_jax.runtime.run_folder import is_finished, run_folder
 
 FILE = "sweep.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One run of a sweep; or, without a method, the training of the parts that those of a size share."""
+    """One run of a sweep; without a method, the unit that trains the parts shared by the runs of a size."""
 
     root: Path
     size: str
@@ -30,15 +31,11 @@ class Unit:
 
     @property
     def name(self) -> str:
-        return f"{self.size}/{self.run}" if self.method else f"{self.size}/prepare"
-
-    @property
-    def run(self) -> str:
-        """As experiment.py names the folder of a run."""
-        return f"{self.method}-seed{self.seed}"
+        return f"{self.size}/{self.run_folder.name}" if self.method else f"{self.size}/prepare"
 
     @property
     def folder(self) -> Path:
+        """The unit's work directory."""
         return self.root / self.name
 
     @property
@@ -47,14 +44,16 @@ class Unit:
 
     @property
     def run_folder(self) -> Path:
-        return self.folder / "runs" / self.run
+        """The run's folder in the work directory; both have the same name."""
+        within = run_folder(Path(), self.method, self.seed)
+        return self.root / self.size / within.name / within
 
     @property
     def finished(self) -> bool:
-        return (self.run_folder / "done.json").exists()
+        return is_finished(self.run_folder)
 
-    def last_words(self) -> str:
-        """The last line of its log that is not empty, or ''; of a traceback that is the error."""
+    def last_log_line(self) -> str:
+        """Returns the last line of the log that is not empty, or ''; of a traceback that is the error."""
         if not self.log.exists():
             return ""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines()]
@@ -63,15 +62,15 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What belongs to a sweep.
+    """The description of a sweep.
 
     Attributes:
         root: its folder.
         files: size -> config file with its options.
-        overrides: the --config.<field>=<value> that came with them.
-        configs: size -> what these make, as JSON holds it; seed and oracle_seed are the first replicate's.
-        methods: rows of `sea_jax.methods.METHODS`.
-        replicates: of replicate i, seed and oracle seed are those of the config plus i.
+        overrides: the command's --config.<field>=<value>.
+        configs: size -> the config that these make, as JSON holds it, with the seeds of replicate 0.
+        methods: methods of every size, in the order of the tables.
+        replicates: numbers of the replicates; number i adds i to seed and oracle seed of the config.
     """
 
     root: Path
@@ -82,22 +81,26 @@ class Sweep:
     replicates: tuple[int, ...]
 
     def units(self, size: str) -> list[Unit]:
-        """The runs of a size; replicates outside, so that an unfinished sweep has whole replicates."""
+        """Returns the runs of a size, replicate by replicate, so that an unfinished sweep has whole ones."""
         first = self.configs[size]["seed"]
         return [Unit(self.root, size, m, first + i) for i in self.replicates for m in self.methods]
 
     def write(self) -> None:
-        """Keeps it in its root, whole or not at all."""
+        """Writes sweep.json by one rename, so that a reader never finds half of it."""
         self.root.mkdir(parents=True, exist_ok=True)
         fields = dataclasses.asdict(self)
-        del fields["root"]  # where the file lies says it
+        del fields["root"]  # a moved folder is still the same sweep
         part = self.root / f"{FILE}.part"
         part.write_text(json.dumps(fields, indent=2) + "\n")
         part.replace(self.root / FILE)
 
 
 def read(root: Path) -> Sweep:
-    """Of a folder that holds one; raises InputError if its file is spoilt."""
+    """Reads sweep.json.
+
+    Raises:
+        InputError: on a file that holds no sweep.
+    """
     file = root / FILE
     try:
         fields = json.loads(file.read_text())
@@ -109,12 +112,12 @@ def read(root: Path) -> Sweep:
 
 
 def unfinished(sweep: Sweep) -> list[str]:
-    """A line for each run that has not finished: its name, and what its log ends with."""
+    """Returns a line for each run that has not finished: its name, and the last line of its log."""
     lines = []
     for size in sweep.configs:
         for unit in sweep.units(size):
             if not unit.finished:
-                words = unit.last_words()
-                how = f"{unit.log} ends: {words}" if words else "not begun"
-                lines.append(f"{unit.name}: {how}")
+                said = unit.last_log_line()
+                state = f"{unit.log} ends: {said}" if said else "not begun"
+                lines.append(f"{unit.name}: {state}")
     return lines

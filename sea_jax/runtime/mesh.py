@@ -65,37 +65,37 @@ def batch_shards(mesh: Mesh) -> int:
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """The whole of every array on every device."""
-    return jax.tree.map(lambda x: put_on(x, NamedSharding(mesh, PartitionSpec())), tree)
+    return jax.tree.map(lambda x: put_on_mesh(x, NamedSharding(mesh, PartitionSpec())), tree)
 
 
-def settle(mesh: Mesh, tree: Any) -> Any:
+def ensure_on_mesh(mesh: Mesh, tree: Any) -> Any:
     """Arrays that are on the mesh as they are, the others whole on every device."""
     on_mesh = lambda x: isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh  # noqa: E731
     return jax.tree.map(lambda x: x if on_mesh(x) else replicate(mesh, x), tree)
 
 
-def split(mesh: Mesh, tree: Any) -> Any:
+def shard_batch(mesh: Mesh, tree: Any) -> Any:
     """Every array split along its first axis; whole on each device where that does not divide."""
 
     def put(x: Any) -> jax.Array:
         spec = PartitionSpec(BATCH_AXES) if x.shape[0] % batch_shards(mesh) == 0 else PartitionSpec()
-        return put_on(x, NamedSharding(mesh, spec))
+        return put_on_mesh(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, tree)
 
 
-def put_on(x: Any, sharding: NamedSharding) -> jax.Array:
+def put_on_mesh(x: Any, sharding: NamedSharding) -> jax.Array:
     """An array on the mesh. Every process of a run on several hosts gives the same whole array."""
     if sharding.is_fully_addressable or not isinstance(x, jax.Array):
         return jax.device_put(x, sharding)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(put_on(jax.random.key_data(x), sharding))
+        return jax.random.wrap_key_data(put_on_mesh(jax.random.key_data(x), sharding))
     if not x.is_fully_addressable:  # on the mesh already: the devices exchange what another layout needs
         return jax.jit(lambda x: x, out_shardings=sharding)(x)
     return jax.device_put(np.asarray(x), sharding)
 
 
-def fetch(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """NumPy copies of whole arrays, on every process; all processes must call it with the same arrays."""
 
     def get(x: Any) -> np.ndarray:
@@ -114,7 +114,7 @@ def is_main() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-def from_main(compute: Callable[[], Any], like: Any) -> Any:
+def broadcast_from_main(compute: Callable[[], Any], like: Any) -> Any:
     """What the main process computes, on all processes; the others wait, and do not compute.
 
     For what must happen once, as asking an oracle.

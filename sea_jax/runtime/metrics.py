@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard event files, samples.jsonl."""
+"""Writes the numbers of a run: metrics.jsonl, TensorBoard event files, samples.jsonl."""
 
 import json
 import math
@@ -9,21 +9,25 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from sea_jax.runtime.mesh import is_main
+from sea_jax.runtime.run_folder import remove_summary
 
 
 class MetricWriter:
-    """One run's files. The x-axis is oracle queries everywhere.
+    """The files of one run, with oracle queries on the x-axis.
 
     Args:
-        folder: of the run; older files in it are replaced. Only the main process of a run on several hosts
-            writes there, the others to nowhere.
+        folder: the run's folder. Files of an earlier run in it are replaced, after the run has been marked as
+            unfinished. In a run on several hosts only the main process writes; the writers of the others
+            discard what they are given.
     """
 
     def __init__(self, folder: Path):
+        self._board = None
         if not is_main():
-            self._metrics, self._samples, self._board = open(os.devnull, "w"), open(os.devnull, "w"), None
+            self._metrics, self._samples = open(os.devnull, "w"), open(os.devnull, "w")
             return
         folder.mkdir(parents=True, exist_ok=True)
+        remove_summary(folder)
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         self._metrics = open(folder / "metrics.jsonl", "w")
@@ -31,8 +35,16 @@ class MetricWriter:
         self._board = SummaryWriter(str(folder))
 
     def write(self, step: int, queries: int, metrics: dict[str, float]) -> None:
-        """Appends one row; a value that is not finite is written as null (JSON has no NaN)."""
-        row = {k: (v if math.isfinite(v) else None) for k, v in metrics.items()}
+        """Appends a row.
+
+        Args:
+            step: updates done.
+            queries: oracle labels bought so far, those of the step included.
+            metrics: name -> value. NaN stands for a mean over nothing (`losses.mean_or_nan`) and is left out
+                of the row; an infinite value is written as null, since JSON has no infinity.
+        """
+        measured = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        row = {name: value if math.isfinite(value) else None for name, value in measured.items()}
         self._metrics.write(json.dumps({"step": step, "queries": queries} | row) + "\n")
         self._metrics.flush()
         if self._board is None:
@@ -42,12 +54,13 @@ class MetricWriter:
                 self._board.add_scalar(name, value, queries)
 
     def write_samples(self, rows: list[dict[str, Any]]) -> None:
-        """Appends completions: prompt, y+, y-, who labelled them, the ensemble's probability."""
+        """Appends labelled pairs as text: prompt, y+, y−, who labelled them, the ensemble's probability."""
         for row in rows:
             self._samples.write(json.dumps(row) + "\n")
         self._samples.flush()
 
     def close(self) -> None:
+        """Closes the files."""
         self._metrics.close()
         self._samples.close()
         if self._board is not None:

@@ -1,35 +1,96 @@
-"""Progress bars: one line that moves where somebody looks on, and a line now and then in a log."""
+"""Shows progress: a bar that moves in a terminal, and a line now and then in a log."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
 from sea_jax.runtime.mesh import is_main
 
-_SECONDS = 30.0  # between the lines of a log
+_LOG_SECONDS = 30.0  # between two lines of a log
 
 
-def bar(steps: Sequence[Any] | None, name: str, unit: str, shown: bool, total: int | None = None) -> tqdm:
-    """A bar over `steps`, or over a `total` that the caller counts; of several processes the main one's.
+class ProgressBar(tqdm):
+    """A tqdm bar whose rate and remaining time leave compilation out.
+
+    The first step of a loop compiles its programs, which takes many times as long as a later step. Counted
+    in, it makes the first estimates hours too long. So the clock starts when the first step has been done,
+    and the time of a later step that `compiling` announces is left out as well.
+    """
+
+    def __init__(self, steps: Iterable[Any] | None, name: str, **options: Any):
+        self._name = name
+        self._left_out = True  # the step under way is not timed
+        super().__init__(steps, desc=name, **options)
+        self._last_update = getattr(self, "start_t", 0.0)  # a disabled bar has no clock
+
+    def compiling(self, program: str) -> None:
+        """Shows "compiling <program>" until the next `update`, and leaves the time until then out.
+
+        Args:
+            program: what is compiled, as 'the sampler'.
+        """
+        self._left_out = True
+        if not self.disable:
+            self._show(f"{self._name}: compiling {program}")
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Counts n more units; returns whether the bar was drawn."""
+        if self.disable:
+            return None
+        n = n or 0
+        if not self._left_out:
+            drawn = super().update(n)
+            self._last_update = self._now()
+            return drawn
+        now = self._now()
+        self.start_t += now - self._last_update
+        self.n += n
+        self.initial += n  # tqdm's rate is (n - initial) / elapsed
+        self.last_print_n, self.last_print_t = self.n, now
+        self._last_update, self._left_out = now, False
+        self._show(self._name)
+        return True
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields the steps and counts each when it is done."""
+        try:
+            for step in self.iterable:
+                yield step
+                self.update()
+        finally:
+            self.close()
+
+    def _now(self) -> float:
+        return self.start_t + self.format_dict["elapsed"]
+
+    def _show(self, description: str) -> None:
+        self.set_description_str(description, refresh=False)
+        self.refresh()
+
+
+def bar(
+    steps: Iterable[Any] | None, name: str, unit: str, shown: bool, total: int | None = None
+) -> ProgressBar:
+    """Makes a progress bar; in a run on several hosts only that of the main process is drawn.
 
     Args:
-        steps: what is gone through.
-        name: before the bar.
-        unit: of what is counted.
-        shown: whether at all.
-        total: of units, without `steps`.
+        steps: iterated over by the bar; None where the caller counts by `update`.
+        name: shown before the bar.
+        unit: name of a unit, as 'step'.
+        shown: False draws nothing.
+        total: number of units, where `steps` is None.
     """
     stream = sys.stderr
-    log: dict[str, Any] = {}
+    drawing: dict[str, Any] = dict(file=stream)
     if not stream.isatty():
-        log = dict(file=_Lines(stream), mininterval=_SECONDS, maxinterval=_SECONDS)
-    return tqdm(steps, total=total, desc=name, unit=unit, disable=not (shown and is_main()), **log)
+        drawing = dict(file=_Lines(stream), mininterval=_LOG_SECONDS, maxinterval=_LOG_SECONDS)
+    return ProgressBar(steps, name, total=total, unit=unit, disable=not (shown and is_main()), **drawing)
 
 
 class _Lines:
-    """A stream in which what would be drawn over the line before is a line of its own."""
+    """A stream that turns each redrawing of a bar into a line of its own."""
 
     def __init__(self, stream: Any):
         self._stream = stream

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sea_jax.errors import InputError
 from sea_jax.models.params import cast_matrices
-from sea_jax.runtime.mesh import put_on
+from sea_jax.runtime.mesh import put_on_mesh
 from sea_jax.types import BATCH_AXES, Config
 
 # Logical axis -> mesh axis; axes that are not here lie whole on every device.
@@ -66,7 +66,7 @@ def shard_params(mesh: Mesh, model: Any, params: Any) -> Any:
     """
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     specs = checked_specs(mesh, model, flat)
-    placed = {path: put_on(x, NamedSharding(mesh, specs[path])) for path, x in flat.items()}
+    placed = {path: put_on_mesh(x, NamedSharding(mesh, specs[path])) for path, x in flat.items()}
     return unflatten_dict(placed, sep="/")
 
 
@@ -85,7 +85,7 @@ class Gather:
         """One layer's parameters, where the scan over the layers comes to it."""
         return self._whole(params, "layers/")
 
-    def ends(self, params: Any) -> Any:
+    def gather_shared(self, params: Any) -> Any:
         """A model's parameters: embedding, head and final norm together, the stack of layers as it is."""
         rest = {name: tree for name, tree in params.items() if name != "layers"}
         return self._whole(rest, "") | {"layers": params["layers"]}
@@ -106,7 +106,7 @@ class Gather:
         return unflatten_dict({path: gather(path, x) for path, x in flat.items()}, sep="/")
 
 
-def gathering(mesh: Mesh, model: Any) -> Any:
+def with_gather(mesh: Mesh, model: Any) -> Any:
     """The model for computing with parameters that the mesh splits; itself, where they are whole."""
     if mesh.shape["fsdp"] == 1:
         return model

@@ -1,13 +1,14 @@
-"""The oracle as a service: a reward model behind HTTP, its workers in processes of their own (Mosec).
+"""Serves a reward model over HTTP, with workers in processes of their own (Mosec).
 
     python -m sea_jax.serve.oracle_service --model=<folder or hub name> --port=8000
     python -m sea_jax.serve.oracle_service --model=mini_tldr --port=8000      # the embedded task's rewards
 
 POST /probability, /rewards and /about take the messages of `sea_jax/oracles/messages.py`; GET / answers while
-the service is alive, GET /metrics returns counts for Prometheus. Waiting requests are answered in one batch.
-It listens on this machine alone unless --host says otherwise, and then requires a token in
-SEA_JAX_ORACLE_TOKEN that clients must send (/ and /metrics need none). Nothing is encrypted: beyond a trusted
-network put a proxy with TLS before it.
+the service is alive; GET /metrics returns counts for Prometheus. Waiting requests are answered in one batch.
+
+The service listens on this machine alone unless --host says otherwise. Then it requires a token in
+SEA_JAX_ORACLE_TOKEN that clients must send (not for / and /metrics). Nothing is encrypted: outside a trusted
+network, put a proxy with TLS in front.
 """
 
 from __future__ import annotations
@@ -31,39 +32,37 @@ from absl import app, flags
 
 from sea_jax.config.flags import fail, parse
 from sea_jax.errors import InputError
-from sea_jax.oracles import messages as wire
+from sea_jax.oracles import messages
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "A reward model in Hugging Face's layout: a folder or a hub name; or the embedded task's "
-    "hidden reward: mini_tldr:<oracle seed>, or mini_tldr for the seed that a request names.", required=True,
+    "model", None, "A reward model in Hugging Face's layout, by folder or hub name; or the embedded task's "
+    "hidden reward: mini_tldr:<oracle seed>, or mini_tldr for the seed of each request.", required=True,
 )  # fmt: skip
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on, IPv4.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.", 1, 65535)
-_WORKERS = flags.DEFINE_integer("workers", 2, "Processes with a model each; one that dies is replaced.", 1)
-_DEVICES = flags.DEFINE_list(
-    "devices", [], "GPUs by number, one a worker; then there are as many workers as devices."
-)
-_BATCH = flags.DEFINE_integer("max_batch", 32, "Requests that a worker takes at once; 1: no batching.", 1)
-_WAIT = flags.DEFINE_integer("max_wait_ms", 1, "Milliseconds that a first request waits for others.", 1)
-_TIMEOUT = flags.DEFINE_float("timeout_s", 20.0, "Seconds that a request may wait and be computed.", 0.1)
-_TEXTS = flags.DEFINE_integer("batch_size", 8, "Texts that the model reads at once.", 1)
+_WORKERS = flags.DEFINE_integer("workers", 2, "Processes, each with a model; one that dies is replaced.", 1)
+_DEVICES = flags.DEFINE_list("devices", [], "GPUs by number, one per worker; sets the number of workers.")
+_BATCH = flags.DEFINE_integer("max_batch", 32, "Requests per batch of a worker; 1: no batching.", 1)
+_WAIT = flags.DEFINE_integer("max_wait_ms", 1, "Milliseconds for which a batch is filled.", 1)
+_TIMEOUT = flags.DEFINE_float("timeout_s", 20.0, "Seconds for a request, waiting included.", 0.1)
+_TEXTS = flags.DEFINE_integer("batch_size", 8, "Texts per batch of the model.", 1)
 _LONGEST = flags.DEFINE_integer("longest", 0, "Tokens of the longest text; 0: the model's context.", 0)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the model's activations.")
-_CHAT = flags.DEFINE_enum("chat", "auto", ["auto", "yes", "no"], "Whether texts are in the chat template.")
-_CACHE = flags.DEFINE_string("cache_dir", "", "Folder of compiled programs: the next start is faster.")
+_CHAT = flags.DEFINE_enum("chat", "auto", ["auto", "yes", "no"], "Use the tokenizer's chat template.")
+_CACHE = flags.DEFINE_string("cache_dir", "", "Folder of compiled programs, for a faster next start.")
 _START = flags.DEFINE_float("start_s", 900.0, "Seconds within which a worker must be ready.", 1.0)
-_LEAST_TOKEN = 16  # characters
+_MIN_TOKEN_LENGTH = 16  # characters
 
 
 def main(argv: list[str]) -> None:
-    """Serves until it is told to end; a mistake is one line on stderr and exit status 2."""
+    """Serves until a signal ends it; a mistake is one line on stderr and exit status 2."""
     if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}: valid are flags, as --model")
-    os.environ.setdefault("MOSEC_LOG_LEVEL", "warning")  # read when it is imported
+        fail(f"unexpected argument {argv[1]!r}: valid are flags, such as --model")
+    os.environ.setdefault("MOSEC_LOG_LEVEL", "warning")  # read on import
     if importlib.util.find_spec("mosec") is None:
         fail("mosec is not installed; valid: pip install sea_jax[serve]")
     try:
-        host = check_address(_HOST.value, _PORT.value, os.environ.get(wire.TOKEN, ""))
+        host = check_address(_HOST.value, _PORT.value, os.environ.get(messages.TOKEN_VARIABLE, ""))
         check_model(_MODEL.value)
     except InputError as error:
         fail(error)
@@ -71,16 +70,29 @@ def main(argv: list[str]) -> None:
 
 
 def check_address(host: str, port: int, token: str) -> str:
-    """The address to bind; raises InputError where that is none, is taken, or lacks a token."""
+    """Checks --host and --port.
+
+    Args:
+        host: an IPv4 address, or localhost.
+        port: to listen on.
+        token: that clients must send; may be empty on loopback only.
+
+    Returns:
+        The address to bind.
+
+    Raises:
+        InputError: the address is invalid or taken, or lacks a token.
+    """
     host = "127.0.0.1" if host == "localhost" else host
     try:
         address = ipaddress.IPv4Address(host)
     except ValueError:
-        raise InputError(f"--host={host!r}: valid is an IPv4 address, as 127.0.0.1 or 0.0.0.0") from None
-    if not address.is_loopback and len(token) < _LEAST_TOKEN:
+        valid = "an IPv4 address, such as 127.0.0.1 or 0.0.0.0"
+        raise InputError(f"--host={host!r}: valid is {valid}") from None
+    if not address.is_loopback and len(token) < _MIN_TOKEN_LENGTH:
+        valid = f"a token of at least {_MIN_TOKEN_LENGTH} characters in {messages.TOKEN_VARIABLE}"
         raise InputError(
-            f"--host={host}: others than this machine could ask; valid with a token of at least "
-            f"{_LEAST_TOKEN} characters in the environment's {wire.TOKEN}, not {len(token)}"
+            f"--host={host}: can be reached from other machines; valid with {valid}, not {len(token)}"
         )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,7 +106,7 @@ def check_address(host: str, port: int, token: str) -> str:
 
 
 def check_model(model: str) -> None:
-    """Raises InputError at what is no reward model; only its config.json is read."""
+    """Raises InputError unless --model is a reward model; reads its config.json only."""
     from sea_jax.serve.oracle_worker import Settings
 
     if Settings(model).embedded:
@@ -112,28 +124,28 @@ def check_model(model: str) -> None:
 
 
 def serve(host: str) -> int:
-    """Runs the service; 0 where a signal ended it, else 1."""
-    from sea_jax.serve.oracle_worker import ENVIRONMENT, OracleWorker, Settings
+    """Runs the service; returns 0 if a signal ended it, else 1."""
+    from sea_jax.serve.oracle_worker import SETTINGS_VARIABLE, OracleWorker, Settings
 
-    folder = Path(tempfile.mkdtemp(prefix="oracle-"))  # of the workers' socket: nobody else's to open
-    report = folder / "failed.txt"
+    folder = Path(tempfile.mkdtemp(prefix="oracle-"))  # private to this user: it holds the workers' socket
+    error_file = folder / "error.txt"
     settings = Settings(
-        _MODEL.value, _TEXTS.value, _LONGEST.value, _DTYPE.value, _CHAT.value, _CACHE.value, str(report)
+        _MODEL.value, _TEXTS.value, _LONGEST.value, _DTYPE.value, _CHAT.value, _CACHE.value, str(error_file)
     )
-    os.environ[ENVIRONMENT] = json.dumps(settings._asdict())
-    # Mosec reads the command line, here and in its workers; its own flags are these.
+    os.environ[SETTINGS_VARIABLE] = json.dumps(settings._asdict())
+    # Mosec parses the command line, here and in its workers; these are its flags.
     sys.argv[1:] = [
         f"--path={folder}", f"--address={host}", f"--port={_PORT.value}",
         f"--timeout={int(1000 * _TIMEOUT.value)}", "--namespace=oracle",
     ]  # fmt: skip
-    server = _server()
+    server = _make_server()
     devices = [dict(CUDA_VISIBLE_DEVICES=device) for device in _DEVICES.value]
     server.append_worker(
         OracleWorker, num=len(devices) or _WORKERS.value, max_batch_size=_BATCH.value, env=devices or None,
-        max_wait_time=_WAIT.value, timeout=_TIMEOUT.value, route=[f"/{ask}" for ask in wire.TEXTS],
+        max_wait_time=_WAIT.value, timeout=_TIMEOUT.value, route=[f"/{x}" for x in messages.TEXT_FIELDS],
     )  # fmt: skip
     address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{_PORT.value}/"
-    threading.Thread(target=_announce, args=(server, address, report), daemon=True).start()
+    threading.Thread(target=_announce, args=(server, address, error_file), daemon=True).start()
     try:
         server.run()
     finally:
@@ -144,8 +156,8 @@ def serve(host: str) -> int:
     return 1
 
 
-def _announce(server: Any, address: str, report: Path) -> None:
-    """Says when the service answers; ends it if no worker can begin, or none has within --start_s."""
+def _announce(server: Any, address: str, error_file: Path) -> None:
+    """Prints a line when the service answers; ends it if no worker starts within --start_s."""
     end = time.monotonic() + _START.value
     while time.monotonic() < end and not server.reason:
         try:
@@ -154,17 +166,16 @@ def _announce(server: Any, address: str, report: Path) -> None:
                 return
         except OSError:
             time.sleep(0.1)
-        if report.exists():
-            server.end(f"a worker could not begin: {report.read_text()}")
+        if error_file.exists():
+            server.end(f"a worker could not start: {error_file.read_text()}")
     server.end(f"no worker was ready within --start_s={_START.value:g}")
 
 
-def _server() -> Any:
+def _make_server() -> Any:
+    """Makes a server that remembers why it ended."""
     import mosec
 
     class Server(mosec.Server):
-        """Mosec's, which remembers why it ended."""
-
         reason, failure = 0, ""
 
         def _terminate(self, signum, framestack):
@@ -172,8 +183,8 @@ def _server() -> Any:
                 self.reason, self.failure = signum, framestack
             super()._terminate(signum, framestack)
 
-        def end(self, why: str) -> None:
-            self._terminate(-1, why)
+        def end(self, failure: str) -> None:
+            self._terminate(-1, failure)
 
     return Server()
 

@@ -1,7 +1,7 @@
-"""What a worker of the oracle service computes: the answers to many requests at once.
+"""The workers of the oracle service: they answer many requests at once.
 
-Mosec makes workers of the class, without arguments, in processes of their own: what they need is in the
-environment, as `Settings`.
+Mosec constructs workers without arguments, in processes of their own, so they read their `Settings` from the
+environment.
 """
 
 from __future__ import annotations
@@ -19,89 +19,91 @@ import numpy as np
 from mosec import Worker
 
 from sea_jax.errors import InputError
-from sea_jax.oracles import messages as wire
+from sea_jax.oracles import messages
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle, preference
 
-ENVIRONMENT = "SEA_JAX_ORACLE_SETTINGS"
+SETTINGS_VARIABLE = "SEA_JAX_ORACLE_SETTINGS"  # in the environment
 _EMBEDDED = re.compile(r"mini_tldr(?::(\d+))?")
 
 
 class Settings(NamedTuple):
-    """What the service's command says of the model."""
+    """The service's flags that concern the model."""
 
-    model: str  # 'mini_tldr:<oracle seed>', 'mini_tldr' for whichever a request names, a folder or a hub name
-    batch_size: int = 8  # texts at once
+    model: str  # 'mini_tldr:<oracle seed>', 'mini_tldr' for the seed of each request, a folder or a hub name
+    batch_size: int = 8  # texts
     longest: int = 0  # tokens of a text; 0: the model's context
     dtype: str = "float32"
     chat: str = "auto"
     cache_dir: str = ""  # of compiled programs; empty: none
-    report: str = ""  # file in which a worker that cannot begin says why
+    error_file: str = ""  # to which a worker that cannot start writes the reason
 
     @property
     def embedded(self) -> re.Match | None:
-        """Whether the model is the embedded task's hidden reward; group 1 is its seed, if it is one only."""
+        """The match of 'mini_tldr[:seed]', whose group 1 is the seed or None; None for other models."""
         return _EMBEDDED.fullmatch(self.model)
 
 
-class Scorer:
-    """Answers requests, each as if it came alone: what is wrong with one is told to that one.
+class RequestHandler:
+    """Answers batches of requests; an error concerns only the request that causes it.
 
     Args:
-        settings: the model, and how it computes.
-        token: what requests must bring; empty: nothing.
+        settings: see `Settings`.
+        token: required of every request; empty: none is.
     """
 
     def __init__(self, settings: Settings, token: str):
         self._settings, self._token = settings, token
         if settings.embedded:
-            self._oracle = functools.lru_cache(64)(_hidden)
+            self._oracle = functools.lru_cache(64)(_embedded_oracle)
         else:
-            oracle = _load(settings)
+            oracle = _load_oracle(settings)
             self._oracle = lambda seed: oracle
 
     def answers(self, bodies: Sequence[bytes]) -> list[bytes]:
-        """Answers, one a request, in order."""
+        """Returns one answer per request, in order."""
         out = [b""] * len(bodies)
-        by_seed: dict[int, list[tuple[int, wire.Request]]] = {}
+        by_seed: dict[int, list[tuple[int, messages.Request]]] = {}
         for i, body in enumerate(bodies):
             request = None
             try:
-                request = wire.read_request(body)
-                self._admit(request)
-            except wire.Refusal as refusal:
-                out[i] = _refused(request, refusal)
+                request = messages.read_request(body)
+                self._check(request)
+            except messages.RefusedError as refusal:
+                out[i] = _pack_refusal(request, refusal)
                 continue
-            if request.ask == "about":
-                out[i] = wire.pack_answer(request.id, about=dict(model=self._settings.model, pid=os.getpid()))
+            if request.endpoint == "about":
+                about = dict(model=self._settings.model, pid=os.getpid())
+                out[i] = messages.pack_answer(request.id, about=about)
             else:
                 by_seed.setdefault(request.seed, []).append((i, request))
         for seed, group in by_seed.items():
-            found = self._together(self._oracle(seed), [request for _, request in group])
-            for (i, _), answer in zip(group, found, strict=True):
+            answers = self._answer_group(self._oracle(seed), [request for _, request in group])
+            for (i, _), answer in zip(group, answers, strict=True):
                 out[i] = answer
         return out
 
-    def _admit(self, request: wire.Request) -> None:
+    def _check(self, request: messages.Request) -> None:
+        """Raises RefusedError on a wrong token, or a seed that the service does not have."""
         if not compare_digest(request.token.encode(), self._token.encode()) and self._token:
-            raise wire.Refusal("token", "the token is not the service's")
+            raise messages.RefusedError("token", "the token is not the service's")
         embedded = self._settings.embedded
         if embedded and embedded[1] and request.seed != int(embedded[1]):
-            said = f"seed={request.seed}; valid: {embedded[1]}, as the service holds {embedded[0]}"
-            raise wire.Refusal("input", said)
+            valid = f"valid: {embedded[1]}, as the service holds {embedded[0]}"
+            raise messages.RefusedError("input", f"seed={request.seed}; {valid}")
 
-    def _together(self, oracle: BradleyTerryOracle, requests: list[wire.Request]) -> list[bytes]:
-        """All texts in one call; where one of them cannot be read, each request by itself."""
+    def _answer_group(self, oracle: BradleyTerryOracle, requests: list[messages.Request]) -> list[bytes]:
+        """Scores all texts in one call; if that fails, answers each request by itself."""
         try:
             return _compute(oracle, requests)
         except (InputError, FloatingPointError, ValueError) as error:
             if len(requests) == 1:
                 kind = "model" if isinstance(error, FloatingPointError) else "input"
-                return [_refused(requests[0], wire.Refusal(kind, str(error)))]
-        return [self._together(oracle, [request])[0] for request in requests]
+                return [_pack_refusal(requests[0], messages.RefusedError(kind, str(error)))]
+        return [self._answer_group(oracle, [request])[0] for request in requests]
 
 
-def _compute(oracle: BradleyTerryOracle, requests: list[wire.Request]) -> list[bytes]:
-    """Every response's reward once, whatever is asked about it."""
+def _compute(oracle: BradleyTerryOracle, requests: list[messages.Request]) -> list[bytes]:
+    """Computes the reward of every response once, and packs each request's answer from them."""
     prompts, responses = [], []
     for request in requests:
         for column in request.texts[1:]:
@@ -112,66 +114,69 @@ def _compute(oracle: BradleyTerryOracle, requests: list[wire.Request]) -> list[b
         size = len(request.texts[0])
         parts = [rewards[start + k * size : start + (k + 1) * size] for k in range(len(request.texts) - 1)]
         start += size * len(parts)
-        found = preference(*parts) if request.ask == "probability" else parts[0].astype(np.float64)
-        out.append(wire.pack_answer(request.id, **{request.ask: found}))
+        is_preference = request.endpoint == "probability"
+        numbers = preference(*parts) if is_preference else parts[0].astype(np.float64)
+        out.append(messages.pack_answer(request.id, **{request.endpoint: numbers}))
     return out
 
 
-def _refused(request: wire.Request | None, refusal: wire.Refusal) -> bytes:
-    return wire.pack_answer(request.id if request else "", error=str(refusal), kind=refusal.kind)
+def _pack_refusal(request: messages.Request | None, refusal: messages.RefusedError) -> bytes:
+    return messages.pack_answer(request.id if request else "", error=str(refusal), kind=refusal.kind)
 
 
-def _hidden(seed: int) -> BradleyTerryOracle:
+def _embedded_oracle(seed: int) -> BradleyTerryOracle:
     from sea_jax.tasks import mini_tldr
 
     return BradleyTerryOracle(mini_tldr.reward_fn(seed))
 
 
-def _load(settings: Settings) -> BradleyTerryOracle:
-    """A reward model with all its programs compiled, so that no request waits for one."""
+def _load_oracle(settings: Settings) -> BradleyTerryOracle:
+    """Loads a reward model and compiles all its programs, so that no request waits for compilation."""
     import jax
     from ml_collections import ConfigDict
 
-    from sea_jax.oracles import reward_model
+    from sea_jax.experiment import reward_scorer
     from sea_jax.runtime.mesh import make_mesh
 
     if settings.cache_dir:
         jax.config.update("jax_compilation_cache_dir", settings.cache_dir)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config = ConfigDict(settings._asdict() | dict(folder=settings.model))
-    oracle = reward_model.load(config, make_mesh())
+    oracle = reward_scorer.load_oracle(config, make_mesh())
     oracle.compile()
     return oracle
 
 
 class OracleWorker(Worker):
-    """Mosec's worker: bytes in, bytes out. Nothing is pickled, since the pipeline has one stage."""
+    """Mosec's worker: takes and returns bytes."""
 
     req_mime_type = resp_mime_type = "application/msgpack"
 
     def __init__(self):
-        settings = Settings(**json.loads(os.environ[ENVIRONMENT]))
+        settings = Settings(**json.loads(os.environ[SETTINGS_VARIABLE]))
         try:
-            self._scorer = Scorer(settings, os.environ.get(wire.TOKEN, ""))
+            self._handler = RequestHandler(settings, os.environ.get(messages.TOKEN_VARIABLE, ""))
         except Exception as error:
-            Path(settings.report).write_text(f"{type(error).__name__}: {error}")
+            Path(settings.error_file).write_text(f"{type(error).__name__}: {error}")
             raise
 
     def deserialize(self, data: bytes) -> bytes:
-        """A request's body as it is: what one request spoils must not fail its batch."""
+        """Returns the body unread: an error here would fail the whole batch."""
         return bytes(data)
 
     def serialize(self, data: bytes) -> bytes:
         return data
 
+    # Mosec calls these two between the stages of a pipeline, and this one has a single stage. They raise, as
+    # the inherited ones would pickle, and unpickling executes code.
     def serialize_ipc(self, data: Any) -> bytes:
-        raise NotImplementedError("one stage only; the default would pickle")
+        raise NotImplementedError("pickle is not used: the pipeline has one stage")
 
     def deserialize_ipc(self, data: bytes) -> Any:
-        raise NotImplementedError("one stage only; the default would unpickle")
+        raise NotImplementedError("pickle is not used: the pipeline has one stage")
 
     def forward(self, data: Any) -> Any:
-        """Of a batch of requests their answers; of one, where batches are off, its answer."""
+        """Answers a list of requests, or a single one if --max_batch=1."""
         if self.max_batch_size > 1:
-            return self._scorer.answers(data)
-        return self._scorer.answers([data])[0]
+            return self._handler.answers(data)
+        return self._handler.answers([data])[0]

@@ -12,8 +12,7 @@ import time
 
 import numpy as np
 
-from sea_jax.actors import framing as wire
-from sea_jax.actors import weight_sync
+from sea_jax.actors import framing, weight_sync
 
 
 def main(how, sock_fd, weights_fd):
@@ -21,7 +20,7 @@ def main(how, sock_fd, weights_fd):
     asked = 0  # for responses
     print("a line of the log", flush=True)
     while True:
-        header, arrays = wire.receive(sock, 30)
+        header, arrays = framing.receive(sock, 30)
         kind, out = header["kind"], ()
         asked += kind == "generate"
         if how == f"die in {kind}" or (kind == "generate" and how.startswith("die once") and first(how)):
@@ -29,7 +28,7 @@ def main(how, sock_fd, weights_fd):
         if how == f"sleep in {kind}" or (how == "sleep in the second generate" and asked == 2):
             time.sleep(60)
         if how == f"fail in {kind}":
-            wire.send(sock, {"error": "ValueError: of its own"}, timeout=9)
+            framing.send(sock, {"error": "ValueError: of its own"}, timeout=9)
             continue
         if kind == "load" and not (how == "stale" and weights):
             size = os.fstat(weights_fd).st_size
@@ -46,7 +45,7 @@ def main(how, sock_fd, weights_fd):
                 [np.full(n, seed % 97, np.int32) for seed, n in zip(each, ends, strict=True)]
             )
             out = flat, ends, -flat.astype(np.float32)
-        wire.send(sock, weights or {"ready": True}, *out, timeout=9)
+        framing.send(sock, weights or {"ready": True}, *out, timeout=9)
 
 
 def first(how):

@@ -13,18 +13,19 @@ import jax
 import numpy as np
 import pytest
 import ray
-from small_run import small_run
+from small_run import loop, small_run
 
 from configs import quickstart
 from sea_jax.actors import ray_pool, ray_workers
 from sea_jax.actors.jax_sampler import JaxSampler
+from sea_jax.actors.make import local_sampler
 from sea_jax.actors.sampler import Lengths, VersionedParams
 from sea_jax.config import validate as config_lib
 from sea_jax.errors import InputError, ServiceError
+from sea_jax.experiment.oracles import make_local_oracles
 from sea_jax.models.generate import BatchSlice
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.runtime.mesh import make_mesh
-from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks import mini_tldr_grammar as grammar
 
@@ -64,14 +65,14 @@ def config():
 
 @pytest.fixture(scope="module")
 def sampler(cluster, config, tiny):
-    sampler = ray_workers.RaySampler(config, LENGTHS, tiny[0], make_mesh())
+    sampler = ray_workers.RaySampler(config, LENGTHS, tiny[0], make_mesh(), local_sampler)
     yield sampler
     sampler.close()
 
 
 @pytest.fixture(scope="module")
 def oracle(cluster, config):
-    return ray_workers.oracles(config)
+    return ray_workers.start_oracles(config, make_local_oracles)
 
 
 def lose(pool, index):
@@ -116,7 +117,7 @@ def test_a_part_of_a_batch_is_written_as_in_the_whole(tiny):
     here = JaxSampler(tiny[0], 5, 3, 1, make_mesh(), 0)
     whole = write(here, tiny[1], 1)()
     for first in (0, 2, 3):
-        part = write(here, tiny[1], 1, part=BatchSlice(first, 5))()
+        part = write(here, tiny[1], 1, batch_slice=BatchSlice(first, 5))()
         assert_same(part, [x[first : first + 2] for x in whole])
 
 
@@ -155,16 +156,16 @@ def test_rewards_are_the_oracles_own_in_order_also_when_a_worker_is_killed(oracl
 @pytest.mark.parametrize("answer", [np.zeros(2, np.float32), np.array([0, np.nan, 1], np.float32)])
 def test_an_answer_that_is_none_ends_the_run(answer):
     class Pool:
-        ask = hear = staticmethod(lambda *_: [answer])
+        submit = wait_for = staticmethod(lambda *_: [answer])
         __len__ = lambda _: 1  # noqa: E731
 
     with pytest.raises(ServiceError, match=r"Ray's oracles: .* in answer to 3 responses"):
         ray_workers.RayOracle(Pool(), 0).rewards(["x"] * 3, ["y"] * 3)
 
 
-def pool(worker, arguments=(), count=1, **bounds):
+def pool(worker, arguments=(), count=1, **limits):
     return ray_pool.Pool(
-        "tests", worker, arguments, count, ray_pool.Resources(), ray_pool.Bounds(**bounds), 0
+        "tests", worker, arguments, count, ray_pool.Resources(), ray_pool.PoolLimits(**limits), 0
     )
 
 
@@ -182,32 +183,32 @@ class Plain:
 
 def test_who_does_not_answer_is_waited_for_so_long_and_named(cluster):
     workers = pool(Plain, count=2, timeout_s=60.0)
-    workers._bounds = ray_pool.Bounds(timeout_s=1.0)
+    workers._limits = ray_pool.PoolLimits(timeout_s=1.0)
     kill = lose(workers, 1)
     with pytest.raises(ServiceError, match="Ray: waited for tests: a sign: 1 of 2 gave no answer within 1 s"):
-        workers.hear(workers.ask("pid", [(), ()]), "a sign")
+        workers.wait_for(workers.submit("pid", [(), ()]), "a sign")
     kill()
 
 
 def test_who_is_lost_too_often_over_one_question_ends_the_run(cluster):
     workers = pool(Plain, retries=0)
     kill = lose(workers, 0)
-    asked = workers.ask("pid", [()])
+    asked = workers.submit("pid", [()])
     kill()
     with pytest.raises(ServiceError, match="Ray: waited for tests: a sign: "):
-        workers.hear(asked, "a sign")
+        workers.wait_for(asked, "a sign")
 
 
 def test_what_a_worker_raises_is_raised_here(cluster):
     with pytest.raises(
-        ServiceError, match=r"^Ray: waited for tests: to begin: .*config.oracle.folder='x': valid"
+        ServiceError, match=r"^Ray: waited for tests: to start: .*config.oracle.folder='x': valid"
     ) as error:
         pool(Plain, (False,))
     assert "\n" not in str(error.value)
     workers = pool(Plain)
     for mistake in (InputError("the field"), FloatingPointError("rewards"), ServiceError("gone")):
         with pytest.raises(type(mistake), match=f"^{mistake}$"):
-            workers.hear(workers.ask("fail", [(mistake,)]), "that")
+            workers.wait_for(workers.submit("fail", [(mistake,)]), "that")
 
 
 def test_a_cluster_that_has_not_got_it_or_is_not_there(cluster):
@@ -223,26 +224,15 @@ def test_a_run_on_workers_is_the_run_of_one_process(cluster, tmp_path):
     for number, fields in enumerate(({}, {"ray.actors": 2, "ray.oracles": 2})):
         run = small_run(tmp_path / str(number), "sea", **{"sea.burn_in": 4, "ray.timeout_s": 100.0}, **fields)
         if fields:
-            step = run._step
 
-            def killing(number, *rest, step=step, run=run):
-                kill = lose(run.assets.sampler.pool, 0) if number == 2 else lambda: None
-                begin = run._begin
+            def killing(policy, step, key, start=run.actor.start, run=run):
+                kill = lose(run.assets.sampler.pool, 0) if step == 2 else lambda: None
+                proposal = start(policy, step, key)
+                kill()
+                return proposal
 
-                def begun(at):
-                    proposal = begin(at)
-                    kill()
-                    return proposal
-
-                run._begin = begun
-                try:
-                    return step(number, *rest)
-                finally:
-                    run._begin = begin
-
-            run._step = killing
-        with MetricWriter(run.folder) as writer:
-            run.loop(writer)
+            run.actor.start = killing
+        loop(run)
         assert run.labeller.num_queries == 16
         runs.append(run.state)
         run.assets.sampler.close()

@@ -32,10 +32,12 @@ def make(monkeypatch):
             f"import sys; sys.path[:0] = [{str(helpers.ROOT)!r}, {str(STUB.parent)!r}]; "
             f"import stub_sidecar; stub_sidecar.main({how!r}, *map(int, sys.argv[1:3]))"
         )
-        monkeypatch.setattr(vllm_sampler, "_RUN", code)
+        monkeypatch.setattr(vllm_sampler, "_PROGRAM", code)
         fields = dict(python=sys.executable, prompt_length=L, dtype="float32", timeout=30.0) | options
         model, params = helpers.decoder()
-        sampler = vllm_sampler.VllmSampler(model, T, EOS, PAD, make_mesh(), vllm_sampler.Options(**fields))
+        sampler = vllm_sampler.VllmSampler(
+            model, T, EOS, PAD, make_mesh(), vllm_sampler.VllmOptions(**fields)
+        )
         made.append(sampler)
         return sampler, new_version(params)
 
@@ -55,7 +57,7 @@ def test_ragged_answers_become_padded_arrays(make):
     """Against what the stub says it samples: the seed's digits, seeds M apart, the same for the same key."""
     sampler, policy = make()
     out = ask(sampler, policy)
-    seeds = vllm_sampler.seeds(jax.random.key(0), 3, 3)[:, None] + np.arange(3)
+    seeds = vllm_sampler.prompt_seeds(jax.random.key(0), 3, 3)[:, None] + np.arange(3)
     assert len(set(seeds.ravel())) == 9 and seeds.min() >= 0
     length = 1 + seeds % T
     np.testing.assert_array_equal(np.asarray(out.mask).sum(-1), length)
@@ -77,7 +79,7 @@ def test_a_part_of_a_batch_is_sampled_as_in_the_whole(make):
     for rows in (slice(0, 1), slice(1, 3)):
         part = sample_now(
             sampler, policy, tokens[rows], mask[rows], jax.random.key(0),
-            num_responses=3, temperature=0.7, part=BatchSlice(rows.start, 3),
+            num_responses=3, temperature=0.7, batch_slice=BatchSlice(rows.start, 3),
         )  # fmt: skip
         for a, b in zip(part, whole, strict=True):
             np.testing.assert_array_equal(a, b[rows])
@@ -207,14 +209,14 @@ def test_closing_ends_the_process_and_frees_the_memory(make):
 def test_what_a_killed_process_left_in_shared_memory_goes():
     """Semaphores of multiprocessing have names, and vLLM makes some."""
     code = (
-        "import multiprocessing, socket, sys; from sea_jax.runtime import wire; "
+        "import multiprocessing, socket, sys; from sea_jax.actors import framing; "
         "lock = multiprocessing.get_context('spawn').Lock(); sock = socket.socket(fileno=int(sys.argv[1])); "
-        "wire.receive(sock, 30); wire.send(sock, {'name': lock._semlock.name}, timeout=30); "
-        "wire.receive(sock, 30)"
+        "framing.receive(sock, 30); framing.send(sock, {'name': lock._semlock.name}, timeout=30); "
+        "framing.receive(sock, 30)"
     )
     environment = os.environ | {"PYTHONPATH": str(helpers.ROOT)}
     sidecar = Sidecar("semaphores", [sys.executable, "-c", code], environment)
-    answer, _ = sidecar.ask("a name", {}, timeout=30)
+    answer, _ = sidecar.request("a name", {}, timeout=30)
     file = pathlib.Path("/dev/shm/sem." + answer["name"].strip("/"))
     assert file.exists()
     sidecar.end()

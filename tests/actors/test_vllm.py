@@ -14,15 +14,14 @@ import jax
 import numpy as np
 import pytest
 import ray
-from small_run import small_run
+from small_run import loop, small_run
 
 from configs import quickstart
-from sea_jax.actors import framing as wire
-from sea_jax.actors import ray_pool, ray_workers, vllm_sampler
+from sea_jax.actors import framing, ray_pool, ray_workers, vllm_sampler
 from sea_jax.actors.jax_sampler import JaxSampler
+from sea_jax.actors.make import local_sampler
 from sea_jax.actors.sampler import Lengths, new_version, sample_now
 from sea_jax.runtime.mesh import make_mesh
-from sea_jax.runtime.metrics import MetricWriter
 
 pytestmark = pytest.mark.sidecar
 
@@ -49,7 +48,7 @@ def pair(request):
     """A function seed -> model, versioned parameters; the two samplers of this model."""
     assert PYTHON.exists(), f"no {PYTHON.relative_to(helpers.ROOT)}: make sidecar"
     make, mesh = MODELS[request.param], make_mesh()
-    options = vllm_sampler.Options(str(PYTHON), L, "float32")
+    options = vllm_sampler.VllmOptions(str(PYTHON), L, "float32")
     model = make(0)[0]
     theirs = vllm_sampler.VllmSampler(model, T, EOS, PAD, mesh, options)
     yield make, theirs, JaxSampler(model, T, EOS, PAD, mesh, 0)
@@ -135,7 +134,7 @@ def test_what_it_listens_on_is_not_to_be_reached_from_elsewhere(pair):
 def test_a_sidecar_killed_in_the_midst_of_sampling(tmp_path, monkeypatch):
     """SIGKILL: another one, the same weights, the step again. What is bought, and learned, is as without it."""
     fields = {"sampler.kind": "vllm", "sampler.python": str(PYTHON), "sea.burn_in": 4}
-    send, kill_at = wire.send, []
+    send, kill_at = framing.send, []
 
     def fatal(sock, header, *arrays, **options):
         send(sock, header, *arrays, **options)
@@ -145,15 +144,14 @@ def test_a_sidecar_killed_in_the_midst_of_sampling(tmp_path, monkeypatch):
                 time.sleep(0.01)
                 os.kill(run.assets.sampler.sidecar.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(wire, "send", fatal)
+    monkeypatch.setattr(framing, "send", fatal)
     found = {}
     for name, nth in (("whole", 0), ("killed", 3)):
         kill_at[:] = [nth]
         run = small_run(tmp_path / name, "sea", width=2 * HEAD, **fields)
         asked, label = [], run.labeller.label
         run.labeller.label = lambda *a, asked=asked, label=label, **kw: asked.append(a) or label(*a, **kw)
-        with MetricWriter(run.folder) as writer:
-            run.loop(writer)
+        loop(run)
         assert run.assets.sampler.restarts == (name == "killed")
         rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
         steps = [row for row in rows if "policy/loss" in row]
@@ -176,7 +174,7 @@ def test_rays_actors_have_a_vllm_each(pair):
     model, params = make(5)
     policy, key = new_version(jax.device_put(params)), jax.random.key(3)
     ray_pool.connect(cpus=4)
-    actors = ray_workers.RaySampler(config, Lengths(L, T, EOS, PAD), model, make_mesh())
+    actors = ray_workers.RaySampler(config, Lengths(L, T, EOS, PAD), model, make_mesh(), local_sampler)
     try:
         write = lambda s, M, heat: sample_now(  # noqa: E731
             s, policy, *prompts(), key, num_responses=M, temperature=heat

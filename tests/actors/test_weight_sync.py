@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sea_jax.actors.weight_sync import SharedWeights, digest
-from sea_jax.models.params import View
 from sea_jax.models import convert
+from sea_jax.models.params import View
 
 
 def read(weights, rows):

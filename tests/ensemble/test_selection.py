@@ -71,16 +71,16 @@ def random_rewards(K=5, B=4, M=4, seed=0):
 
 
 def counts(strategy, rewards, draws=DRAWS, seed=0):
-    """How often each duel comes up: [B, M, M], and whether any was a clash."""
+    """How often each duel comes up: [B, M, M], and whether any was a void duel."""
     keys = jax.random.split(jax.random.key(seed), draws)
     duels = jax.jit(jax.vmap(selection.STRATEGIES[strategy], (0, None)))(keys, jnp.array(rewards))
     B, M = rewards.shape[1:]
     table = np.zeros((B, M, M), int)
     for b in range(B):
         np.add.at(table[b], (np.asarray(duels.first[:, b]), np.asarray(duels.second[:, b])), 1)
-    assert (np.asarray(duels.query_oracle) == ~np.asarray(duels.clash)).all()
+    assert (np.asarray(duels.query_oracle) == ~np.asarray(duels.void)).all()
     assert duels.first.dtype == duels.second.dtype == jnp.int32
-    return table, np.asarray(duels.clash)
+    return table, np.asarray(duels.void)
 
 
 def test_bai_ts_second_is_line_7_for_the_drawn_first():
@@ -99,8 +99,8 @@ def test_bai_ts_second_is_line_7_for_the_drawn_first():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_bai_ts_frequencies(seed):
     rewards = random_rewards(seed=seed)
-    table, clash = counts("bai_ts", rewards, seed=seed)
-    assert not clash.any()
+    table, void = counts("bai_ts", rewards, seed=seed)
+    assert not void.any()
     for b in range(rewards.shape[1]):
         assert fits(table[b], bai_distribution(rewards[:, b]))
 
@@ -117,9 +117,9 @@ def test_bai_ts_logits_is_another_rule():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_ee_ts_frequencies_are_those_of_the_rejection_loop(seed):
     rewards = random_rewards(seed=seed + 10)
-    table, clash = counts("ee_ts", rewards, seed=seed)
+    table, void = counts("ee_ts", rewards, seed=seed)
     rng = np.random.default_rng(seed)
-    assert not clash.any()
+    assert not void.any()
     for b in range(rewards.shape[1]):
         exact = ee_distribution(rewards[:, b])
         assert fits(table[b], exact)
@@ -151,7 +151,7 @@ def test_uncertainty_takes_the_most_disputed_pair():
         pairs = [(i, j) for i in range(6) for j in range(i + 1, 6)]
         scores = [variance([r[i] - r[j] for r in rewards[:, b].astype(float)]) for i, j in pairs]
         assert (duel.first[b], duel.second[b]) == pairs[argmax(scores)]
-    assert not duel.clash.any()
+    assert not duel.void.any()
 
 
 def widest(rewards):
@@ -168,7 +168,7 @@ def test_max_margin_takes_the_widest_pair(M):
         duel = selection.max_margin(jax.random.key(0), jnp.array(rewards))
         for b in range(40):
             assert (duel.first[b], duel.second[b]) == widest(rewards[:, b].astype(float).mean(0))
-        assert duel.query_oracle.all() and not duel.clash.any()
+        assert duel.query_oracle.all() and not duel.void.any()
 
 
 def test_max_margin_by_hand():
@@ -180,13 +180,13 @@ def test_max_margin_by_hand():
 
 def test_passive_takes_the_first_two():
     duel = selection.passive(jax.random.key(0), jnp.array(random_rewards()))
-    assert (duel.first == 0).all() and (duel.second == 1).all() and not duel.clash.any()
+    assert (duel.first == 0).all() and (duel.second == 1).all() and not duel.void.any()
 
 
 def test_best_vs_random_frequencies():
     """A Thompson draw against one of the other responses, each as likely."""
     rewards = random_rewards(seed=7)
-    table, clash = counts("best_vs_random", rewards)
+    table, void = counts("best_vs_random", rewards)
     K, B, M = rewards.shape
     for b in range(B):
         expected = np.zeros((M, M))
@@ -194,7 +194,7 @@ def test_best_vs_random_frequencies():
             expected[argmax(head)] += 1 / K / (M - 1)
         np.fill_diagonal(expected, 0)
         assert fits(table[b], expected)
-    assert not clash.any()
+    assert not void.any()
 
 
 @pytest.mark.parametrize("strategy", ["bai_ts", "bai_ts_logits", "ee_ts"])
@@ -215,12 +215,12 @@ def test_heads_are_drawn_for_each_prompt_by_itself(strategy):
 @pytest.mark.parametrize("strategy", selection.STRATEGIES)
 @pytest.mark.parametrize("shape", [(1, 3, 4), (4, 3, 2)], ids=["K=1", "M=2"])
 def test_two_different_responses_unless_clash(strategy, shape):
-    """One head, or two responses: only E&E clashes, and exactly where all heads agree."""
+    """One head, or two responses: only E&E void duels, and exactly where all heads agree."""
     rewards = random_rewards(*shape, seed=4)
-    table, clash = counts(strategy, rewards, draws=200)
+    table, void = counts(strategy, rewards, draws=200)
     agree = (rewards.argmax(-1) == rewards.argmax(-1)[0]).all(0)
-    assert (clash == (agree & (strategy == "ee_ts"))).all()
-    for b in np.flatnonzero(~clash.any(0)):
+    assert (void == (agree & (strategy == "ee_ts"))).all()
+    for b in np.flatnonzero(~void.any(0)):
         assert np.trace(table[b]) == 0
 
 
@@ -238,12 +238,12 @@ def test_ties_go_to_the_lowest_index():
         for strategy in ("bai_ts", "bai_ts_logits"):
             duel = selection.STRATEGIES[strategy](jax.random.key(1), jnp.float32(rewards))
             assert (duel.first == best).all() and (duel.second != best).all()
-            assert not duel.clash.any()
+            assert not duel.void.any()
         for strategy in (selection.uncertainty, selection.max_margin):
             duel = strategy(jax.random.key(1), jnp.float32(rewards))
             assert (duel.first == 0).all() and (duel.second == 1).all()
         duel = selection.ee_ts(jax.random.key(1), jnp.float32(rewards))
-        assert duel.clash.all() and not duel.query_oracle.any()
+        assert duel.void.all() and not duel.query_oracle.any()
     disputed = np.float32([[[9, 1, 0, 1]], [[9, 8, 0, 8]]])
     assert selection.bai_ts(jax.random.key(0), jnp.array(disputed)).second == 1
     pair = selection.uncertainty(jax.random.key(0), jnp.array(disputed))

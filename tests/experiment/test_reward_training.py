@@ -13,11 +13,10 @@ from sea_jax import models, tasks
 from sea_jax.config import validate as config_lib
 from sea_jax.errors import InputError
 from sea_jax.experiment import finetune as supervised
-from sea_jax.experiment import pairs, reward_training
+from sea_jax.experiment import pairs, reward_scorer, reward_training
 from sea_jax.experiment import run as experiment
 from sea_jax.methods import ALONE, METHODS
 from sea_jax.models import PythiaConfig, RewardConfig
-from sea_jax.oracles import reward_model
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.pretraining import rm
 from sea_jax.runtime.mesh import make_mesh
@@ -52,7 +51,7 @@ def of(config, folder):
     user = ConfigDict(config.to_dict())
     user.oracle.update(dict(kind="reward_model", folder=str(folder / "reward_model")))
     config_lib.validate_oracle(user)
-    return reward_model.load(user.oracle, make_mesh())
+    return reward_scorer.load_oracle(user.oracle, make_mesh())
 
 
 def agrees(oracle, heldout, folder):

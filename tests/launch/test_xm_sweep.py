@@ -24,9 +24,9 @@ def plan(file=TINY, given=(), methods=("passive", "sea"), seeds=2, sizes=None, r
 def commands(sweep):
     """Name of each unit that would run -> its arguments, by flag."""
     found = {}
-    for first, units in sweeps.to_run(sweep).values():
+    for first, units in sweeps.unfinished_units(sweep).values():
         for unit in [*([first] if first else []), *units]:
-            pairs = (arg.removeprefix("--").partition("=") for arg in sweeps.arguments(sweep, unit))
+            pairs = (arg.removeprefix("--").partition("=") for arg in sweeps.unit_arguments(sweep, unit))
             found[unit.name] = {name: value for name, _, value in pairs}
     return found
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sea_jax.models.layers import Past, Prefix, gelu, product, separate, shared_prefix_attention
+from sea_jax.models.layers import Past, Prefix, gelu, matmul, shared_prefix_attention, unstack_axis
 
 B, M, T, H, D, L = 2, 3, 4, 2, 8, 5
 
@@ -100,12 +100,12 @@ def test_gelu_and_its_gradient_are_exact():
 
 
 def test_products_and_parts_have_the_gradients_of_their_plain_forms():
-    """JAX's own gradients of a @ b and of slices, which `product` and `separate` write otherwise."""
+    """JAX's own gradients of a @ b and of slices, which `matmul` and `unstack_axis` write otherwise."""
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=shape).astype(np.float32) for shape in [(2, 3, 4, 5), (2, 3, 5, 6)])
     for of, plain, inputs in [
-        (product, lambda a, b: a @ b, (a, b)),
-        (lambda x: sum(i * p**2 for i, p in enumerate(separate(x))),
+        (matmul, lambda a, b: a @ b, (a, b)),
+        (lambda x: sum(i * p**2 for i, p in enumerate(unstack_axis(x))),
          lambda x: sum(i * x[..., i, :] ** 2 for i in range(4)), (a,)),
     ]:  # fmt: skip
         every = range(len(inputs))

@@ -45,12 +45,12 @@ def main(folder, port, index):
     from services import oracle_http
 
     from sea_jax.errors import ServiceError
-    from sea_jax.oracles.remote import Bounds, RemoteOracle
-    from sea_jax.runtime.mesh import from_main, wait_for_all
+    from sea_jax.oracles.remote import RemoteOracle, RequestLimits
+    from sea_jax.runtime.mesh import broadcast_from_main, wait_for_all
 
     texts = [f"x{i}" for i in range(40)], ["a" * i for i in range(40)], [""] * 40
     with oracle_http() as server:  # each has one of its own; only the main process's is asked
-        oracle = RemoteOracle(server.url, bounds=Bounds(1.0, 1.0), share=from_main)
+        oracle = RemoteOracle(server.url, limits=RequestLimits(1.0, 1.0), broadcast=broadcast_from_main)
         oracle.check()
         np.save(folder / f"{index}.npy", oracle.rewards(*texts[:2]) + oracle.probability(*texts) / 3)
         assert (server.requests == 0) == (index == 1) and oracle.rewards([], []).shape == (0,)

@@ -23,7 +23,7 @@ def main(axes):
     from helpers import rewarder
     from ml_collections import ConfigDict
 
-    from sea_jax.oracles.reward_model import RewardModelOracle
+    from sea_jax.experiment.reward_scorer import make_oracle
     from sea_jax.pretraining import rm
     from sea_jax.runtime.mesh import make_mesh
     from sea_jax.tasks.preferences import Pair
@@ -37,9 +37,9 @@ def main(axes):
     config = ConfigDict(dict(steps=4, batch_size=32, learning_rate=1e-3, micro_batch=16))
     trained, measured = [], []
     for mesh in (make_mesh(), make_mesh(**axes)):
-        tokens = rm.tokens(encode, pairs)
+        tokens = rm.tokenize_pairs(encode, pairs)
         after = rm.train(config, tokens, model, params, jax.random.key(0), mesh, progress=False)
-        oracle = RewardModelOracle(model, after, encode, 16, mesh)
+        oracle = make_oracle(model, after, encode, 16, mesh)
         measured.append(oracle.probability(*zip(*pairs, strict=True)))
         trained.append(after)
     kernel = trained[1]["layers"]["up"]["kernel"]  # [2, 16, 16]

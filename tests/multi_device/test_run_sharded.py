@@ -21,18 +21,19 @@ def test_a_run_on_a_mesh_equals_one_devices(mesh):
 def one_run(mesh):
     """A short run of SEA: what its first step draws, its final state, its number of log rows."""
     import jax
-    from small_run import small_run
+    from small_run import loop, small_run
 
-    from sea_jax.runtime.metrics import MetricWriter
+    from sea_jax.actors.sampler import sample_now
 
     with tempfile.TemporaryDirectory() as folder:
         fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
         run = small_run(pathlib.Path(folder), "sea", **fields, **{"sea.burn_in": 4})
-        prompts, _ = run.proposer.receive(0)
-        drawn = run._sampler(5, 0.7)(prompts.tokens, prompts.mask, jax.random.key(3))
+        prompts = run.actor.encode(run.actor.rows[0]).batch
+        drawn = sample_now(
+            run.actor.sampler, run.policy, *prompts, jax.random.key(3), num_responses=5, temperature=0.7
+        )
         before = jax.tree.map(lambda x: x.sharding, run.state.policy)
-        with MetricWriter(run.folder) as writer:
-            run.loop(writer)
+        loop(run)
         after = jax.tree.map(lambda x, s: s.is_equivalent_to(x.sharding, x.ndim), run.state.policy, before)
         assert all(jax.tree.leaves(after)), after  # of parameters and moments, through donated updates
         rows = (run.folder / "metrics.jsonl").read_text().count("\n")
@@ -44,7 +45,7 @@ def main(mesh):
     import numpy as np
 
     from sea_jax.errors import InputError
-    from sea_jax.runtime.mesh import make_mesh, replicate, split
+    from sea_jax.runtime.mesh import make_mesh, replicate, shard_batch
 
     made = make_mesh(**mesh)  # asks for the devices before JAX has any
     assert jax.device_count() == made.size
@@ -70,7 +71,7 @@ def main(mesh):
         with pytest.raises(InputError, match=r"config.mesh.tensor=4: valid is a divisor of 2, an axis of"):
             one_run(dict(tensor=4))
     # What the devices cannot share they all hold.
-    odd, whole = split(made, np.ones((9, 2))), replicate(made, np.ones((4, 2)))
+    odd, whole = shard_batch(made, np.ones((9, 2))), replicate(made, np.ones((4, 2)))
     assert whole.sharding.is_fully_replicated and (odd.sharding.is_fully_replicated or parts == 1)
     print(made.shape, "agree")
 

@@ -72,18 +72,16 @@ def main(folder, mesh, port, processes, index):
 
     if processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, index, initialization_timeout=60)
-    from small_run import small_run
+    from small_run import loop, small_run
 
-    from sea_jax.runtime.mesh import fetch, is_main, wait_for_all
-    from sea_jax.runtime.metrics import MetricWriter
+    from sea_jax.runtime.mesh import is_main, to_host, wait_for_all
 
     assert jax.device_count() == 4 and jax.local_device_count() == 4 // processes
     assert is_main() == (index == 0)
     fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
     run = small_run(folder, "sea", **fields, **{"sea.burn_in": 4})
-    with MetricWriter(folder) as writer:
-        run.loop(writer)
-    state = fetch(run.state._replace(key=jax.random.key_data(run.state.key)))
+    loop(run)
+    state = to_host(run.state._replace(key=jax.random.key_data(run.state.key)))
     if is_main():
         leaves, _ = jax.tree_util.tree_flatten_with_path(state)
         np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): v for k, v in leaves})

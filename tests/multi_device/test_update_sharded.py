@@ -19,6 +19,7 @@ def test_update_on_a_mesh_equals_one_device(mesh):
 
 def main(axes):
     import dataclasses
+    import functools
 
     import helpers
     import jax
@@ -27,9 +28,8 @@ def main(axes):
 
     from launch import hlo
     from sea_jax import algorithm
-    from sea_jax.ensemble import Head
-    from sea_jax.runtime.mesh import make_mesh, settle, split
-    from sea_jax.runtime.sharding import gathering, shard_params
+    from sea_jax.runtime.mesh import ensure_on_mesh, make_mesh, shard_batch
+    from sea_jax.runtime.sharding import shard_params, with_gather
     from sea_jax.state import init_state
     from sea_jax.types import PreferenceBatch
 
@@ -43,22 +43,22 @@ def main(axes):
         weight=[1, 1, 1, 0] * 16, from_oracle=([True, False, True, True, True] * 13)[:64],
     )  # fmt: skip
     batch = PreferenceBatch(**batch)
-    learner = algorithm.Learner(
+    settings = algorithm.UpdateSettings(
         model=model, policy_optimizer=optax.adam(**helpers.STEP_ADAM),
         ensemble_optimizer=optax.adam(1e-2), ensemble_steps=3, ensemble_batch=8, micro_batch=32,
     )  # fmt: skip
-    init = lambda params: init_state(  # noqa: E731
-        jax.random.key(0), params, learner.policy_optimizer, Head((4,)), learner.ensemble_optimizer,
-        num_members=3, feature_width=3, capacity=96,
-    )  # fmt: skip
+    draw = functools.partial(
+        helpers.draw_ensemble, num_members=3, capacity=96, optimizer=settings.ensemble_optimizer
+    )
+    init = lambda params: init_state(jax.random.key(0), params, settings.policy_optimizer, draw)  # noqa: E731
     update = jax.jit(algorithm.update, static_argnums=0)
-    one = update(learner, init(params), ref_params, batch)
+    one = update(settings, init(params), ref_params, batch)
 
     mesh = make_mesh(**axes)
     sharded, ref = (shard_params(mesh, model, p) for p in (params, ref_params))
-    inputs = settle(mesh, init(sharded)), ref, split(mesh, batch)
-    compile_ = lambda model: update.lower(dataclasses.replace(learner, model=model), *inputs).compile()  # noqa: E731
-    compiled = compile_(gathering(mesh, model))
+    inputs = ensure_on_mesh(mesh, init(sharded)), ref, shard_batch(mesh, batch)
+    compile_ = lambda model: update.lower(dataclasses.replace(settings, model=model), *inputs).compile()  # noqa: E731
+    compiled = compile_(with_gather(mesh, model))
     traffic = hlo.collectives(compiled.as_text(), 8)
     assert traffic.total > 0  # the devices share the work
     if axes == dict(fsdp=8):

@@ -14,13 +14,15 @@ from services import Http, Judging, completion
 
 from sea_jax.config.validate import _validate_remote_oracle
 from sea_jax.errors import InputError, ServiceError
-from sea_jax.experiment.oracles import _remote_oracles
+from sea_jax.experiment.oracles import make_remote_oracles
 from sea_jax.oracles import protocol
 from sea_jax.oracles.judge import TEMPLATE, Judge, Prices, is_swapped, read_margin
 from sea_jax.oracles.labels import Labeller
-from sea_jax.oracles.remote import Bounds
+from sea_jax.oracles.remote import RequestLimits, compute_locally
 
-QUICK = Bounds(timeout_s=1.0, patience_s=3.0, attempts=3, in_flight=4)
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
+QUICK = RequestLimits(timeout_s=1.0, patience_s=3.0, attempts=3, in_flight=4)
 
 # Fig. 10 with the quotation mark that it lacks; line breaks within its paragraphs are the page's.
 FIGURE_10 = """
@@ -49,8 +51,8 @@ lines, ...).
 """
 
 
-def judge(server, seed=0, bounds=QUICK, **options):
-    return Judge(f"{server.url}/v1", "gpt", seed, bounds, **options)
+def judge(server, seed=0, limits=QUICK, **options):
+    return Judge(f"{server.url}/v1", "gpt", seed, limits, **options)
 
 
 def texts(size, seed=0):
@@ -97,7 +99,7 @@ def test_probabilities_are_those_of_the_logprobs_in_either_order():
 
 def test_a_liking_for_a_place_cancels():
     """A judge that gives 2 nats to what stands first: half of the comparisons gain by it, half lose."""
-    prompts, first, second, lengths = texts(200)
+    prompts, first, second, lengths = texts(50)
     with Http(Judging(bias=2.0)) as server:
         found = judge(server).answers(prompts, first, second).probability
     swapped = np.array([is_swapped(0, *row) for row in zip(prompts, first, second, strict=True)])
@@ -176,7 +178,7 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again_then_dropped(kind):
         return UNREADABLE[kind] if prompt == "x3" or calls[prompt] == 1 else good
 
     with Http(judging := Judging(spoil=spoil)) as server:
-        labeller = Labeller(judge(server, bounds=Bounds(1.0, 3.0, 3, in_flight=1)), mode="bernoulli")
+        labeller = Labeller(judge(server, limits=RequestLimits(1.0, 3.0, 3, in_flight=1)), mode="bernoulli")
         found = labeller.label(prompts, first, second, 0)
     np.testing.assert_array_equal(found.answered, np.arange(8) != 3)
     assert not found.prefers_first[3]
@@ -194,7 +196,7 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again_then_dropped(kind):
 def test_the_cost_is_counted():
     prompts, first, second, _ = texts(10)
     with Http(Judging()) as server:
-        oracle = judge(server, prices=Prices(read=0.15, written=0.6))
+        oracle = judge(server, prices=Prices(prompt=0.15, completion=0.6))
         oracle.answers(prompts, first, second)
     metrics = oracle.metrics()
     assert (metrics["oracle/tokens_read"], metrics["oracle/tokens_written"]) == (2000, 10)
@@ -217,7 +219,7 @@ def test_an_endpoint_that_is_busy_is_asked_again(fault):
     prompts, first, second, lengths = texts(12)
     with Http(judging := Judging(spoil=lambda n, good: fault if n < 4 else good)) as server:
         # One request may meet all four, where its thread is quicker than the others.
-        labeller = Labeller(oracle := judge(server, bounds=dataclasses.replace(QUICK, attempts=5)))
+        labeller = Labeller(oracle := judge(server, limits=dataclasses.replace(QUICK, attempts=5)))
         start = time.monotonic()
         found = labeller.label(prompts, first, second, 0)
         assert fault is not BUSY or time.monotonic() - start >= 0.3
@@ -254,9 +256,9 @@ def test_what_no_patience_helps_is_told_at_once(reply, said):
 )  # fmt: skip
 def test_an_endpoint_that_stays_away_ends_the_run_and_drops_nothing(reply, said):
     with Http(lambda *_: time.sleep(0.6) if reply == "late" else reply) as server:
-        labeller = Labeller(judge(server, bounds=Bounds(0.3, 1.0, 3, 4)))
+        labeller = Labeller(judge(server, limits=RequestLimits(0.3, 0.7, 3, 4)))
         start = time.monotonic()
-        with pytest.raises(ServiceError, match=rf"no answer within 1 s \(\d+ attempts; the last: {said}"):
+        with pytest.raises(ServiceError, match=rf"no answer within 0.7 s \(\d+ attempts; the last: {said}"):
             labeller.label(["x"] * 5, ["a"] * 5, ["b"] * 5, 0)
         assert time.monotonic() - start < 10
     assert labeller.num_queries == labeller.num_dropped == 0
@@ -282,16 +284,15 @@ def config(**fields):
 
 
 def test_a_mistake_is_found_before_training():
-    share = lambda compute, size: compute()  # noqa: E731
     with Http(judging := Judging()) as server:
-        make = _remote_oracles(config(base_url=f"{server.url}/v1"), share)
+        make = make_remote_oracles(config(base_url=f"{server.url}/v1"), compute_locally)
         assert len(judging.seen) == 1
         oracle = make(5)
         assert isinstance(oracle, protocol.PartialOracle) and not hasattr(oracle, "rewards")
         assert oracle.metrics()["oracle/calls"] == 0
     mute = Judging(spoil=lambda n, good: [])
     with Http(mute) as server, pytest.raises(ServiceError, match='no log-probs of "0" or "1" in its answer'):
-        _remote_oracles(config(base_url=f"{server.url}/v1"), share)
+        make_remote_oracles(config(base_url=f"{server.url}/v1"), compute_locally)
 
 
 @pytest.mark.parametrize(

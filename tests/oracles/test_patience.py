@@ -7,7 +7,7 @@ import pytest
 
 from sea_jax.errors import ServiceError
 from sea_jax.oracles import patience
-from sea_jax.oracles.patience import Pace, Retry, in_order, persist
+from sea_jax.oracles.patience import RateLimiter, RetryableError, map_in_order, retry
 
 
 class Clock:
@@ -30,7 +30,7 @@ def failing(times, **kind):
     def attempt(left):
         calls.append(left)
         if len(calls) <= times:
-            raise Retry("no luck", **kind)
+            raise RetryableError("no luck", **kind)
         return "answer"
 
     return attempt, calls
@@ -38,7 +38,7 @@ def failing(times, **kind):
 
 def test_an_attempt_is_repeated_until_it_succeeds_with_growing_pauses(monkeypatch):
     clock, (attempt, calls) = Clock(monkeypatch), failing(9)
-    assert persist(attempt, "it", 60, 1, clock) == "answer"
+    assert retry(attempt, "it", 60, 1, clock) == "answer"
     longest = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5]
     assert len(clock.waits) == 9 and len(set(clock.waits)) == 9
     assert all(most / 2 <= wait <= most for wait, most in zip(clock.waits, longest, strict=True))
@@ -50,42 +50,43 @@ def test_patience_ends_with_what_was_awaited(monkeypatch):
     with pytest.raises(
         ServiceError, match=r"the oracle: no answer within 30 s \(\d+ attempts; the last: no luck\)"
     ):
-        persist(attempt, "the oracle", 30, 1, clock)
+        retry(attempt, "the oracle", 30, 1, clock)
     assert 20 < clock.now - 100 < 30 and min(calls) > 0
 
 
 def test_and_really_ends():
     start = time.monotonic()
     with pytest.raises(ServiceError, match=r"no answer within 0\.5 s"):
-        persist(failing(10**6)[0], "it", 0.5, 1, threading.Event())
+        retry(failing(10**6)[0], "it", 0.5, 1, threading.Event())
     assert 0.1 < time.monotonic() - start < 5
 
 
-def test_faulty_answers_are_borne_a_few_times_only():
-    attempt, calls = failing(10**6, faulty=True)
-    with pytest.raises(ServiceError, match="it: 3 answers that are none; the last: no luck"):
-        persist(attempt, "it", 60, 3, threading.Event())
+def test_malformed_replies_are_retried_a_few_times(monkeypatch):
+    clock = Clock(monkeypatch)
+    attempt, calls = failing(10**6, malformed=True)
+    with pytest.raises(ServiceError, match="it: 3 malformed replies; the last: no luck"):
+        retry(attempt, "it", 60, 3, clock)
     assert len(calls) == 3
-    attempt, calls = failing(2, faulty=True)
-    assert persist(attempt, "it", 60, 3, threading.Event()) == "answer"
+    attempt, calls = failing(2, malformed=True)
+    assert retry(attempt, "it", 60, 3, clock) == "answer"
 
 
 def test_the_other_side_may_ask_for_a_longer_pause(monkeypatch):
     clock = Clock(monkeypatch)
-    persist(failing(1, after_s=4.0)[0], "it", 10, 1, clock)
+    retry(failing(1, retry_after_s=4.0)[0], "it", 10, 1, clock)
     assert clock.waits == [4.0]
     with pytest.raises(ServiceError, match="no answer within 10 s"):
-        persist(failing(1, after_s=40.0)[0], "it", 10, 1, clock)  # at once: waiting would not help
+        retry(failing(1, retry_after_s=40.0)[0], "it", 10, 1, clock)  # at once: waiting would not help
     assert clock.waits == [4.0]
 
 
 def test_other_errors_go_through_and_a_stop_ends_the_waiting():
     with pytest.raises(ZeroDivisionError):
-        persist(lambda left: 1 // 0, "it", 10, 1, threading.Event())
+        retry(lambda left: 1 // 0, "it", 10, 1, threading.Event())
     stop = threading.Event()
     stop.set()
     with pytest.raises(ServiceError, match="given up, since another request failed"):
-        persist(failing(9)[0], "it", 10, 1, stop)
+        retry(failing(9)[0], "it", 10, 1, stop)
 
 
 def test_results_are_in_order_whatever_ends_first():
@@ -100,9 +101,9 @@ def test_results_are_in_order_whatever_ends_first():
             under_way[0] -= 1
         return item * 10
 
-    assert in_order(slow, range(23), 4, 10, "it") == [10 * i for i in range(23)]
+    assert map_in_order(slow, range(23), 4, 10, "it") == [10 * i for i in range(23)]
     assert most[0] == 4
-    assert in_order(slow, [], 4, 10, "it") == []
+    assert map_in_order(slow, [], 4, 10, "it") == []
 
 
 def test_the_first_error_ends_all():
@@ -117,7 +118,7 @@ def test_the_first_error_ends_all():
 
     start = time.monotonic()
     with pytest.raises(ServiceError, match="three"):
-        in_order(fails_at_three, range(100), 4, 60, "it")
+        map_in_order(fails_at_three, range(100), 4, 60, "it")
     assert time.monotonic() - start < 5 and len(seen) <= 4
 
 
@@ -125,25 +126,25 @@ def test_what_is_stuck_does_not_hold_the_caller():
     release = threading.Event()
     start = time.monotonic()
     with pytest.raises(ServiceError, match=r"the judge: 2 of 3 requests not answered within 0\.3 s"):
-        in_order(lambda item, stop: item or release.wait(20), [1, 0, 0], 3, 0.3, "the judge")
+        map_in_order(lambda item, stop: item or release.wait(20), [1, 0, 0], 3, 0.3, "the judge")
     assert time.monotonic() - start < 10
     release.set()
 
 
 def test_calls_are_spaced(monkeypatch):
     clock = Clock(monkeypatch)
-    pace = Pace(1200)  # 50 ms
+    pace = RateLimiter(1200)  # 50 ms
     for _ in range(3):
         pace.wait(clock)
     clock.now += 10
     pace.wait(clock)
     assert clock.waits == pytest.approx([0.05, 0.05])
     for _ in range(3):
-        Pace(0).wait(clock)
+        RateLimiter(0).wait(clock)
     assert len(clock.waits) == 2
 
 
 def test_calls_of_many_threads_are_spaced():
-    pace, start = Pace(1200), time.monotonic()
-    in_order(lambda _, stop: pace.wait(stop), range(9), 4, 30, "it")
+    pace, start = RateLimiter(1200), time.monotonic()
+    map_in_order(lambda _, stop: pace.wait(stop), range(9), 4, 30, "it")
     assert time.monotonic() - start >= 0.4

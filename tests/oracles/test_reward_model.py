@@ -1,4 +1,10 @@
-"""Oracles whose reward is a model's: batches and buckets that change no number, and what is refused."""
+"""Oracles whose reward is a model's: batches and buckets that change no number, and what is refused.
+
+A program is compiled for each model, batch size and bucket, and for each length of a bare sequence. So the tests
+share models, the batch size 3 and the programs of bare sequences.
+"""
+
+import functools
 
 import jax
 import numpy as np
@@ -6,10 +12,11 @@ import pytest
 from helpers import TINY_GATE, rewarder, sigmoid
 
 from sea_jax.errors import InputError
+from sea_jax.experiment.reward_scorer import make_oracle
 from sea_jax.models import RewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.labels import Labeller
-from sea_jax.oracles.reward_model import RewardModelOracle, bucket
+from sea_jax.oracles.reward_model import RewardModelOracle, bucket, padded
 from sea_jax.runtime.mesh import make_mesh
 
 CONTEXT = 64  # of the tiny models
@@ -31,9 +38,14 @@ def texts(lengths, seed=0):
 
 def one_by_one(model, params, prompts, responses):
     """Rewards of bare sequences: no padding, no batch."""
-    apply = jax.jit(model.apply)
+    apply = bare_program(model)
     rows = [np.array([row], np.int32) for row in encode(prompts, responses)]
     return np.array([apply({"params": params}, row)[0, 0] for row in rows])
+
+
+@functools.cache
+def bare_program(model):
+    return jax.jit(model.apply)
 
 
 @pytest.fixture(scope="module", params=["llama", "pythia"])
@@ -53,15 +65,42 @@ def test_rewards_are_those_of_bare_sequences(tiny_reward):
     prompts, responses = texts(LENGTHS)
     expected = one_by_one(*tiny_reward, prompts, responses)
     assert expected.std() > 0.5
-    for batch_size in (1, 3, 16):
-        rewards = RewardModelOracle(*tiny_reward, encode, batch_size).rewards(prompts, responses)
-        assert rewards.shape == (10,) and rewards.dtype == np.float32
-        np.testing.assert_allclose(rewards, expected, atol=2e-5)
+    rewards = make_oracle(*tiny_reward, encode, 3).rewards(prompts, responses)
+    assert rewards.shape == (10,) and rewards.dtype == np.float32
+    np.testing.assert_allclose(rewards, expected, atol=2e-5)
+    short = [i for i, length in enumerate(LENGTHS) if length <= 16]  # one bucket, for other batch sizes
+    for batch_size in (1, 16):
+        oracle = make_oracle(*tiny_reward, encode, batch_size)
+        rewards = oracle.rewards([prompts[i] for i in short], [responses[i] for i in short])
+        np.testing.assert_allclose(rewards, expected[short], atol=2e-5)
+
+
+def test_the_scoring_function_sees_padded_batches_and_all_begin_before_any_is_awaited():
+    """Without a model: what a batch holds, and that the host waits only when all batches are under way."""
+    log = []
+
+    def start(tokens, mask):
+        log.append(tokens.shape)
+
+        def wait():
+            log.append("wait")
+            return tokens.sum(1, where=mask).astype(np.float32)
+
+        return wait
+
+    oracle = RewardModelOracle(start, encode, batch_size=2, max_length=40, vocab_size=11)
+    prompts, responses = texts(lengths := [3, 40, 5, 16, 17])
+    found = oracle.rewards(prompts, responses)
+    assert log == [(2, 40), (2, 32), (2, 16), (2, 16), *["wait"] * 4]
+    np.testing.assert_array_equal(found, [sum(row) for row in encode(prompts, responses)])
+    assert [len(row) for row in encode(prompts, responses)] == lengths
+    tokens, mask = padded([[4, 5], [6]], 3, 16)
+    assert tokens[:, :3].tolist() == [[4, 5, 0], [6, 0, 0], [4, 5, 0]] and mask.sum(1).tolist() == [2, 1, 2]
 
 
 def test_neither_order_nor_company_matters(tiny_reward):
     prompts, responses = texts(LENGTHS)
-    oracle = RewardModelOracle(*tiny_reward, encode, 4)
+    oracle = make_oracle(*tiny_reward, encode, 3)
     together = oracle.rewards(prompts, responses)
     order = np.random.default_rng(1).permutation(len(LENGTHS))
     mixed = oracle.rewards([prompts[i] for i in order], [responses[i] for i in order])
@@ -75,7 +114,7 @@ def test_probabilities(llama_reward):
     prompts, first = texts([16, 17, 40, 40, 5])
     _, second = texts([17, 16, 16, 17, 40], seed=1)
     second[3] = first[3]
-    oracle = RewardModelOracle(*llama_reward, encode, 2)
+    oracle = make_oracle(*llama_reward, encode, 3)
     a, b = (one_by_one(*llama_reward, prompts, some) for some in (first, second))
     found = oracle.probability(prompts, first, second)
     assert isinstance(oracle, BradleyTerryOracle) and found.dtype == np.float64
@@ -90,8 +129,8 @@ def test_gated_rewards():
     """ArmoRM through the same door; a text without its prompt's end has no reward."""
     model, params = rewarder("gated", max_length=CONTEXT)
     end = "".join(chr(ord("a") + token) for token in TINY_GATE["prompt_end"])
-    prompts, responses = ["abc" + end, "ddk" + end, "a" * 30 + end], ["aab", "ca", end + "bad"]
-    oracle = RewardModelOracle(model, params, encode, 2)
+    prompts, responses = ["abc" + end, "ddk" + end, "a" * 30 + end], ["aab", "cad", end + "bad"]
+    oracle = make_oracle(model, params, encode, 2)
     rewards = oracle.rewards(prompts, responses)
     np.testing.assert_allclose(rewards, one_by_one(model, params, prompts, responses), atol=1e-5)
     assert rewards.std() > 0.1
@@ -117,12 +156,12 @@ def test_one_program_a_bucket():
             traced.append(tokens.shape)
             return super().__call__(tokens, mask)
 
-    model, params = rewarder("pythia", max_length=CONTEXT)
-    oracle = RewardModelOracle(Counted(model.config), params, encode, 4)
+    model, params = rewarder("llama", max_length=CONTEXT)
+    oracle = make_oracle(Counted(model.config), params, encode, 3)
     for seed in range(3):
         lengths = np.random.default_rng(seed).integers(1, CONTEXT + 1, 11)
         oracle.rewards(*texts(lengths, seed))
-    assert sorted(traced) == [(4, 16), (4, 32), (4, 64)]
+    assert sorted(traced) == [(3, 16), (3, 32), (3, 64)]
 
 
 @pytest.mark.parametrize(("longest", "buckets"), [(0, [16, 32, 64]), (40, [16, 32, 40]), (9, [9])])
@@ -136,8 +175,8 @@ def test_everything_can_be_compiled_beforehand(longest, buckets):
             return super().__call__(tokens, mask)
 
     model, params = rewarder("llama", max_length=CONTEXT)
-    oracle = RewardModelOracle(Counted(model.config), params, encode, 4, longest=longest)
-    assert oracle.compile() == buckets and traced == [(4, length) for length in buckets]
+    oracle = make_oracle(Counted(model.config), params, encode, 3, longest=longest)
+    assert oracle.compile() == buckets and traced == [(3, length) for length in buckets]
     rewards = oracle.rewards(*texts(range(1, (longest or CONTEXT) + 1)))
     assert len(traced) == len(buckets) and rewards.std() > 0.1
     if longest:
@@ -146,15 +185,15 @@ def test_everything_can_be_compiled_beforehand(longest, buckets):
 
 
 def test_nothing_asked_is_nothing_answered(llama_reward):
-    oracle = RewardModelOracle(*llama_reward, encode, 4)
+    oracle = make_oracle(*llama_reward, encode, 3)
     assert oracle.rewards([], []).shape == (0,)
     assert oracle.probability([], [], []).shape == (0,)
 
 
 def test_on_a_mesh_of_one(llama_reward):
-    prompts, responses = texts(LENGTHS)
+    prompts, responses = texts([1, 16, 17, 5, 32])
     plain, shared = (
-        RewardModelOracle(*llama_reward, encode, 4, mesh).rewards(prompts, responses)
+        make_oracle(*llama_reward, encode, 3, mesh).rewards(prompts, responses)
         for mesh in (None, make_mesh())
     )
     np.testing.assert_allclose(shared, plain, atol=1e-6)
@@ -170,7 +209,7 @@ def test_on_a_mesh_of_one(llama_reward):
     ],
 )
 def test_texts_that_the_model_cannot_read(llama_reward, text, said):
-    oracle = RewardModelOracle(*llama_reward, encode, 2)
+    oracle = make_oracle(*llama_reward, encode, 3)
     with pytest.raises(InputError, match=said) as error:
         oracle.probability(["", ""], ["a", text], ["a", "a"])
     assert "\n" not in str(error.value)
@@ -181,7 +220,7 @@ def test_texts_that_the_model_cannot_read(llama_reward, text, said):
 def test_a_reward_that_is_not_finite_becomes_no_label(llama_reward, value):
     model, params = llama_reward
     spoilt = params | {"score": {"kernel": params["score"]["kernel"] * value}}
-    labeller = Labeller(RewardModelOracle(model, spoilt, encode, 2))
+    labeller = Labeller(make_oracle(model, spoilt, encode, 3))
     with pytest.raises(FloatingPointError, match=r"text 0: reward -?(nan|inf) \(2 in all"):
         labeller.label(["a", "b"], ["c", "d"], ["e", "f"], rng_seed=0)
     assert labeller.num_queries == 0
@@ -190,11 +229,11 @@ def test_a_reward_that_is_not_finite_becomes_no_label(llama_reward, value):
 def test_what_no_oracle_can_be_made_of(llama_reward):
     model, params = llama_reward
     with pytest.raises(InputError, match="batch_size=0; valid: a whole number of at least 1"):
-        RewardModelOracle(model, params, encode, 0)
+        make_oracle(model, params, encode, 0)
     with pytest.raises(InputError, match="longest=65; valid: 1 to the model's context, 64"):
-        RewardModelOracle(model, params, encode, 2, longest=65)
+        make_oracle(model, params, encode, 2, longest=65)
     two = RewardConfig(model.config.trunk, num_labels=2).build()
     with pytest.raises(InputError, match="num_labels=2; valid: 1"):
-        RewardModelOracle(two, params, encode, 2)
+        make_oracle(two, params, encode, 2)
     with pytest.raises(ValueError, match="encode: 1 token lists, must be one per text, 2"):
-        RewardModelOracle(model, params, lambda p, r: encode(p, r)[:1], 2).rewards(["a", "b"], ["c", "d"])
+        make_oracle(model, params, lambda p, r: encode(p, r)[:1], 2).rewards(["a", "b"], ["c", "d"])

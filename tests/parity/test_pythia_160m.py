@@ -17,6 +17,7 @@ from real_text import byte_tokenizer, posts, user_files
 from tokenizers import Tokenizer
 
 from sea_jax import models
+from sea_jax.runtime.run_folder import Summary, read_summary
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -100,10 +101,10 @@ def test_the_whole_loop(folder, tmp_path):
         f"\n{NUM_PARAMS:,} parameters, 8 queries: {seconds:.0f} s, at most {memory / 2**30:.2f} GiB resident"
     )
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    # Four labels of the burn-in, then half of four a step; a clash would cost a step more.
+    # Four labels of the burn-in, then half of four a step; a void duel would cost a step more.
     steps = [row for row in rows if "policy/loss" in row]
     assert len(steps) == 3 and rows[-1]["queries"] == 8
-    assert json.loads((run / "done.json").read_text()) == {"queries": 8}
+    assert read_summary(run) == Summary(8, "sea", "SEA", True)
 
     (model, before), (_, after) = (models.load(str(f)) for f in (folder / "policy", run / "policy"))
     exported = transformers.AutoModelForCausalLM.from_pretrained(run / "policy").eval()

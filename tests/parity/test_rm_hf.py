@@ -11,9 +11,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from real_text import byte_tokenizer, posts, user_files
 
 from sea_jax import models
+from sea_jax.experiment import reward_scorer
 from sea_jax.experiment import run as experiment
 from sea_jax.models import LlamaConfig
-from sea_jax.oracles import reward_model
 from sea_jax.runtime.mesh import make_mesh
 
 torch = pytest.importorskip("torch")
@@ -45,7 +45,7 @@ def test_transformers_gives_the_oracles_rewards(tmp_path, policy, chat):
 
     folder = tmp_path / "rm" / "reward_model"
     config.oracle.folder = str(folder)
-    oracle = reward_model.load(config.oracle, make_mesh())
+    oracle = reward_scorer.load_oracle(config.oracle, make_mesh())
     prompts, responses = zip(*((row["prompt"], row["chosen"]) for row in rows[:6]), strict=True)
     expected = oracle.rewards(prompts, responses)
     assert expected.std() > 0.05

@@ -55,11 +55,11 @@ def torch_step():
 
 def test_policy_step_equals_torch(step, stepped):
     loss, norm, weights = torch_step()
-    learner, (after, metrics) = stepped
+    settings, (after, metrics) = stepped
     np.testing.assert_allclose(metrics["policy/loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["policy/grad_norm"], norm, rtol=1e-4)
-    ours = convert.to_hf(learner.model, after.policy.params)
-    before = convert.to_hf(learner.model, step[1].policy.params)
+    ours = convert.to_hf(settings.model, after.policy.params)
+    before = convert.to_hf(settings.model, step[1].policy.params)
     assert set(ours) == set(weights)
     for name, array in ours.items():
         np.testing.assert_allclose(array, weights[name], atol=2e-5, err_msg=name)

@@ -48,7 +48,7 @@ def test_family_heads_learn_one_reward_each_up_to_a_constant_of_the_prompt():
     rng = np.random.default_rng(0)
     rewards = phi @ rng.normal(size=(4, 3)).astype(np.float32) + rng.normal(size=(30, 1, 3)) * 10
     config = types.SimpleNamespace(num_heads=2, steps=300, batch_size=16)
-    params = pretrain.family_heads(config, (16, 16), backbone, data, rewards, jax.random.key(1))
+    params = pretrain.train_prior_heads(config, (16, 16), backbone, data, rewards, jax.random.key(1))
     learned = np.asarray(heads.rewards(params, jnp.asarray(phi)))  # [2, 30, 5]
     centred = lambda r: r - r.mean(-1, keepdims=True)  # noqa: E731
     learned, target = centred(learned), centred(rewards.transpose(2, 0, 1))

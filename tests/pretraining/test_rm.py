@@ -10,8 +10,9 @@ from helpers import assert_equal, decoder, llama, pad, rewarder, sigmoid
 from ml_collections import ConfigDict
 from real_text import byte_tokenizer, posts
 
+from sea_jax.experiment.reward_scorer import make_oracle
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.oracles.reward_model import RewardModelOracle, make_encode
+from sea_jax.oracles.reward_model import make_encode
 from sea_jax.pretraining import fit, rm
 from sea_jax.runtime.mesh import make_mesh
 from sea_jax.tasks.preferences import Pair
@@ -84,8 +85,8 @@ def test_it_learns():
     heldout = preferences(200, seed=1)
     mesh = make_mesh()
     model, params = rm.with_head(*decoder(max_length=64), jax.random.key(0), None)
-    measure = lambda params: rm.accuracy(RewardModelOracle(model, params, encode, 32, mesh), heldout)  # noqa: E731
-    tokens = rm.tokens(encode, preferences(400, seed=0))
+    measure = lambda params: rm.accuracy(make_oracle(model, params, encode, 32, mesh), heldout)  # noqa: E731
+    tokens = rm.tokenize_pairs(encode, preferences(400, seed=0))
     before = measure(params)
     trained = rm.train(config(), tokens, model, params, jax.random.key(1), mesh, progress=False)
     after = measure(trained)
@@ -96,7 +97,7 @@ def test_it_learns():
 def test_a_loss_that_is_not_finite():
     model, params = rewarder("pythia")
     params["score"]["kernel"] *= np.nan
-    tokens = rm.tokens(encode, preferences(8, seed=0))
+    tokens = rm.tokenize_pairs(encode, preferences(8, seed=0))
     with pytest.raises(FloatingPointError, match="rm/nll at step 2: nan, must be finite"):
         rm.train(config(steps=2), tokens, model, params, jax.random.key(1), make_mesh(), False)
 

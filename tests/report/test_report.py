@@ -1,73 +1,31 @@
-"""Levels, curves and tables, by hand."""
+"""Reports of work directories and sweeps."""
 
 import json
+import subprocess
+import sys
 
-import numpy as np
 import pytest
+from helpers import ROOT
+from made_runs import write_run
 from ml_collections import ConfigDict
 
-from sea_jax.report import report, sweep
+from sea_jax.report import figure, report, sweep
+from sea_jax.report.__main__ import main
 
 
-def rows(*points, metric="eval/win_rate_sft"):
-    return [{"queries": q, metric: v} for q, v in points]
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves out the figure, which takes a second; what it would have drawn."""
+    drawn = []
+    monkeypatch.setattr(figure, "draw", lambda *args: drawn.append(args))
+    return drawn
 
 
-def test_queries_to_a_level_are_interpolated_at_its_first_crossing():
-    run = rows((0, 0.5), (100, 0.7), (200, 0.6), (300, 0.9))
-    assert report.queries_to(run, "eval/win_rate_sft", 0.6) == 50
-    assert report.queries_to(run, "eval/win_rate_sft", 0.8) == 200 + 100 * 2 / 3
-    assert report.queries_to(run, "eval/win_rate_sft", 0.5) == 0
-    assert report.queries_to(run, "eval/win_rate_sft", 0.95) == float("inf")
-
-
-def test_mean_curve_interpolates_and_gives_the_standard_error():
-    runs = [rows((0, 0.5), (100, 0.7)), rows((0, 0.5), (50, 0.6), (150, 1.0))]
-    at, mean, error = report.mean_curve(runs, "eval/win_rate_sft")
-    np.testing.assert_array_equal(at, [0, 100])
-    np.testing.assert_allclose(mean, [0.5, 0.75])
-    np.testing.assert_allclose(error, [0, 0.05])  # values 0.7 and 0.8: sd 0.0707, over √2
-
-
-def test_rows_without_the_metric_do_not_count():
-    run = [*rows((0, 0.5)), {"queries": 32, "policy/loss": 0.6}, {"queries": 40, "eval/win_rate_sft": None}]
-    assert len(report.curve(run, "eval/win_rate_sft")[0]) == 1
-
-
-def test_tables_say_how_many_seeds_got_there_and_how_many_fewer_queries():
-    runs = {
-        "passive": [rows((0, 0.5), (100, 0.9)), rows((0, 0.5), (100, 0.9))],
-        "sea": [rows((0, 0.5), (50, 0.9)), rows((0, 0.5), (50, 0.9))],
-    }
-    text = report.levels_table(runs, "eval/win_rate_sft", (0.7, 0.9, 0.95))
-    passive, sea = text.splitlines()[2:]
-    assert "50 ± 0" in passive and "100 ± 0" in passive and "0 of 2 seeds" in passive
-    assert "25 ± 0 (2.0x)" in sea and "50 ± 0 (2.0x)" in sea and sea.count("x)") == 2
-
-
-def test_a_run_without_a_metric_is_left_out_of_its_mean():
-    runs = [rows((0, 0.5), (100, 0.7)), [{"queries": 0}], rows((0, 0.5), (100, 0.9))]
-    at, mean, _ = report.mean_curve(runs, "eval/win_rate_sft")
-    np.testing.assert_allclose((at, mean), ([0, 100], [0.5, 0.8]))
-    assert all(not len(x) for x in report.mean_curve([[{"queries": 0}]], "eval/win_rate_sft"))
-
-
-def test_a_column_is_shown_if_some_run_has_it():
-    sampled = rows((0, 0.5), (100, 0.75), metric="eval/best_of_win_rate_sft")
-    runs = {"passive": [rows((0, 0.5), (100, 0.625))], "sea": [[*rows((0, 0.5), (100, 0.875)), *sampled]]}
-    header, _, passive, sea = (line.split("  ") for line in report.table(runs, ()).splitlines())
-    names, passive, sea = ([cell.strip() for cell in line if cell.strip()] for line in (header, passive, sea))
-    assert names[:5] == ["method", "seeds", "queries", "win rate vs SFT", "best of N vs SFT"]
-    assert passive[2:5] == ["100", "0.625", "-"] and sea[2:5] == ["100", "0.875", "0.750"]
-
-
-def test_report_of_a_work_directory(tmp_path):
+def test_report_of_a_work_directory(tmp_path, undrawn):
     """Only finished runs of the config's seeds and methods; stage seconds are summed over seeds."""
     levels = dict(levels=(0.7,), reference_levels=(0.7,), reward_levels=(1.0,))
     config = ConfigDict(dict(seed=3, num_seeds=2, methods=("passive", "sea"), eval=levels))
-    for name in ("passive-seed3", "passive-seed4", "passive-seed5", "sea-seed3", "ceiling-seed3"):
-        folder = tmp_path / "runs" / name
-        folder.mkdir(parents=True)
+    for method, seed in (("passive", 3), ("passive", 4), ("passive", 5), ("sea", 3), ("ceiling", 3)):
         run = [
             {
                 "queries": q, "eval/win_rate_sft": 0.5 + q / 200, "eval/win_rate_reference": 0.5,
@@ -77,52 +35,72 @@ def test_report_of_a_work_directory(tmp_path):
             }
             for q in (0, 80)
         ]  # fmt: skip
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run))
-        if name != "sea-seed3":
-            (folder / "done.json").write_text("{}")
+        write_run(tmp_path, method, seed, run, finished=method != "sea")
     printed = report.write(tmp_path, config)
-    assert (tmp_path / "report.png").stat().st_size > 10_000
+    [(sizes, levels, file)] = undrawn
+    assert (list(sizes[""]), levels, file) == (["passive"], {"": (0.7,)}, tmp_path / "report.png")
+    assert printed.endswith(f"figure: {file}")
     assert (tmp_path / "report.txt").read_text() in printed + "\n"
     line = next(line for line in printed.splitlines() if line.startswith("passive"))
     assert line.split()[3:5] == ["2", "80"] and " 5.0 " in line
     assert " online " in printed.splitlines()[0] and "best of N" not in printed
     assert "0.250 ± 0.000" in line
-    assert "SEA" not in printed  # not finished
+    assert "SEA" not in printed and "ceiling" not in printed  # not finished; not of the config
 
 
-def test_what_passive_has_is_matched_seed_by_seed():
-    """Seeds 1 and 2 need 64 and 32 of passive's 256 queries: √(4 · 8) = 5.7; the third never gets there."""
-    runs = {
-        "passive": [rows((0, 0), (256, 2)), rows((0, 0), (256, 8)), rows((0, 0), (256, 5))],
-        "sea": [rows((0, 0), (128, 4)), rows((0, 0), (64, 16)), rows((0, 0), (128, 4))],
-    }
-    *_, line = report.match_table(runs, "eval/win_rate_sft", (256, 512)).splitlines()
-    assert line.startswith("SEA ") and line.endswith(" 5.7 (4.0-8.0), 1 of 3 never")
-    assert "512" not in report.match_table(runs, "eval/win_rate_sft", (256, 512))
-    assert report.match_table({"sea": runs["sea"]}, "eval/win_rate_sft", (256,)) == ""
+def evaluated(last, end=256, start=0.0):
+    """Rows whose metrics go from `start` to `last`."""
+    names = ("eval/win_rate_sft", "eval/win_rate_reference", "eval/reward")
+    return [{"queries": q} | dict.fromkeys(names, value) for q, value in ((0, start), (end, last))]
 
 
-def test_runs_of_another_folder_stand_beside_and_are_a_base_of_their_own(tmp_path):
+def config_of(*methods, **fields):
+    levels = dict(levels=(0.5,), reference_levels=(0.5,), reward_levels=(1.0,))
+    return dict(seed=0, num_seeds=1, methods=methods, eval=levels) | fields
+
+
+def save_config(workdir, *methods, **fields):
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(json.dumps(config_of(*methods, **fields)))
+
+
+def test_a_method_that_a_user_registered_is_shown_by_its_own_label(tmp_path, undrawn):
+    """Its label and place come from the run and the config, which this package's table does not know."""
+    config = ConfigDict(config_of("mine", "passive"))
+    write_run(tmp_path, "passive", 0, evaluated(0.5))
+    write_run(tmp_path, "mine", 0, evaluated(1.0), label="Mine, with care")
+    lines = report.write(tmp_path, config).splitlines()
+    assert [line.split("  ")[0] for line in lines[2:4]] == ["Mine, with care", "passive online DAP"]
+
+
+def test_a_run_of_an_older_version_goes_by_its_methods_name(tmp_path, undrawn):
+    folder = write_run(
+        tmp_path, "sea", 0, [*evaluated(0.5), {"queries": 256, "ensemble/accuracy_heldout": 0.5}]
+    )
+    (folder / "done.json").write_text('{"queries": 256}')
+    printed = report.write(tmp_path, ConfigDict(config_of("sea")))
+    assert "\nsea " in printed and printed.count("ensemble accuracy") == 1
+
+
+def test_all_runs_of_a_folder_are_shown_whatever_its_last_call_named(tmp_path, undrawn):
+    save_config(tmp_path, "sea")
+    for method, seed in (("xpo", 0), ("passive", 0), ("passive", 1), ("sea", 0)):
+        write_run(tmp_path, method, seed, evaluated(0.5))
+    lines = main([tmp_path]).splitlines()
+    assert [line.split("  ")[0] for line in lines[2:5]] == ["SEA", "passive online DAP", "xpo"]
+    assert "methods are compared on the seeds that all of them have finished: 0" in lines
+    assert lines[3].split()[3] == "2"  # seeds of passive, in the table that compares nothing
+
+
+def test_runs_of_another_folder_stand_beside_and_are_a_base_of_their_own(tmp_path, undrawn):
     """SEA needs a quarter of passive's queries here, and half of the other folder's passive."""
-    config = dict(seed=0, num_seeds=1, methods=("passive", "sea"))
-    config["eval"] = dict(levels=(0.5,), reference_levels=(0.5,), reward_levels=(1.0,))
-    for name, last in (
-        ("here/runs/passive-seed0", 4),
-        ("here/runs/sea-seed0", 16),
-        ("there/runs/passive-seed0", 8),
-    ):
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        run = [
-            {
-                "queries": q, "eval/win_rate_sft": q / 256, "eval/win_rate_reference": q / 256,
-                "eval/reward": last * q / 256, "ensemble/accuracy_heldout": 0.5,
-            }
-            for q in (0, 256)
-        ]  # fmt: skip
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run))
-        (folder / "done.json").write_text("{}")
-    printed = report.write(tmp_path / "here", ConfigDict(config), (tmp_path / "there",))
+    here, there = tmp_path / "here", tmp_path / "there"
+    for workdir in (here, there):
+        save_config(workdir, "passive", "sea")
+    write_run(here, "passive", 0, evaluated(4))
+    write_run(here, "sea", 0, evaluated(16))
+    write_run(there, "passive", 0, evaluated(8))
+    printed = main([here, there])
     lines = [
         line for part in printed.split("\n\n") if "has in eval/reward" in part for line in part.splitlines()
     ]
@@ -135,6 +113,25 @@ def test_runs_of_another_folder_stand_beside_and_are_a_base_of_their_own(tmp_pat
     ]  # fmt: skip
 
 
+def test_folders_of_one_name_are_told_apart(tmp_path, undrawn):
+    for name in ("a/runs", "b/runs", "here"):
+        save_config(tmp_path / name, "passive")
+        write_run(tmp_path / name, "passive", 0, evaluated(0.5))
+    printed = main([tmp_path / "here", tmp_path / "a/runs", tmp_path / "b/runs"])
+    assert f"passive online DAP ({tmp_path}/a/runs)" in printed and f"({tmp_path}/b/runs)" in printed
+
+
+def test_the_command_needs_no_jax(tmp_path):
+    save_config(tmp_path, "passive")
+    write_run(tmp_path, "passive", 0, evaluated(0.5))
+    code = "import runpy, sys; sys.argv[1:] = [sys.argv[1]]; runpy.run_module('sea_jax.report', run_name='__main__')"
+    code += "; assert 'jax' not in sys.modules and 'sea_jax.methods' not in sys.modules"
+    call = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "\npassive online DAP " in done.stdout, done.stderr
+    assert (tmp_path / "report.png").stat().st_size > 10_000
+
+
 def sweep_of_two_sizes(root, finished):
     """Win rates that SEA reaches with half of passive's queries, and seed 1 with half of seed 0's."""
     evaluation = dict(levels=(0.7,), reference_levels=(0.5,), reward_levels=(1.0,))
@@ -142,52 +139,68 @@ def sweep_of_two_sizes(root, finished):
     made = sweep.Sweep(root, {}, (), {"1b": config, "2.8b": config}, ("passive", "sea"), (0, 1))
     made.write()
     for unit in (unit for size in made.configs for unit in made.units(size)):
-        if unit.name not in finished:
-            continue
-        unit.run_folder.mkdir(parents=True)
-        last = 0.5 + 0.1 * (1 + (unit.method == "sea")) * (1 + unit.seed - 3)
-        metrics = ("eval/win_rate_sft", "eval/win_rate_reference", "eval/reward", "ensemble/accuracy_heldout")
-        rows = [{"queries": q} | dict.fromkeys(metrics, v) for q, v in ((0, 0.4), (256, last))]
-        (unit.run_folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (unit.run_folder / "done.json").write_text("{}")
+        if unit.name in finished:
+            last = 0.5 + 0.1 * (1 + (unit.method == "sea")) * (1 + unit.seed - 3)
+            folder = write_run(unit.folder, unit.method, unit.seed, evaluated(last, start=0.4))
+            assert folder == unit.run_folder and unit.finished
     return made
 
 
-def test_a_sweeps_report_has_a_part_for_each_size_and_names_what_has_not_finished(tmp_path, capsys):
+def test_a_sweeps_report_has_a_part_for_each_size_and_names_what_has_not_finished(tmp_path, undrawn):
     names = {"1b/passive-seed3", "1b/passive-seed4", "1b/sea-seed4", "2.8b/passive-seed3"}
     made = sweep_of_two_sizes(tmp_path, names)
     failed, *_ = (unit for unit in made.units("1b") if unit.name == "1b/sea-seed3")
     failed.folder.mkdir()
     failed.log.write_text("Traceback …\n\nerror: it broke\n\n")
-    report.main(["report", str(tmp_path)])
-    printed = capsys.readouterr().out
+    printed = main([tmp_path])
     first, second = printed.split("== 2.8b")
     assert "\nSEA " in first and "\nSEA " not in second
     assert printed.split("NOT FINISHED, and not in this report: 4 runs\n")[1].splitlines()[:4] == [
         f"1b/sea-seed3: {tmp_path}/1b/sea-seed3/log.txt ends: error: it broke",
         "2.8b/sea-seed3: not begun", "2.8b/passive-seed4: not begun", "2.8b/sea-seed4: not begun",
     ]  # fmt: skip
-    assert (tmp_path / "report.png").stat().st_size > 10_000
+    [(sizes, levels, file)] = undrawn
+    assert file == tmp_path / "report.png" and levels == {"1b": (0.5,), "2.8b": (0.5,)}
+    assert {size: list(runs) for size, runs in sizes.items()} == {
+        "1b": ["passive", "sea"],
+        "2.8b": ["passive"],
+    }
     assert (tmp_path / "report.txt").read_text() in printed
 
 
 def test_methods_of_a_sweep_are_compared_on_the_seeds_that_all_have(tmp_path):
-    """Passive goes from 0.4 to 0.7 on seed 4, SEA to 0.9: 0.5 at 85 and at 51 queries."""
+    """Passive goes from 0.4 to 0.7 on seed 4, SEA to 0.9: 0.5 at 85 and at 51 queries. One size has no run."""
     names = {"1b/passive-seed3", "1b/passive-seed4", "1b/sea-seed4"}
     sweep_of_two_sizes(tmp_path, names)
     printed = report.write_sweep(tmp_path)
     lines = printed.split("queries to eval/win_rate_reference")[1].splitlines()
     assert [line.split()[-1] for line in lines[2:4]] == ["85", "(1.7x)"] and " 51 " in lines[3]
     assert printed.count("times fewer for what passive has") == 2 and "no run has finished" in printed
+    assert (tmp_path / "report.png").stat().st_size > 10_000
 
 
-def test_a_sweep_without_a_seed_that_all_have_compares_nothing(tmp_path):
+def test_a_sweep_without_a_seed_that_all_have_compares_nothing(tmp_path, undrawn):
     sweep_of_two_sizes(tmp_path, {"1b/passive-seed3", "1b/sea-seed4"})
     printed = report.write_sweep(tmp_path)
     assert "SEA " in printed and "queries to eval/" not in printed and "times fewer" not in printed
+    assert "methods are not compared: there is no seed that all of them have finished" in printed
 
 
 def test_a_spoilt_sweep_is_one_line(tmp_path):
     (tmp_path / "sweep.json").write_text('{"configs": {}}')
     with pytest.raises(SystemExit, match=r"^error: .*sweep\.json: not a sweep's; valid: another folder$"):
-        report.main(["report", str(tmp_path)])
+        main([tmp_path])
+
+
+def test_spoilt_metrics_are_one_line(tmp_path, undrawn):
+    save_config(tmp_path, "passive")
+    folder = write_run(tmp_path, "passive", 0, evaluated(0.5))
+    (folder / "metrics.jsonl").write_text('{"queries": 0}\n{"que')
+    with pytest.raises(SystemExit, match=r"^error: .*metrics\.jsonl: absent, or not a JSON object a line; "):
+        main([tmp_path])
+
+
+def test_without_a_folder_the_usage_is_shown(tmp_path):
+    for folders in ([], [tmp_path]):
+        with pytest.raises(SystemExit, match=r"usage: python -m sea_jax\.report <work directory"):
+            main(folders)

@@ -17,15 +17,14 @@ import pytest
 from helpers import ROOT
 from real_text import posts, small_config, user_files
 from services import Http, Service, comparisons, free_port
-from small_run import small_run
+from small_run import loop, small_run
 
 from sea_jax.errors import InputError, ServiceError
-from sea_jax.oracles import messages as wire
-from sea_jax.oracles import reward_model
+from sea_jax.experiment import reward_scorer
+from sea_jax.oracles import messages
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.oracles.remote import Bounds, RemoteOracle
+from sea_jax.oracles.remote import RemoteOracle, RequestLimits
 from sea_jax.runtime.mesh import make_mesh
-from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.tasks import mini_tldr
 
 TOKEN = "a token of our own"
@@ -66,8 +65,7 @@ def run(folder, **fields):
     training = small_run(
         folder, "sea", **{"sea.burn_in": 8, "sea.gamma": 0.5, "task.oracle_seed": 3} | fields
     )
-    with MetricWriter(folder) as writer:
-        training.loop(writer)
+    loop(training)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     left_out = ("time/", "oracle/")
     return training, [{k: v for k, v in row.items() if not k.startswith(left_out)} for row in rows], rows
@@ -75,7 +73,7 @@ def run(folder, **fields):
 
 def test_the_quickstart_through_the_service_is_the_quickstart(service, tmp_path, monkeypatch):
     """Same labels to the bit, so the same metrics and the same policy as with the oracle in this process."""
-    monkeypatch.setenv(wire.TOKEN, TOKEN)
+    monkeypatch.setenv(messages.TOKEN_VARIABLE, TOKEN)
     remote = {"oracle.kind": "remote", "oracle.url": service.url, "oracle.request_size": 3}
     here, there = run(tmp_path / "here"), run(tmp_path / "there", **remote)
     assert there[0].labeller.num_queries == 16 and here[1] == there[1]
@@ -90,7 +88,7 @@ def test_ten_thousand_comparisons_while_workers_are_killed(service):
     prompts, first, second = comparisons(10_000)
     wanted = BradleyTerryOracle(mini_tldr.reward_fn(3)).probability(prompts, first, second)
     assert len(np.unique(wanted)) > 8_000
-    oracle = RemoteOracle(service.url, 3, Bounds(10.0, 60.0, 3, 16, 20), TOKEN)
+    oracle = RemoteOracle(service.url, 3, RequestLimits(10.0, 60.0, 3, 16, 20), TOKEN)
     killed, ended, delays = [], threading.Event(), np.random.default_rng(0)
 
     def kill():
@@ -128,7 +126,7 @@ def test_an_outage_of_the_service_is_waited_out(tmp_path):
     prompts, first, second = comparisons(600)
     wanted = BradleyTerryOracle(mini_tldr.reward_fn(3)).probability(prompts, first, second)
     before = Service("--model=mini_tldr:3").wait_until_ready()
-    oracle = RemoteOracle(before.url, 3, Bounds(10.0, 60.0, 3, 2, 3))
+    oracle = RemoteOracle(before.url, 3, RequestLimits(10.0, 60.0, 3, 2, 3))
     found = {}
     asking = threading.Thread(target=lambda: found.update(p=oracle.probability(prompts, first, second)))
     asking.start()
@@ -150,7 +148,7 @@ def test_a_reward_model_is_served_with_its_own_numbers(tmp_path):
     user_files(tmp_path)
     config = small_config(tmp_path).oracle
     config.update(dict(chat="no", dtype="float32"))
-    local = reward_model.load(config, make_mesh())
+    local = reward_scorer.load_oracle(config, make_mesh())
     rows = posts(24)
     prompts, first = [row["prompt"] for row in rows], [row["completion"] for row in rows]
     second = [" ".join(first[: i % 5]) for i in range(24)]
@@ -163,7 +161,7 @@ def test_a_reward_model_is_served_with_its_own_numbers(tmp_path):
     ]
     with Service(*flags) as service:
         found = {
-            size: RemoteOracle(service.url, bounds=Bounds(request_size=size)).probability(
+            size: RemoteOracle(service.url, limits=RequestLimits(request_size=size)).probability(
                 prompts, first, second
             )
             for size in (1, 5, 24)
@@ -206,7 +204,11 @@ def alive(pid):
 
 
 def command(*flags, **env):
-    env = {k: v for k, v in os.environ.items() if k != wire.TOKEN} | {"PYTHONPATH": str(ROOT)} | env
+    env = (
+        {k: v for k, v in os.environ.items() if k != messages.TOKEN_VARIABLE}
+        | {"PYTHONPATH": str(ROOT)}
+        | env
+    )
     call = [sys.executable, "-m", "sea_jax.serve.oracle_service", *flags]
     return subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
 
@@ -240,5 +242,5 @@ def test_a_worker_that_cannot_begin_ends_the_service(tmp_path):
     done = command(f"--model={tmp_path / 'reward'}", f"--port={free_port()}", JAX_PLATFORMS="cpu")
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith(
-        "error: the service ended: a worker could not begin: InputError: tokenizer"
+        "error: the service ended: a worker could not start: InputError: tokenizer"
     )

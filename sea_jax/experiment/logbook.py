@@ -1,0 +1,143 @@
+"""Watches a run: writes its metrics and samples, evaluates it, and saves the inputs of a step that failed."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from sea_jax import evaluate, models
+from sea_jax.evaluate import Evaluator
+from sea_jax.methods.scorers import member_rewards
+from sea_jax.oracles import protocol
+from sea_jax.runtime.mesh import is_main, to_host
+from sea_jax.runtime.metrics import MetricWriter
+from sea_jax.runtime.progress import bar as progress_bar
+from sea_jax.train import Record, Run
+
+
+class Logbook:
+    """The observer of `train.train` that an experiment uses.
+
+    Args:
+        folder: the run's; also gets the inputs of a step that is not finite.
+        writer: of the metrics and samples.
+        evaluator: measures the policy every config.eval.every_queries labels.
+    """
+
+    def __init__(self, folder: Path, writer: MetricWriter, evaluator: Evaluator):
+        self._folder, self._writer, self._evaluator = folder, writer, evaluator
+        self._pending: tuple[Record, int] | None = None  # a step, and the labels bought by its end
+        self._wins = self._responses = 0.0
+
+    def begin(self, run: Run) -> None:
+        """Evaluates the starting policy."""
+        self._run, self._queries = run, 0
+        total = run.config.train.query_budget
+        self._bar: tqdm = progress_bar(None, run.name, "query", run.config.progress, total)
+        self._evaluate(0, None)
+
+    def flush(self) -> None:
+        """Writes the metrics of the last step; waits until they are computed.
+
+        Raises:
+            FloatingPointError: the step's loss or gradient is not finite; its inputs are saved.
+        """
+        if self._pending is None:
+            return
+        (record, queries), self._pending = self._pending, None
+        start = time.perf_counter()
+        metrics = {name: float(value) for name, value in to_host(record.metrics).items()}
+        learned = time.perf_counter() - start + record.seconds.get("learn", 0.0)
+        if not metrics["step/finite"]:
+            _save_inputs(self._run, record, metrics, self._folder / f"non_finite_step_{record.step}")
+        seconds = {f"time/{stage}_s": value for stage, value in (record.seconds | {"learn": learned}).items()}
+        self._writer.write(record.step, queries, metrics | seconds)
+
+    def end_step(self, run: Run, record: Record, last: bool) -> None:
+        """Keeps the step's metrics until they are computed; evaluates where that is due."""
+        before, self._queries = self._queries, run.labeller.num_queries
+        record = record._replace(metrics=record.metrics | self._online_win_rate(record))
+        self._pending = record, self._queries
+        self._bar.update(self._queries - before)
+        every = run.config.eval.every_queries
+        if self._queries // every > before // every or last:
+            self.flush()
+            self._evaluate(record.step + 1, record)
+        if last:
+            self._bar.close()
+
+    def _evaluate(self, step: int, record: Record | None) -> None:
+        start, run = time.perf_counter(), self._run
+        metrics = self._evaluator(run.state, run.policy, step)
+        if record is not None:
+            self._writer.write_samples(completions(run, record, self._queries))
+        metrics["time/evaluate_s"] = time.perf_counter() - start
+        self._writer.write(step, self._queries, metrics)
+        shown = {"win": "eval/win_rate_sft", "ens_acc": "ensemble/accuracy_heldout"}
+        self._bar.set_postfix({k: f"{metrics[name]:.3f}" for k, name in shown.items() if name in metrics})
+
+    def _online_win_rate(self, record: Record) -> dict[str, float]:
+        """Measures the responses that the oracle was shown, in this step and in all so far; buys no label.
+
+        A judge is not asked: two more comparisons for each duel would cost three times as much.
+        """
+        run, shown = self._run, record.shown
+        references = run.actor.task.references["train"]
+        if not shown or isinstance(run.oracle, protocol.PartialOracle) or not references:
+            return {}
+        rows = list(shown)
+        won = evaluate.duel_wins(
+            run.oracle, run.config.oracle.labels, [record.prompts.texts[row] for row in rows],
+            list(shown.values()), [references[i] for i in record.prompts.rows[rows]],
+        )  # fmt: skip
+        self._wins += won.sum()
+        self._responses += won.size
+        return {
+            "duel/win_rate_reference": float(won.mean()),
+            "duel/win_rate_reference_so_far": float(self._wins / self._responses),
+        }
+
+
+def completions(run: Run, record: Record, queries: int) -> list[dict[str, Any]]:
+    """Decodes the first config.eval.num_samples pairs of a step for people to read."""
+    n = run.config.eval.num_samples
+    batch = jax.tree.map(lambda x: x[:n], to_host(record.batch))
+    probability = np.full(len(batch.weight), np.nan)
+    if run.state.ensemble is not None:
+        rewards = member_rewards(run.state.ensemble.params, jnp.asarray(batch.features))
+        probability = to_host(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
+    pairs = run.decode(batch.tokens, batch.mask)
+    return [
+        {
+            "queries": queries,
+            "prompt": prompt,
+            "chosen": pairs[i][0],
+            "rejected": pairs[i][1],
+            "labelled_by": "oracle" if batch.from_oracle[i] else "ensemble",
+            "ensemble_probability": None if np.isnan(probability[i]) else float(probability[i]),
+            "weight": float(batch.weight[i]),
+            "length_chosen": int(batch.mask[i, 0].sum()),
+            "length_rejected": int(batch.mask[i, 1].sum()),
+        }
+        for i, prompt in enumerate(run.decode(batch.prompts, batch.prompt_mask))
+    ]
+
+
+def _save_inputs(run: Run, record: Record, metrics: dict[str, float], folder: Path) -> None:
+    """Saves the batch and the state of a step that is not finite, and raises FloatingPointError.
+
+    Such a step changes nothing (`algorithm.update`), so the run's state is still the one before it.
+    """
+    batch, state = to_host((record.batch, run.state._replace(key=jax.random.key_data(run.state.key))))
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "batch.npz", **{k: v for k, v in batch._asdict().items() if v is not None})
+        models.save(folder / "policy", run.settings.model, state.policy.params, None)
+        leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+        np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): v for k, v in leaves})  # pyright: ignore[reportArgumentType]
+    bad = {k: v for k, v in metrics.items() if not np.isfinite(v)} or metrics["policy/loss"]
+    raise FloatingPointError(f"step {record.step}: {bad} is not finite; its inputs are in {folder}")

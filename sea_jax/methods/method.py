@@ -1,0 +1,169 @@
+"""A method as a row of parts: which prompts, what scores, which duel, who labels, what learns.
+
+The parts are small objects behind the interfaces below. A new combination of parts is a row of
+`methods.METHODS`; a new part is a class in a file of its own, as `methods/apl.py` and `methods/xpo.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from sea_jax.algorithm import LossTerm, UpdateSettings
+from sea_jax.models.generate import Responses
+from sea_jax.types import Array, Config, Params, PromptBatch, SeaState
+
+
+class Prompts(NamedTuple):
+    """A batch of prompts, on the devices and on the host."""
+
+    batch: PromptBatch
+    texts: list[str]  # B
+    rows: np.ndarray  # [B] int64, their rows in the train split
+
+
+class ScoringContext(Protocol):
+    """The parts of a run that a scorer may read; `train.Run` is one."""
+
+    state: SeaState
+    ref_params: Params
+    settings: UpdateSettings
+    oracle: Any
+    backbone: Callable[..., Array]
+
+    def decode(self, tokens: Any, mask: Any) -> list:
+        """Decodes responses [B, M, T] to B lists of M texts."""
+        ...
+
+
+class Scorer(Protocol):
+    """Gives every response of S_t its rewards, from which a strategy chooses (lines 5-7)."""
+
+    @property
+    def reads_oracle(self) -> bool:
+        """Whether it reads the oracle's own rewards, which people and judges do not have."""
+        ...
+
+    def score(
+        self, context: ScoringContext, prompts: Prompts, responses: Responses
+    ) -> tuple[Array | None, Array]:
+        """Returns features [B, M, E] f32 (None without an ensemble) and rewards [K, B, M] f32."""
+        ...
+
+    def trace(self, context: Any, prompts: PromptBatch, tokens: Any, mask: Any) -> Any:
+        """Traces the scorer's own program on abstract arrays, for `launch.plan`; None if it has none."""
+        ...
+
+
+class Samples(NamedTuple):
+    """The samples that a prompt selector draws in a step."""
+
+    num_prompts: int
+    num_responses: int  # to each prompt
+    temperature: float
+
+
+class Choice(NamedTuple):
+    """The prompts of a step, as a selector chose them."""
+
+    rows: np.ndarray  # [B] int64, rows of the train split
+    metrics: dict[str, float]
+    seconds: dict[str, float]  # waited per stage
+
+
+class PromptSelector(Protocol):
+    """Chooses the B prompts of a step from a pool of the stream (line 3)."""
+
+    def pool_size(self, config: Config) -> int:
+        """Returns the number of distinct prompts that the stream gives per step; 0: B, all of them kept."""
+        ...
+
+    def samples(self, config: Config) -> Samples | None:
+        """Returns what `choose` samples, for `launch.plan`; None if it samples nothing."""
+        ...
+
+    def choose(
+        self, config: Config, rows: np.ndarray, sample: Callable[[np.ndarray, Samples], Any]
+    ) -> Choice:
+        """Chooses the prompts.
+
+        Args:
+            config: the method's.
+            rows: [pool] int64, rows of the train split.
+            sample: (rows, Samples) -> (Responses, seconds waited per stage) of the latest policy.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class NextPrompts:
+    """Takes the stream's next B prompts."""
+
+    def pool_size(self, config: Config) -> int:
+        """Returns 0: there is no pool."""
+        return 0
+
+    def samples(self, config: Config) -> None:
+        """Returns None: it samples nothing."""
+
+    def choose(self, config: Config, rows: np.ndarray, sample: Callable[..., Any]) -> Choice:
+        """Keeps all rows."""
+        return Choice(rows, {}, {})
+
+
+def two_responses(config: Config) -> int:
+    """Returns M = 2: the two responses meet."""
+    return 2
+
+
+def sea_responses(config: Config) -> int:
+    """Returns M = config.sea.num_responses."""
+    return config.sea.num_responses
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One row of the methods table.
+
+    Attributes:
+        label: its name in tables and figures.
+        strategy: the row of `ensemble.STRATEGIES` that chooses each duel.
+        scorer: gives the responses their rewards; None: the strategy reads no reward.
+        prompts: chooses the prompts.
+        proposal: who writes S_t: 'policy', or 'reference' for π_ref, as in a data set collected before.
+        num_responses: config -> M.
+        synthetic: whether sampled heads label a share 1 − γ of the duels after the burn-in.
+        term: config -> the term that the method adds to F (Eq. 9).
+        learns: 'policy', 'ensemble', both or neither.
+        losses: the losses that the method is derived for; empty: any.
+        section: the dataclass of the method's own config fields and their checks (`config/fields.py`).
+    """
+
+    label: str
+    strategy: str = "passive"
+    scorer: Scorer | None = None
+    prompts: PromptSelector = NextPrompts()
+    proposal: str = "policy"
+    num_responses: Callable[[Config], int] = two_responses
+    synthetic: bool = False
+    term: Callable[[Config], LossTerm] | None = None
+    learns: Sequence[str] = ("policy",)
+    losses: Sequence[str] = ()
+    section: type | None = None
+
+    @property
+    def learns_ensemble(self) -> bool:
+        """Whether the method learns a posterior over rewards (line 9)."""
+        return "ensemble" in self.learns
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the duel depends on the responses' rewards."""
+        return self.scorer is not None
+
+
+def no_rewards(num_prompts: int, num_responses: int) -> Array:
+    """Returns rewards [1, B, M] f32 of 0, for strategies that read none."""
+    return jnp.zeros((1, num_prompts, num_responses))

@@ -1,0 +1,66 @@
+"""Draws win rates and rewards by oracle queries (Fig. 3), and the queries to levels (Fig. 1)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sea_jax.report.runs import Runs
+from sea_jax.report.statistics import mean_curve, queries_to
+
+CURVES = {"eval/win_rate_sft": "win rate against SFT", "eval/reward": "mean r*"}
+
+
+def draw(sizes: dict[str, Runs], levels: dict[str, tuple[float, ...]], file: Path) -> None:
+    """Draws a row of panels for each model size, with one colour for each method.
+
+    Args:
+        sizes: size -> finished runs; the size is '' where there is one only.
+        levels: size -> win rates against the references, for the bars.
+        file: the PNG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = list(dict.fromkeys(name for runs in sizes.values() for name in runs))
+    colors = {name: f"C{i}" for i, name in enumerate(names)}
+    fig, rows = plt.subplots(
+        len(sizes), 3, figsize=(16, 4.4 * len(sizes)), layout="constrained", squeeze=False
+    )
+    for panels, (size, runs) in zip(rows, sizes.items(), strict=True):
+        title = f"{size}, mean ± s.e. over seeds" if size else "mean ± s.e. over seeds"
+        for axes, (metric, name) in zip(panels, CURVES.items(), strict=False):
+            _curves(axes, runs, metric, colors)
+            axes.set(xlabel="oracle queries", ylabel=name, title=title)
+        if runs:
+            panels[0].legend(loc="lower right")
+        _bars(panels[2], runs, levels[size], colors)
+    fig.savefig(file, dpi=130)
+    plt.close(fig)
+
+
+def _curves(axes: Any, runs: Runs, metric: str, colors: dict[str, str]) -> None:
+    """Draws the mean of each method with a band of one standard error."""
+    for name, method in runs.items():
+        x, mean, error = mean_curve(method.rows, metric)
+        axes.plot(x, mean, label=f"{method.label} ({len(method.seeds)} seeds)", color=colors[name])
+        axes.fill_between(x, mean - error, mean + error, alpha=0.2, color=colors[name])
+    axes.grid(alpha=0.3)
+
+
+def _bars(axes: Any, runs: Runs, levels: tuple[float, ...], colors: dict[str, str]) -> None:
+    """Draws the queries at which each method's mean curve reaches the levels."""
+    width = 0.8 / max(len(runs), 1)
+    for i, (name, method) in enumerate(runs.items()):
+        x, mean, _ = mean_curve(method.rows, "eval/win_rate_reference")
+        mean_rows = [{"queries": q, "win rate": w} for q, w in zip(x, mean, strict=True)]
+        needed = [queries_to(mean_rows, "win rate", level) for level in levels]
+        at = np.arange(len(levels)) + (i - (len(runs) - 1) / 2) * width
+        heights = [n if np.isfinite(n) else 0 for n in needed]
+        bars = axes.bar(at, heights, width * 0.9, color=colors[name])
+        axes.bar_label(bars, [f"{n:.0f}" if np.isfinite(n) else "not\nreached" for n in needed], fontsize=8)
+    axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
+    axes.set(xlabel="win rate against references, of the mean curve", ylabel="oracle queries needed")
+    axes.set_title("fewer is better")
