@@ -27,6 +27,7 @@ from sea_jax.actors.sampler import new_version, sample_now
 from sea_jax.ensemble import experience, features, heads
 from sea_jax.experiment import assets
 from sea_jax.tasks import mini_tldr
+from sea_jax.types import Config
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Work directory with trained parts.")
@@ -37,7 +38,7 @@ LABELS = (100, 200, 500, 1000, 2000)
 STEPS = 400
 
 
-def collect(config, shared: assets.Assets, split: str, count: int, seed: int):
+def collect(config: Config, shared: assets.Assets, split: str, count: int, seed: int):
     """Samples pairs of responses and computes their features.
 
     Returns:
@@ -65,7 +66,7 @@ def collect(config, shared: assets.Assets, split: str, count: int, seed: int):
     return [np.concatenate(kind) for kind in zip(*parts, strict=True)]
 
 
-def accuracy(config, train: np.ndarray, test: np.ndarray, count: int, seed: int) -> float:
+def accuracy(config: Config, train: np.ndarray, test: np.ndarray, count: int, seed: int) -> float:
     """Returns the held-out accuracy of K heads trained on `count` labels; pairs [N, 2, E] have y+ first."""
     cfg = config.ensemble
     mean = train.mean((0, 1))

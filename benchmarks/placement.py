@@ -18,9 +18,7 @@ from pathlib import Path
 import jax
 
 from configs import quickstart
-from sea_jax import tasks
-from sea_jax.config import validate as config
-from sea_jax.experiment import assets
+from sea_jax.experiment import assets, validate
 from sea_jax.experiment.logbook import Logbook
 from sea_jax.experiment.setup import make_run
 from sea_jax.runtime.allocator import keep_freed_memory
@@ -69,9 +67,7 @@ def prepare(args, mesh: int, devices: int, staleness: int):
     cfg.train.update(dict(batch_size=args.batch_size, staleness=staleness, query_budget=10**6))
     cfg.ensemble.capacity = 8192
     cache = Path(args.workdir) / "cache"
-    config.validate_parts(cfg)
-    task = tasks.load(cfg, cache / "task")
-    config.validate(cfg, task)
+    task = validate.load_task(cfg, cache)
     shared = assets.prepare(cfg, cache, task)
     return lambda: make_run(cfg, shared, args.method, 0)
 

@@ -9,11 +9,10 @@ comparison). Passive has two further settings, in work directories of their own:
 `python -m sea_jax.report runs/sample_efficiency runs/control`
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from sea_jax.experiment.base_config import base_config
+from sea_jax.types import Config
 
 PASSIVE = {
     "control": {},  # as SEA
@@ -21,13 +20,13 @@ PASSIVE = {
 }
 
 
-def get_config(kind: str = "") -> Any:
-    """Batches of 4 and constant rates, unless said.
+def get_config(kind: str = "") -> Config:
+    """Returns a config with batches of 4 and constant learning rates, unless `kind` has others.
 
     Args:
         kind: empty, or a row of `PASSIVE`: passive alone with these fields of `train`.
     """
-    config = quickstart.get_config()
+    config = base_config()
     config.seed = config.task.oracle_seed = 105
     config.num_seeds = 5
     config.train.learning_rate = 4e-4

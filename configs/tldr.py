@@ -12,11 +12,11 @@ Without a network, give folders: `--config.policy.folder`, `--config.encoder.fol
 dataset's columns.
 """
 
-from typing import Any
-
-from ml_collections import ConfigDict
-
-from configs import quickstart
+from sea_jax.config.fields import to_config
+from sea_jax.config.options import parse_options
+from sea_jax.config.task import TextTask
+from sea_jax.experiment.base_config import base_config
+from sea_jax.types import Config
 
 # SFT models of Huang et al. (2024), arXiv:2403.17031.
 SFT = "cleanrl/EleutherAI_pythia-{size}-deduped__sft__tldr"
@@ -24,8 +24,8 @@ SIZES = ("1b", "2.8b", "6.9b")
 BETA = dict(dpo=0.1, slic=0.2, ipo=0.2)  # the paper tunes IPO's among 0.2, 0.3, 0.5, 1.0
 
 
-def get_config(options: str = "") -> Any:
-    """The paper's hyperparameters.
+def get_config(options: str = "") -> Config:
+    """Returns the paper's hyperparameters.
 
     Args:
         options: size, dap and method as 'name=value', divided by commas; 1b, dpo and sea where left out.
@@ -33,64 +33,69 @@ def get_config(options: str = "") -> Any:
     Raises:
         ValueError: on an unknown option.
     """
-    chosen = parse(options, size=SIZES, dap=tuple(BETA), method=None)
-    config = quickstart.get_config()
-    config.methods = (chosen.get("method", "sea"),)
-    config.num_seeds, config.mesh.fsdp = 3, 8
-    config.task = ConfigDict(
-        dict(
-            name="tldr", oracle_seed=0, dataset="trl-lib/tldr", subset="", path="", split_seed=0,
-            prompt_column="", reference_column="", chosen_column="", rejected_column="", chat="no",
-            eos_token="", num_train=50_000, num_tuning=1000, num_heldout=1000, prompt_length=512,
+    chosen = dict(size="1b", dap="dpo", method="sea")
+    chosen |= parse_options(options, size=SIZES, dap=tuple(BETA), method=None)
+    config = base_config()
+    config.methods = (chosen["method"],)
+    config.num_seeds = 3
+    config.mesh.fsdp = 8
+    config.task = to_config(
+        TextTask(
+            name="tldr",
+            dataset="trl-lib/tldr",
+            chat="no",
+            num_train=50_000,
+            num_tuning=1000,
+            num_heldout=1000,
+            prompt_length=512,
             response_length=53,
         )
-    )  # fmt: skip
-    # methods=("rm",) with task.dataset="trl-lib/tldr-preference", task.num_train=0: an epoch of 92,858 pairs.
-    config.rm.update(dict(steps=1451, batch_size=64, learning_rate=3e-6, micro_batch=8, length=1024))
-    config.policy.folder = SFT.format(size=chosen.get("size", "1b"))
-    config.policy.dtype, config.policy.remat = "bfloat16", "full"
-    config.oracle.update(
-        dict(
-            kind="reward_model", folder="Skywork/Skywork-Reward-Llama-3.1-8B", dtype="bfloat16", batch_size=64
-        )
-    )  # fmt: skip
-    config.backbone.kind = "encoder"
-    config.encoder.folder, config.encoder.dtype = "llm-blender/PairRM-hf", "bfloat16"
-    dap = chosen.get("dap", "dpo")
-    config.train.update(
-        dict(
-            dap=dap, beta=BETA[dap], batch_size=128, query_budget=50_000, learning_rate=5e-7,
-            schedule="cosine", warmup_queries=0, temperature=0.7, micro_batch=128, token_chunk=16,
-        )
-    )  # fmt: skip
-    config.ensemble.update(dict(prior="random", capacity=65_536))
-    config.sea.update(dict(num_responses=20, gamma=0.7, burn_in=1000))
-    config.apl.update(dict(pool_factor=8, num_responses=8))  # 1024 prompts for a batch of 128
-    config.xpo.alpha = 5e-6
-    config.sampler.micro_batch = 32
-    config.eval.update(
-        dict(num_prompts=1000, batch_size=128, num_pairs=1000, every_queries=2560, reward_levels=())
     )
+    _set_models(config, chosen["size"])
+    _set_reward_training(config)
+
+    config.train.dap = chosen["dap"]
+    config.train.beta = BETA[chosen["dap"]]
+    config.train.batch_size = 128
+    config.train.query_budget = 50_000
+    config.train.learning_rate = 5e-7
+    config.train.schedule = "cosine"
+    config.train.warmup_queries = 0
+    config.train.micro_batch = 128
+    config.train.token_chunk = 16
+    config.sampler.micro_batch = 32
+    config.ensemble.prior = "random"
+    config.ensemble.capacity = 65_536
+    config.sea.burn_in = 1000
+
+    config.eval.num_prompts = 1000
+    config.eval.num_pairs = 1000
+    config.eval.batch_size = 128
+    config.eval.every_queries = 2560
+    config.eval.reward_levels = ()
     return config
 
 
-def parse(options: str, **valid: tuple[str, ...] | None) -> dict[str, str]:
-    """'a=1,b=2' -> {'a': '1', 'b': '2'}.
+def _set_models(config: Config, size: str) -> None:
+    """Sets the policy, the oracle and the backbone."""
+    config.policy.folder = SFT.format(size=size)
+    config.policy.dtype = "bfloat16"
+    config.policy.remat = "full"
+    config.oracle.kind = "reward_model"
+    config.oracle.folder = "Skywork/Skywork-Reward-Llama-3.1-8B"
+    config.oracle.dtype = "bfloat16"
+    config.backbone.kind = "encoder"
+    config.encoder.folder = "llm-blender/PairRM-hf"
+    config.encoder.dtype = "bfloat16"
 
-    Args:
-        options: what stands behind the config file's colon.
-        **valid: the names, each with its values, or None where another place checks them.
 
-    Raises:
-        ValueError: naming the option, its value and what is valid.
+def _set_reward_training(config: Config) -> None:
+    """Sets the command `rm`.
+
+    With task.dataset="trl-lib/tldr-preference" and task.num_train=0 it is an epoch of 92,858 pairs.
     """
-    chosen = {}
-    for part in filter(None, options.split(",")):
-        name, _, value = part.partition("=")
-        if name not in valid:
-            raise ValueError(f"config option {part!r}: valid names are {', '.join(valid)}")
-        allowed = valid[name]
-        if allowed is not None and value not in allowed:
-            raise ValueError(f"config option {part!r}: valid values are {', '.join(allowed)}")
-        chosen[name] = value
-    return chosen
+    config.rm.steps = 1451
+    config.rm.batch_size = 64
+    config.rm.learning_rate = 3e-6
+    config.rm.micro_batch = 8
+    config.rm.length = 1024

@@ -7,9 +7,11 @@ trained policies by AlpacaEval 2.0 (Table 3), which this project does not hold; 
 held-out prompts against the starting policy.
 """
 
-from typing import Any
-
-from configs import tldr
+from sea_jax.config.fields import to_config
+from sea_jax.config.options import parse_options
+from sea_jax.config.task import TextTask
+from sea_jax.experiment.base_config import base_config
+from sea_jax.types import Config
 
 MODELS = {
     "llama3-8b": "meta-llama/Meta-Llama-3-8B-Instruct",
@@ -18,8 +20,8 @@ MODELS = {
 }
 
 
-def get_config(options: str = "") -> Any:
-    """The paper's hyperparameters; SEA's own are those of TL;DR.
+def get_config(options: str = "") -> Config:
+    """Returns the paper's hyperparameters; SEA's own are those of TL;DR.
 
     Args:
         options: model and method as 'name=value', divided by commas; llama3-8b and sea where left out.
@@ -27,25 +29,71 @@ def get_config(options: str = "") -> Any:
     Raises:
         ValueError: on an unknown option.
     """
-    chosen = tldr.parse(options, model=tuple(MODELS), method=None)
-    config = tldr.get_config()
-    config.methods = (chosen.get("method", "sea"),)
-    config.task.update(
-        dict(
-            name="ultrafeedback", dataset="HuggingFaceH4/ultrafeedback_binarized", reference_column="",
-            chat="yes", num_train=0, num_tuning=500, num_heldout=1000, prompt_length=1800,
+    chosen = dict(model="llama3-8b", method="sea")
+    chosen |= parse_options(options, model=tuple(MODELS), method=None)
+    config = base_config()
+    config.methods = (chosen["method"],)
+    config.num_seeds = 3
+    # Two devices share a layer, or its weights leave too little room for the caches of long responses.
+    config.mesh.fsdp = 4
+    config.mesh.tensor = 2
+    config.task = to_config(
+        TextTask(
+            name="ultrafeedback",
+            dataset="HuggingFaceH4/ultrafeedback_binarized",
+            chat="yes",
+            num_train=0,
+            num_tuning=500,
+            num_heldout=1000,
+            prompt_length=1800,
             response_length=1024,
         )
-    )  # fmt: skip
-    config.rm.update(dict(steps=950, length=2048, micro_batch=8))  # an epoch of 61k pairs; a guess
-    config.policy.folder = MODELS[chosen.get("model", "llama3-8b")]
-    config.oracle.folder, config.oracle.batch_size = "RLHFlow/ArmoRM-Llama3-8B-v0.1", 16
-    # Two devices share a layer, or its weights leave too little room for the caches of long responses.
-    config.mesh.fsdp, config.mesh.tensor = 4, 2
-    # App. F.2: γ/β = 0.3, and 0.9 is the temperature of AlpacaEval's answers only.
-    config.train.update(
-        dict(dap="simpo", beta=10.0, margin_ratio=0.3, learning_rate=8e-7, query_budget=60_000, micro_batch=8)
     )
+    _set_models(config, chosen["model"])
+    _set_reward_training(config)
+
+    # App. F.2: γ/β = 0.3, and 0.9 is the temperature of AlpacaEval's answers only.
+    config.train.dap = "simpo"
+    config.train.beta = 10.0
+    config.train.margin_ratio = 0.3
+    config.train.batch_size = 128
+    config.train.query_budget = 60_000
+    config.train.learning_rate = 8e-7
+    config.train.schedule = "cosine"
+    config.train.warmup_queries = 0
+    config.train.micro_batch = 8
+    config.train.token_chunk = 16
     config.sampler.micro_batch = 8
-    config.eval.update(dict(num_prompts=500, num_pairs=500))
+    config.ensemble.prior = "random"
+    config.ensemble.capacity = 65_536
+    config.sea.burn_in = 1000
+
+    config.eval.num_prompts = 500
+    config.eval.num_pairs = 500
+    config.eval.batch_size = 128
+    config.eval.every_queries = 2560
+    config.eval.reward_levels = ()
     return config
+
+
+def _set_models(config: Config, model: str) -> None:
+    """Sets the policy, the oracle and the backbone."""
+    config.policy.folder = MODELS[model]
+    config.policy.dtype = "bfloat16"
+    config.policy.remat = "full"
+    config.oracle.kind = "reward_model"
+    config.oracle.folder = "RLHFlow/ArmoRM-Llama3-8B-v0.1"
+    config.oracle.dtype = "bfloat16"
+    config.oracle.batch_size = 16
+    config.backbone.kind = "encoder"
+    config.encoder.folder = "llm-blender/PairRM-hf"
+    config.encoder.dtype = "bfloat16"
+
+
+def _set_reward_training(config: Config) -> None:
+    """Sets the command `rm`: an epoch of 61k pairs; a guess."""
+    config.rm.steps = 950
+    config.rm.batch_size = 64
+    config.rm.learning_rate = 3e-6
+    config.rm.micro_batch = 8
+    config.rm.length = 2048

@@ -5,6 +5,8 @@
     python -m launch.ray_run --config=configs/tldr.py:size=6.9b --workdir=/shared/runs/tldr --address=auto \
         --learners=1 --learner_gpus=8 --actors=8 --actor_gpus=1 --oracles=2 --oracle_gpus=4
 
+The commands sft and rm stand before the flags, as for sea_jax.main.
+
 Without --address (or RAY_ADDRESS) the cluster is this machine, for the duration of the command. Start a
 cluster of several machines as Ray's documentation says (`ray start --head`, then `ray start --address=<head>`
 on the others). All machines have this folder and its environment at the same path, and --workdir is on a disk
@@ -24,10 +26,10 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sea_jax.actors import ray_pool, ray_workers
-from sea_jax.config.flags import fail, parse, read_config
-from sea_jax.config.validate import validate_parts
+from sea_jax.config.flags import command_of, fail, parse, read_config
 from sea_jax.errors import InputError, ServiceError
-from sea_jax.experiment import finetune as supervised
+from sea_jax.experiment.commands import COMMANDS
+from sea_jax.experiment.validate import validate_parts
 from sea_jax.runtime.process import meet, prepare_jax
 from sea_jax.types import Config
 
@@ -57,21 +59,24 @@ class Learner:
             probe.bind((host, 0))
             return f"{host}:{probe.getsockname()[1]}"
 
-    def run(self, fields: dict[str, Any], workdir: str, coordinator: str, count: int, index: int) -> str:
-        """Runs the config as learner `index` of `count`; returns the result of `experiment.run`."""
+    def run(
+        self, command: str | None, fields: dict[str, Any], workdir: str, coordinator: str, count: int,
+        index: int,
+    ) -> str:  # fmt: skip
+        """Runs the config, or a command, as learner `index` of `count`; returns the report."""
         config: Config = ConfigDict(fields)
         prepare_jax(config, workdir)
         if count > 1:
             meet(coordinator, count, index)
-        from sea_jax.experiment import run as experiment  # starts JAX, which the lines above prepare
+        from sea_jax.experiment import commands  # starts JAX, which the lines above prepare
+        from sea_jax.experiment import run as experiment
 
-        return experiment.run(config, workdir)
+        return commands.run(command, config, workdir) if command else experiment.run(config, workdir)
 
 
 def main(argv: list[str]) -> None:
-    """Reserves the processes and runs the config; a mistake in it is one line on stderr and exit status 2."""
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}: valid are --config, --workdir, --config.<field>, --actors, …")
+    """Reserves the processes and runs the config or a command on them; mistakes end it with status 2."""
+    command = command_of(argv, COMMANDS, "--config, --workdir, --config.<field>, --actors, …")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     config = read_config(_CONFIG)
@@ -79,17 +84,17 @@ def main(argv: list[str]) -> None:
         if flag.value is not None:
             config.ray[flag.name] = flag.value
     try:
-        if supervised.command(config) is None:
+        if command is None:
             validate_parts(config)
-        print(_run(config))
+        print(_run(command, config))
     except (InputError, FloatingPointError, ServiceError) as error:
         fail(error)
     finally:
         ray.shutdown()
 
 
-def _run(config: Config) -> str:
-    """Starts the learners and waits for them; returns the main learner's result."""
+def _run(command: str | None, config: Config) -> str:
+    """Starts the learners and waits for them; returns the main learner's report."""
     count, timeout_s = _LEARNERS.value, config.ray.timeout_s
     resources = ray_pool.Resources(_LEARNER_CPUS.value, _LEARNER_GPUS.value)
     bundles = ray_workers.bundles(config, resources, count)
@@ -100,7 +105,7 @@ def _run(config: Config) -> str:
     learners = [kind.options(scheduling_strategy=strategy).remote() for strategy in strategies]
     address = learners[0].coordinator_address.remote()
     [coordinator] = ray_pool.wait_for([address], "learner 0 to start", timeout_s)
-    arguments = config.to_dict(), _WORKDIR.value, coordinator, count
+    arguments = command, config.to_dict(), _WORKDIR.value, coordinator, count
     runs = [learner.run.remote(*arguments, i) for i, learner in enumerate(learners)]
     return ray_pool.wait_for(runs, "the run to end", None)[0]
 

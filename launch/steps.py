@@ -19,11 +19,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from sea_jax import models, train
-from sea_jax.config.validate import validate_compute
 from sea_jax.ensemble import features, pair_encoder
 from sea_jax.errors import InputError
 from sea_jax.experiment import reward_scorer
 from sea_jax.experiment.setup import draw_ensemble, make_settings
+from sea_jax.experiment.validate import validate_fields
 from sea_jax.methods import METHODS
 from sea_jax.models import convert, sizes
 from sea_jax.models.generate import make_sampler
@@ -33,7 +33,7 @@ from sea_jax.runtime.mesh import AXES, batch_shards
 from sea_jax.runtime.sharding import checked_specs, with_gather
 from sea_jax.state import init_state
 from sea_jax.tasks import mini_tldr
-from sea_jax.types import BATCH_AXES, PreferenceBatch, PromptBatch, SeaState
+from sea_jax.types import BATCH_AXES, Config, PreferenceBatch, PromptBatch, SeaState
 
 NAMES = ("train", "generate", "pool", "score", "features", "oracle")
 
@@ -71,9 +71,9 @@ class Experiment:
         InputError: where the mesh divides a batch or a parameter unevenly; on a model of unknown shape.
     """
 
-    def __init__(self, config: Any, devices: list[Any]):
+    def __init__(self, config: Config, devices: list[Any]):
         self.config = config
-        validate_compute(config)
+        validate_fields(config)
         sizes = tuple(config.mesh[axis] for axis in AXES)
         if math.prod(sizes) != len(devices):
             raise InputError(
@@ -217,7 +217,7 @@ class Experiment:
         traced = reward_scorer.score_fn(model).trace(params, *self._texts(size, length))
         return Step("oracle", traced, ("oracle",), calls=-(-num_texts // size))
 
-    def _rows(self, config: Any) -> int:
+    def _rows(self, config: Config) -> int:
         """Texts at once of the encoder or of the oracle, as their `load` makes them."""
         return _round_up(config.batch_size, batch_shards(self.mesh))
 
@@ -312,7 +312,7 @@ def _cast(params: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x, p: x.update(sharding=p.sharding), cast, params)
 
 
-def policy_shape(config: Any) -> Any:
+def policy_shape(config: Config) -> Any:
     """The policy's shape by config.policy: that of its folder or hub name, or the fields beside it."""
     policy = config.policy
     compute: dict[str, Any] = dict(dtype=jnp.dtype(policy.dtype).type, remat=policy.remat)

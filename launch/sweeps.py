@@ -11,19 +11,22 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from sea_jax.config import validate as config_lib
 from sea_jax.config.flags import config_mistake
 from sea_jax.errors import InputError
+from sea_jax.experiment.commands import COMMANDS
+from sea_jax.experiment.validate import validate_fields
+from sea_jax.experiment.workdir import difference, require_writable
 from sea_jax.methods import METHODS
 from sea_jax.report import sweep as sweeps
 from sea_jax.report.sweep import Sweep, Unit
+from sea_jax.types import Config
 
 # Fields that a sweep sets for each unit, and what to give instead. It also sets seed and oracle seed, which
 # may be given: they are those of replicate 0.
 SET_BY_SWEEP = {
     "methods": "--methods",
     "num_seeds": "--seeds",
-    "progress": "to leave it out, as units have logs",
+    "progress": "to leave it out, since units write logs",
 }
 
 
@@ -66,7 +69,8 @@ def plan(
     chosen = tuple(dict.fromkeys(first["methods"] if methods is None else methods))
     wrong = [method for method in chosen if method not in METHODS]
     if wrong or not chosen:
-        raise InputError(f"--methods={','.join(wrong)}: valid are {', '.join(METHODS)}")
+        alone = f"; {wrong[0]} is a command of sea_jax.main" if set(wrong) & {*COMMANDS} else ""
+        raise InputError(f"--methods={','.join(wrong)}: valid are {', '.join(METHODS)}{alone}")
     count: int = first["num_seeds"] if seeds is None else seeds
     if count < 1:
         raise InputError(f"--seeds={count}: valid is at least 1")
@@ -106,8 +110,8 @@ def read_config(file: str, given: tuple[str, ...]) -> dict[str, Any]:
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     values(["", *arguments])
-    config: Any = holder.value
-    config_lib.validate_compute(config)
+    config: Config = holder.value
+    validate_fields(config)
     return json.loads(config.to_json())
 
 
@@ -121,12 +125,12 @@ def claim(sweep: Sweep) -> Sweep:
         InputError: naming the first field that differs.
     """
     root = sweep.root
-    config_lib.require_writable("--root", root)
+    require_writable("--root", root)
     if (root / "config.json").exists():
         raise InputError(f"--root={root}: holds the runs of one command, no sweep; valid: another --root")
     old = sweeps.read(root) if (root / sweeps.FILE).exists() else sweep
     for size, theirs in old.configs.items():
-        if found := config_lib.difference(_config_of(sweep, size), theirs):
+        if found := difference(_config_of(sweep, size), theirs):
             name, here, there = found
             raise InputError(
                 f"--root={root}: holds a sweep of {size} with {name}={there!r}, not {here!r}; "

@@ -298,16 +298,16 @@ def _update_policy(
         "policy/log_ratio_chosen": mean_or_nan(ratio[:, 0], batch.weight),
         "policy/log_ratio_rejected": mean_or_nan(ratio[:, 1], batch.weight),
     }
-    if settings.term is not None:
+    if settings.term is not None and extra_logps is not None:
         metrics |= settings.term.metrics(extra_logps, batch.weight)
     return PolicyState(optax.apply_updates(state.params, updates), opt_state), metrics
 
 
 def _policy_gradient(
     settings: UpdateSettings, params: Params, ref_params: Params, batch: PreferenceBatch
-) -> tuple[Array, Params, Array, Array, Array]:
+) -> tuple[Array, Params, Array, Array, Array | None]:
     """Returns F (Eq. 9), its gradient, and log-probs: π_θ's and π_ref's of the pairs [B, 2], π_θ's of the
-    further responses [B, X].
+    further responses [B, X] (None without a loss term).
 
     Micro-batches bound the memory of the backward pass. F is a weighted mean over B, so each pass adds its
     share of one sum; `optax.MultiSteps` would average passes of unequal weight.
@@ -316,15 +316,17 @@ def _policy_gradient(
     total = jnp.maximum(batch.weight.sum(), 1e-8)
     loss_fn = DAP_LOSSES[settings.dap]
 
-    def share(params: Params, part: PreferenceBatch) -> tuple[Array, tuple[Array, Array, Array]]:
+    def share(params: Params, part: PreferenceBatch) -> tuple[Array, tuple[Array, Array, Array | None]]:
         prompts, chunk = (part.prompts, part.prompt_mask), settings.token_chunk
         ref_logps = sequence_logprobs(settings.model, ref_params, *prompts, part.tokens, part.mask, chunk)
         logps = sequence_logprobs(settings.model, params, *prompts, *_with_extra(part), chunk)
-        logps, extra_logps = logps[:, :2], logps[:, 2:]
-        losses = loss_fn(logps, ref_logps, part.mask.sum(-1), **dict(settings.dap_options))
+        pairs, extra_logps = logps, None
         if settings.term is not None:
+            pairs, extra_logps = logps[:, :2], logps[:, 2:]
+        losses = loss_fn(pairs, ref_logps, part.mask.sum(-1), **dict(settings.dap_options))
+        if settings.term is not None and extra_logps is not None:
             losses += settings.term.loss(extra_logps)
-        return jnp.sum(losses * part.weight) / total, (logps, ref_logps, extra_logps)
+        return jnp.sum(losses * part.weight) / total, (pairs, ref_logps, extra_logps)
 
     def add(sums: tuple[Array, Params], part: PreferenceBatch) -> tuple[Any, Any]:
         (loss, logps), grads = jax.value_and_grad(share, has_aux=True)(params, part)
@@ -353,4 +355,4 @@ def split_passes(tree: Any, size: int) -> Any:
 
 def merge_passes(tree: Any) -> Any:
     """Inverts `split_passes`."""
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)

@@ -1,17 +1,26 @@
-"""Flags only: --config, --workdir. See `experiment.run`."""
+"""Runs a config, one of the commands `sft` and `rm`, or prints a config; flags and their mistakes only.
+
+python -m sea_jax.main --config=<file> --workdir=<folder>         # the experiment: methods times seeds
+python -m sea_jax.main sft --config=<file> --workdir=<folder>     # supervised fine-tuning of the policy
+python -m sea_jax.main rm --config=<file> --workdir=<folder>      # training of a reward model
+python -m sea_jax.main --config=<file> --print_config             # every field and its meaning
+"""
 
 import re
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sea_jax.config.flags import fail, parse, read_config
+from sea_jax.config.flags import command_of, fail, parse, read_config
 from sea_jax.errors import InputError, ServiceError
+from sea_jax.experiment.commands import COMMANDS
 from sea_jax.runtime.process import meet, prepare_jax
+from sea_jax.types import Config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/quickstart.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.")
 _PREPARE = flags.DEFINE_bool("prepare", False, "Only train the parts that runs share, into the cache.")
+_PRINT = flags.DEFINE_bool("print_config", False, "Print every field with its meaning, and train nothing.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "",
     "Of a run on several hosts: host:port of process 0, or 'auto' where the cluster tells (TPU pods, Slurm, "
@@ -22,20 +31,40 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from
 
 
 def main(argv: list[str]) -> None:
-    """Runs the config; a mistake in it is one line on stderr and exit status 2, one of ours a traceback."""
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}: valid are --config, --workdir, --config.<field>=<value>")
+    """Runs the config; mistakes in it are lines on stderr and exit status 2, one of ours a traceback."""
+    command = command_of(argv, COMMANDS, "--config, --workdir, --config.<field>=<value>")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # JAX tells at INFO which accelerators it did not find
-    config = read_config(_CONFIG)
-    prepare_jax(config, _WORKDIR.value)
+    config, workdir = read_config(_CONFIG), _WORKDIR.value
+    if _PRINT.value:
+        print(_described(config))
+        return
+    if not workdir:
+        fail("--workdir: absent; valid: a folder for the runs, made if absent")
+    if command and _PREPARE.value:
+        fail(f"--prepare: valid without a command, not with {command!r}")
+    prepare_jax(config, workdir)
     _join()
-    from sea_jax.experiment import run as experiment
-
     try:
-        print((experiment.prepare if _PREPARE.value else experiment.run)(config, _WORKDIR.value))
+        print(_run(command, config, workdir))
     except (InputError, FloatingPointError, ServiceError) as error:
         fail(error)
+
+
+def _described(config: Config) -> str:
+    from sea_jax.config.printing import describe
+    from sea_jax.experiment.base_config import sections_of
+
+    return describe(config, sections_of(config))
+
+
+def _run(command: str | None, config: Config, workdir: str) -> str:
+    from sea_jax.experiment import commands
+    from sea_jax.experiment import run as experiment
+
+    if command:
+        return commands.run(command, config, workdir)
+    return (experiment.prepare if _PREPARE.value else experiment.run)(config, workdir)
 
 
 def _join() -> None:

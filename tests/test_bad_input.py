@@ -16,10 +16,10 @@ from small_run import loop, small_run
 
 from configs import quickstart
 from sea_jax import main, models
-from sea_jax.config import validate as config_lib
 from sea_jax.errors import InputError
-from sea_jax.experiment import assets
+from sea_jax.experiment import assets, validate
 from sea_jax.experiment import run as experiment
+from sea_jax.experiment.workdir import claim_workdir
 from sea_jax.pretraining import cache as parts
 from sea_jax.tasks import mini_tldr
 
@@ -43,7 +43,8 @@ def complaint(cache, monkeypatch, capsys):
         config.update_from_flattened_dict({"cache_dir": str(cache)} | fields)
         monkeypatch.setattr(main, "_CONFIG", types.SimpleNamespace(value=config))
         monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value=str(workdir)))
-        monkeypatch.setattr(main, "_PREPARE", types.SimpleNamespace(value=False))
+        for flag in ("_PREPARE", "_PRINT"):
+            monkeypatch.setattr(main, flag, types.SimpleNamespace(value=False))
         monkeypatch.setattr(main, "_join", lambda: None)  # its flags are parsed in a process of its own
         with pytest.raises(SystemExit) as exit:
             main.main(["sea_jax"])
@@ -136,13 +137,20 @@ def test_a_process_ends_as_the_functions_do(cache, tmp_path):
         ({"sampler.micro_batch": 3}, ["config.sampler.micro_batch=3", "divisor of train.batch_size=4"]),
         ({"policy.dtype": "float16"}, ["config.policy.dtype='float16'", "bfloat16"]),
         ({"backbone.kind": "decoder"}, ["config.backbone.kind='decoder'", "ranker", "encoder"]),
-        ({"backbone.kind": "encoder"}, ["config.encoder.folder=''", "backbone.kind='encoder'"]),
+        (
+            {"backbone.kind": "encoder", "ensemble.prior": "random"},
+            ["config.encoder.folder=''", "backbone.kind='encoder'"],
+        ),
         (
             {"backbone.kind": "encoder", "encoder.folder": "x"},
             ["config.ensemble.prior='pretrained'", "'random' with backbone.kind='encoder'"],
         ),
         ({"sft.token_chunk": 8}, ["config.sft.token_chunk=8", "sft.prompt_weight=0, not 0.1"]),
-        ({"methods": ("sft", "sea")}, ["config.methods='sft'", "'sft' alone"]),
+        ({"methods": ("sft",)}, ["config.methods='sft'", "a command: python -m sea_jax.main sft --config"]),
+        (
+            {"methods": ("sea", "rm")},
+            ["config.methods='rm'", "a command: python -m sea_jax.main rm --config"],
+        ),
         ({"train.micro_batch": 3}, ["config.train.micro_batch=3", "divisor of train.batch_size=4"]),
         ({"train.per_token": True}, ["config.train.per_token=True", "'ipo', not 'dpo'"]),
         (
@@ -151,7 +159,7 @@ def test_a_process_ends_as_the_functions_do(cache, tmp_path):
         ),
         (
             {"methods": ("xpo",), "overrides": {"xpo": {"train": {"dap": "slic"}}}},
-            ["config.train.dap='slic'", "'dpo' with methods='xpo'"],
+            ["config.overrides.xpo.train.dap='slic'", "'dpo' with methods='xpo'"],
         ),
         (
             {"methods": ("apl",), "train.dap": "simpo"},
@@ -177,8 +185,8 @@ def test_a_process_ends_as_the_functions_do(cache, tmp_path):
         ({"eval.best_of": 4, "methods": ("passive",)}, ["config.eval.best_of=4", "1 (off)", "'sea'"]),
         ({"backbone.num_prompts": 30_000}, ["config.backbone.num_prompts=30000", "20000"]),
         ({"ensemble.prior": "flat"}, ["config.ensemble.prior='flat'", "pretrained", "random"]),
-        ({"ensemble.num_members": 41}, ["config.ensemble.num_members=41", "family.num_heads=40"]),
-        ({"family.num_heads": 300}, ["config.family.num_heads=300", "backbone.num_rewards=256"]),
+        ({"ensemble.num_members": 41}, ["config.ensemble.num_members=41", "prior_heads.num_heads=40"]),
+        ({"prior_heads.num_heads": 300}, ["config.prior_heads.num_heads=300", "backbone.num_rewards=256"]),
         ({"train.warmup_queries": -1}, ["config.train.warmup_queries=-1", "at least 0"]),
         (
             {"overrides": {"sea": {"ensemble": {"hidden": (8,)}}}},
@@ -190,7 +198,7 @@ def test_a_process_ends_as_the_functions_do(cache, tmp_path):
         ({"overrides": {"sae": {}}}, ["config.overrides.sae={}", "'sea'"]),
         ({"overrides": {"sea": {"sft": {"steps": 9}}}}, ["config.overrides.sea.sft.steps=9", "'train'"]),
         ({"overrides": {"sea": {"train": {"lr": 1.0}}}}, ["config.overrides.sea.train.lr=1.0", "'train'"]),
-        ({"overrides": {"sea": {"sea": {"gamma": 2.0}}}}, ["config.sea.gamma=2.0", "(0, 1]"]),
+        ({"overrides": {"sea": {"sea": {"gamma": 2.0}}}}, ["config.overrides.sea.sea.gamma=2.0", "(0, 1]"]),
     ],
 )
 def test_config(complaint, tmp_path, fields, said):
@@ -204,7 +212,7 @@ def test_passive_alone_needs_no_proposals(cache):
     config = quickstart.get_config()
     config.sea.num_responses = config.ensemble.capacity = 1
     config.methods = ("passive", "xpo", "apl")
-    config_lib.validate(config, mini_tldr.load(cache / "task"))
+    validate.validate(config, mini_tldr.load(cache / "task"))
 
 
 def test_a_loss_of_one_method_is_not_that_of_the_others(cache):
@@ -212,8 +220,7 @@ def test_a_loss_of_one_method_is_not_that_of_the_others(cache):
     config = quickstart.get_config()
     config.methods, config.train.dap, config.apl.pool_factor = ("passive", "xpo"), "ipo", 10**6
     config.overrides.update({"xpo": {"train": {"dap": "dpo"}}})
-    config_lib.validate_parts(config)
-    config_lib.validate(config, mini_tldr.load(cache / "task"))
+    validate.validate(config, mini_tldr.load(cache / "task"))
 
 
 HF = dict(
@@ -243,7 +250,7 @@ def test_a_policy_that_cannot_hold_the_task(complaint, tmp_path, hf, said):
 
 
 def test_work_directory_of_another_config(complaint, tmp_path):
-    config_lib.claim_workdir(quickstart.get_config(), tmp_path)
+    claim_workdir(quickstart.get_config(), tmp_path)
     before = (tmp_path / "config.json").read_text()
     line = complaint(tmp_path, **{"train.beta": 0.3})
     assert str(tmp_path) in line and "train.beta=0.1, not 0.3" in line and "--workdir" in line
@@ -267,9 +274,9 @@ def test_folders_that_cannot_be_made(complaint, tmp_path, option):
 
 def test_work_directory_takes_more_methods_and_seeds(tmp_path):
     config = quickstart.get_config()
-    config_lib.claim_workdir(config, tmp_path)
+    claim_workdir(config, tmp_path)
     config.methods, config.num_seeds = ("ee_ts",), 5
-    config_lib.claim_workdir(config, tmp_path)
+    claim_workdir(config, tmp_path)
 
 
 def test_texts_that_the_task_cannot_hold(cache):

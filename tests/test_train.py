@@ -11,7 +11,7 @@ from small_run import loop, small_run
 
 from configs import quickstart
 from sea_jax import evaluate, train
-from sea_jax.config import validate as config_lib
+from sea_jax.config.overrides import for_method
 from sea_jax.ensemble import heads
 from sea_jax.evaluate import Evaluator
 from sea_jax.experiment.setup import make_evaluator
@@ -71,8 +71,8 @@ def test_a_method_may_have_settings_of_its_own():
     config = quickstart.get_config()
     shared = config.train.batch_size
     config.overrides.update({"passive": {"train": {"batch_size": 2 * shared}}})
-    assert config_lib.for_method(config, "passive").train.batch_size == 2 * shared
-    assert config_lib.for_method(config, "sea") == config
+    assert for_method(config, "passive").train.batch_size == 2 * shared
+    assert for_method(config, "sea") == config
     assert config.train.batch_size == shared
 
 

@@ -258,7 +258,7 @@ def even_slices(size: int, count: int) -> list[slice]:
 def _start_pool(
     config: Config, worker: type[Worker], count: int, name: str, previous: int, arguments: tuple
 ) -> ray_pool.Pool | None:
-    """Starts workers on the main process; returns None on the others, which get answers by `broadcast_from_main`.
+    """Starts workers on the main process; returns None on the others, which receive its answers.
 
     Args:
         config: the experiment's.

@@ -41,7 +41,7 @@ _MAX_BATCHED_TOKENS = 8192  # of prompts in one forward pass
 
 
 class VllmOptions(NamedTuple):
-    """Options of the sidecar; see config.sampler in configs/quickstart.py."""
+    """Options of the sidecar; see sea_jax/config/train.py."""
 
     python: str
     prompt_length: int  # L, tokens

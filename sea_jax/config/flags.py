@@ -1,25 +1,50 @@
-"""Reads a config from the command line and reports mistakes in one line."""
+"""Reads a config from the command line and reports each mistake in one line. Imports no JAX."""
+
+from __future__ import annotations
 
 import inspect
 import re
 import runpy
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags
 
+from sea_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from sea_jax.types import Config
+
 
 def parse(argv: list[str]) -> list[str]:
-    """absl's parser; an unknown flag, field or value is one line and exit status 2."""
+    """Parses flags as absl does; an unknown flag, field or value is one line and exit status 2."""
+    flags.FLAGS.set_gnu_getopt(True)  # a command may stand before the flags
     try:
         return flags.FLAGS(argv)
     except (AttributeError, LookupError, TypeError, ValueError, OSError, flags.Error) as error:
         fail(config_mistake(argv) or error)
 
 
-def read_config(flag: Any) -> Any:
-    """The config that a flag names; one that cannot be read is one line and exit status 2."""
+def command_of(argv: list[str], commands: tuple[str, ...], valid: str) -> str | None:
+    """Returns the command of a parsed command line, None without one; another argument ends the process.
+
+    Args:
+        argv: the name of the program, then the arguments that are no flags.
+        commands: the valid ones.
+        valid: the flags, for the message.
+    """
+    if len(argv) < 2:
+        return None
+    unexpected = argv[2:] if argv[1] in commands else argv[1:]
+    if unexpected:
+        known = f"; or one of the commands {', '.join(commands)}"
+        fail(f"unexpected argument {unexpected[0]!r}: valid are {valid}{known}")
+    return argv[1]
+
+
+def read_config(flag: Any) -> Config:
+    """Returns the config that a flag names; one that cannot be read is one line and exit status 2."""
     config = flag.value
     try:
         config.keys()  # a file that could not be read is found out here
@@ -29,13 +54,17 @@ def read_config(flag: Any) -> Any:
 
 
 def fail(error: object) -> NoReturn:
-    """Ends the command with one line on stderr and status 2."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    """Ends the process with status 2, and on stderr a line per problem, after their number if it is not 1."""
+    problems = error.problems if isinstance(error, InputError) else (error,)
+    if len(problems) > 1:
+        print(f"{len(problems)} problems:", file=sys.stderr)
+    for problem in problems:
+        print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
     sys.exit(2)
 
 
 def config_mistake(argv: list[str]) -> str | None:
-    """What is wrong with the config file's options, or the first unknown --config.<field>, or None."""
+    """Returns a mistake in the config file or its options, or the first unknown --config.<field>, or None."""
     given = {}
     for arg, following in zip(argv, [*argv[1:], ""], strict=True):
         if found := re.fullmatch(r"--?(config(?:\.[^=]+)?)(?:=(.*))?", arg, re.DOTALL):
@@ -48,8 +77,8 @@ def config_mistake(argv: list[str]) -> str | None:
         return f"--config={file}:{argument}: this config has no options; valid: --config={file}"
     try:
         config = get_config(argument) if argument else get_config()
-    except (LookupError, ValueError) as error:
-        return f"--config={file}:{argument}: {error}"
+    except (LookupError, TypeError, ValueError) as error:
+        return f"--config={file}{f':{argument}' if argument else ''}: {error}"
     for name, value in given.items():
         at, node = "config", config
         for part in name.split("[")[0].split(".")[1:]:

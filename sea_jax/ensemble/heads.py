@@ -39,7 +39,7 @@ class Head(nn.Module):
 
 def init(
     key: Array, head: Head, num_members: int, feature_width: int, optimizer: optax.GradientTransformation,
-    family: Params | None = None,
+    prior_heads: Params | None = None,
 ) -> EnsembleState:  # fmt: skip
     """K independent heads; where they begin is kept as their anchors φ⁰.
 
@@ -49,16 +49,16 @@ def init(
         num_members: K.
         feature_width: E.
         optimizer: of each member.
-        family: leaves [P, ...] of P ≥ K pretrained heads: K of them are drawn, no two the same, their
+        prior_heads: leaves [P, ...] of P ≥ K pretrained heads: K of them are drawn, no two the same, their
             rewards times head.prior_scale. None: random weights.
     """
-    if family is None:
+    if prior_heads is None:
         features = jnp.zeros((1, feature_width))
         params = jax.vmap(lambda k: head.init(k, features)["params"])(jax.random.split(key, num_members))
     else:
-        size = jax.tree.leaves(family)[0].shape[0]
+        size = jax.tree.leaves(prior_heads)[0].shape[0]
         drawn = jax.random.choice(key, size, (num_members,), replace=False)
-        params = jax.tree.map(lambda leaf: leaf[drawn], family)
+        params = jax.tree.map(lambda leaf: leaf[drawn], prior_heads)
         params["out"] = {"kernel": params["out"]["kernel"] * head.prior_scale}
     anchor = jax.tree.map(jnp.copy, params)  # a copy: the state is donated leaf by leaf
     return EnsembleState(params, anchor, jax.vmap(optimizer.init)(params))

@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 
 from sea_jax.actors.make import sampler_for
 from sea_jax.actors.sampler import Sampler, new_version, sample_now
-from sea_jax.config.validate import needs_family
 from sea_jax.ensemble import features, pair_encoder
 from sea_jax.evaluate import EvalSet, greedy_responses
 from sea_jax.experiment.oracles import make_oracles
+from sea_jax.experiment.validate_methods import needs_prior_heads
 from sea_jax.models import Decoder
 from sea_jax.models.params import cast_matrices
 from sea_jax.pretraining.policy import load_policy, trained_policy
@@ -90,7 +90,7 @@ def _backbone(
     if config.backbone.kind == "encoder":
         return pair_encoder.load(config.encoder, task.decode, mesh), None
     ranker = Ranker(config, folder, task, model, params, mesh)
-    drawn = any(needs_family(config, method) for method in config.methods)
+    drawn = any(needs_prior_heads(config, method) for method in config.methods)
     return ranker.backbone, ranker.prior_heads if drawn else None
 
 

@@ -1,43 +1,25 @@
-"""What stands in a method's place and trains one model: `sft` for users who lack a starting policy, `rm` for
-those who lack a reward model."""
+"""The command `sft`: supervised fine-tuning of a policy, for users who lack a starting policy."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from sea_jax import tasks
-from sea_jax.config import validate as config_lib
-from sea_jax.config.checks import at_least, one_of, require
-from sea_jax.experiment import reward_training
-from sea_jax.methods import METHODS
+from sea_jax.config.checks import Checks
+from sea_jax.config.policy import Policy, Sft
+from sea_jax.config.task import Task as TaskSection
+from sea_jax.experiment.validate import check_fields
+from sea_jax.experiment.validate_parts import check_policy_on_task
+from sea_jax.experiment.workdir import claim_workdir
 from sea_jax.models import Decoder
 from sea_jax.pretraining import policy, sft
 from sea_jax.runtime.mesh import is_main, make_mesh, shard_batch, to_host
 from sea_jax.runtime.sharding import shard_params
-from sea_jax.tasks.protocol import SPLITS, Task
 from sea_jax.types import Config, Params
 
-Command = Callable[[Any, Path, Path], str]
 
-
-def command(config: Config) -> Command | None:
-    """What config.methods names, if that is a command: (config, cache, work directory) -> words to print.
-
-    Raises:
-        InputError: where it names another method beside it.
-    """
-    named = [method for method in config.methods if method in COMMANDS]
-    if not named:
-        return None
-    valid = f"one of {sorted(METHODS)}, or {named[0]!r} alone"
-    require(len(config.methods) == 1, "methods", named[0], valid)
-    return COMMANDS[named[0]]
-
-
-def finetune(config: Config, cache: Path, folder: Path) -> str:
+def run(config: Config, cache: Path, folder: Path) -> str:
     """Trains config.policy on the task's responses and keeps it in `folder`/policy.
 
     Args:
@@ -51,10 +33,12 @@ def finetune(config: Config, cache: Path, folder: Path) -> str:
     Raises:
         InputError: on a policy or a task that cannot work.
     """
-    config_lib.validate_task(config)
+    checks = check(config)
+    checks.raise_problems()
     task = tasks.load(config, cache / "task")
-    _check_sft(config, task)
-    config_lib.claim_workdir(config, folder)
+    check_policy_on_task(checks, task)
+    checks.raise_problems()
+    claim_workdir(config, folder)
     mesh = make_mesh(**config.mesh)
     held_out = sft.examples(task, config.eval.split)
     key = jax.random.key(config.sft.seed)
@@ -73,12 +57,12 @@ def finetune(config: Config, cache: Path, folder: Path) -> str:
     )
 
 
-def _check_sft(config: Config, task: Task) -> None:
-    at_least(config, 1, "eval.batch_size", "mesh.data", "mesh.fsdp", "mesh.tensor")
-    config_lib.validate_sft(config)
-    one_of(config, "eval.split", SPLITS)
-    if config.policy.folder:
-        config_lib.validate_policy(config, task)
+def check(config: Config) -> Checks:
+    """Checks all that can be known before the task is loaded."""
+    checks = check_fields(config)
+    for section in (TaskSection, Policy, Sft):
+        section.check(checks)
+    return checks
 
 
 def heldout_nll(
@@ -112,7 +96,3 @@ def heldout_nll(
         part, count = total(params, *batch)
         nll, tokens = nll + float(part), tokens + int(count)
     return nll / tokens
-
-
-# Row for row methods.ALONE.
-COMMANDS: dict[str, Command] = {"sft": finetune, "rm": reward_training.run}

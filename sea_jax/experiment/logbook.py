@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from sea_jax import evaluate, models
 from sea_jax.evaluate import Evaluator
@@ -37,8 +36,10 @@ class Logbook:
         """Evaluates the starting policy."""
         self._run, self._queries = run, 0
         total = run.config.train.query_budget
-        self._bar: tqdm = progress_bar(None, run.name, "query", run.config.progress, total)
+        self._bar = progress_bar(None, run.name, "query", run.config.progress, total)
+        self._bar.compiling("the evaluation")
         self._evaluate(0, None)
+        self._bar.compiling("the first step")
 
     def flush(self) -> None:
         """Writes the metrics of the last step; waits until they are computed.

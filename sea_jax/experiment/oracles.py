@@ -5,6 +5,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from sea_jax.config.oracle import REMOTE_KINDS
 from sea_jax.experiment import reward_scorer
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.judge import Judge, Prices
@@ -12,8 +13,6 @@ from sea_jax.oracles.remote import BroadcastFn, RemoteOracle, RequestLimits
 from sea_jax.runtime.mesh import broadcast_from_main
 from sea_jax.tasks import mini_tldr
 from sea_jax.types import Config
-
-REMOTE_KINDS = ("remote", "judge")
 
 
 def make_oracles(config: Config, mesh: Mesh) -> Callable[[int], Any]:

@@ -1,4 +1,4 @@
-"""The pairs of `method=rm` on an embedded task: the starting policy's samples, labelled by the oracle.
+"""The pairs of the command `rm` on an embedded task: the starting policy's samples, labelled by the oracle.
 
 Eq. 5 is over pairs of a behaviour policy, "typically the supervised fine-tuned policy π_sft".
 """

@@ -1,18 +1,30 @@
-"""`method=rm`: a reward model trained on preferences, and kept as a folder that an oracle can be made of."""
+"""The command `rm`: trains a reward model on preferences, in a folder that an oracle can be made of."""
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from sea_jax import models, tasks
-from sea_jax.config import validate as config_lib
-from sea_jax.config.checks import at_least, get, one_of, read_model, require
-from sea_jax.config.validate import is_text, validate_sampler
+from sea_jax.config.checks import Checks
+from sea_jax.config.oracle import Oracle
+from sea_jax.config.policy import Policy, RewardTraining, Sft
+from sea_jax.config.task import Task as TaskSection
+from sea_jax.config.task import is_text
+from sea_jax.config.train import Sampler
 from sea_jax.experiment import pairs
 from sea_jax.experiment.reward_scorer import make_oracle
+from sea_jax.experiment.validate import check_fields, check_size
+from sea_jax.experiment.validate_parts import (
+    check_oracle,
+    check_policy_on_task,
+    check_sampler,
+    check_vocabulary,
+    read_model,
+)
+from sea_jax.experiment.workdir import claim_workdir
 from sea_jax.models import Decoder, RewardConfig, RewardModel
 from sea_jax.oracles.reward_model import Encode, make_encode
 from sea_jax.pretraining import policy, rm
@@ -21,7 +33,7 @@ from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import preferences
 from sea_jax.tasks.preferences import Pair
 from sea_jax.tasks.protocol import SPLITS, Task
-from sea_jax.tasks.tokenizer import CHAT, Tokenizer, load_tokenizer
+from sea_jax.tasks.tokenizer import Tokenizer, load_tokenizer
 from sea_jax.types import Array, Config, Params
 
 
@@ -55,11 +67,13 @@ def run(config: Config, cache: Path, folder: Path) -> str:
     Raises:
         InputError: on a config, a model or data that cannot work.
     """
-    check(config)
+    task = _checked_task(config, cache)
     mesh, key = make_mesh(**config.mesh), jax.random.key(config.rm.seed)
     head_key, sample_key, order_key = jax.random.split(key, 3)
-    text = is_text(config)
-    source = _preference_set(config, folder) if text else _samples(config, cache, folder, sample_key, mesh)
+    if task is None:
+        source = _preference_set(config, folder)
+    else:
+        source = _samples(config, cache, folder, task, sample_key, mesh)
     encode = make_encode(source.tokenizer)
     padding = rm.padding_token(source.tokenizer, encode)
     model, params = policy.load_policy(config, source.start)
@@ -71,87 +85,83 @@ def run(config: Config, cache: Path, folder: Path) -> str:
     after = _heldout(config, model, params, encode, source, mesh)
     params = to_host(params)
     if is_main():
-        save(folder / "reward_model", model, params, source.tokenizer, source.start if text else "")
+        save(folder / "reward_model", model, params, source.tokenizer, "" if task else source.start)
     return _report(config, folder, source, before, after)
 
 
-def check(config: Config) -> None:
-    """Raises InputError at the first field that cannot work; of models only config.json is read."""
-    config_lib.validate_task(config)
-    at_least(
-        config, 1, "rm.steps", "rm.batch_size", "oracle.batch_size", "mesh.data", "mesh.fsdp", "mesh.tensor"
-    )
-    at_least(config, 0, "rm.seed", "rm.length")
-    require(config.rm.learning_rate > 0, "rm.learning_rate", config.rm.learning_rate, "above 0")
-    one_of(config, "oracle.chat", CHAT)
+def _checked_task(config: Config, cache: Path) -> Task | None:
+    """Checks the config; returns the embedded task, or None where the task is real text."""
+    checks = check(config)
+    if not checks.sound("task") or is_text(config):
+        checks.raise_problems()
+        return None
+    task = tasks.load(config, cache / "task")
+    check_embedded(checks, task)
+    checks.raise_problems()
+    return task
+
+
+def check(config: Config) -> Checks:
+    """Checks all that can be known before any data are read; of models only config.json is."""
+    checks = check_fields(config)
+    for section in (TaskSection, RewardTraining):
+        section.check(checks)
     # The data set says what is held out; the embedded task has two such splits.
-    one_of(config, "eval.split", ("heldout",) if is_text(config) else SPLITS[1:])
-    B, micro = config.rm.batch_size, config.rm.micro_batch
-    require(
-        micro >= 0 and B % (micro or B) == 0, "rm.micro_batch", micro,
-        f"0, or a divisor of rm.batch_size={B}",
-    )  # fmt: skip
-    shards = config.mesh.data * config.mesh.fsdp
-    valid = f"such that data · fsdp divides rm.batch_size={B}, rm.micro_batch={micro}"
-    require(B % shards == micro % shards == 0, "mesh", config.mesh.to_dict(), valid)
-    if folder := config.policy.folder:
-        model = read_model("policy.folder", folder)
-        require(
-            isinstance(model.build(), Decoder) or is_classifier(model), "policy.folder", folder,
-            "a language model, or a sequence classifier of one number",
-        )  # fmt: skip
-        require(
-            config.rm.length <= model.max_length, "rm.length", config.rm.length,
-            f"0 to {model.max_length}, the context of policy.folder={folder!r}",
-        )  # fmt: skip
+    if checks.sound("task.name"):
+        checks.one_of("eval.split", ("heldout",) if is_text(config) else SPLITS[1:])
+    if not checks.sound("policy.folder") or not config.policy.folder:
+        return checks
+    if (model := read_model(checks, "policy.folder")) is not None:
+        writes = isinstance(model.build(), Decoder) or is_classifier(model)
+        valid = "a language model, or a sequence classifier of one number"
+        checks.require(writes, "policy.folder", valid)
+        if checks.sound("rm.length"):
+            valid = f"0 to {model.max_length}, the context of policy.folder={config.policy.folder!r}"
+            checks.require(config.rm.length <= model.max_length, "rm.length", valid)
+    return checks
 
 
-def is_classifier(model) -> bool:
-    """Whether a config is that of a reward model with a linear head."""
+def is_classifier(model: Any) -> bool:
+    """Returns whether a config is that of a reward model with a linear head."""
     return type(model) is RewardConfig and model.num_labels == 1
 
 
-def check_embedded(config: Config, task: Task) -> None:
-    """Raises InputError at what the sampling and labelling of pairs cannot work with."""
-    config_lib.validate_oracle(config)
-    validate_sampler(config)
-    at_least(config, 1, "rm.num_pairs", "eval.num_pairs", "eval.batch_size")
-    at_least(config, 0, "task.oracle_seed", "sampler.micro_batch")
-    temperature = config.train.temperature
-    require(temperature > 0, "train.temperature", temperature, "above 0")
-    one_of(config, "oracle.chat", ("auto", "no"))  # its tokenizer has no template
-    for name, split in (("rm.num_pairs", "train"), ("eval.num_pairs", config.eval.split)):
-        most = len(task.prompts[split])
-        require(get(config, name) <= most, name, get(config, name), f"at most {most} ({split} split)")
-    folder, words = config.policy.folder, task.tokenizer.get_vocab_size()
-    if not folder:
-        config_lib.validate_shape(config)
-        config_lib.validate_sft(config)
-    elif is_classifier(model := read_model("policy.folder", folder)):
-        require(
-            model.vocab_size >= words, "policy.folder", folder,
-            f"a vocabulary of at least the task's {words} tokens, not {model.vocab_size}",
-        )  # fmt: skip
+def check_embedded(checks: Checks, task: Task) -> None:
+    """Checks that pairs can be sampled and labelled on the embedded task."""
+    config = checks.config
+    Oracle.check(checks)
+    Sampler.check(checks)
+    check_sampler(checks)
+    check_oracle(checks)
+    checks.one_of("oracle.chat", ("auto", "no"))  # its tokenizer has no template
+    check_size(checks, task, "rm.num_pairs", "train")
+    if checks.sound("eval.split"):
+        check_size(checks, task, "eval.num_pairs", config.eval.split)
+    if not checks.sound("policy.folder"):
+        return
+    if not config.policy.folder:
+        Policy.check(checks)
+        Sft.check(checks)
+    elif is_classifier(model := read_model(checks, "policy.folder")):
+        check_vocabulary(checks, model, task)
     else:
-        config_lib.validate_policy(config, task)
+        check_policy_on_task(checks, task)
 
 
 def _preference_set(config: Config, folder: Path) -> Source:
     """Pairs of a data set, for the tokenizer of config.policy.folder."""
     start = config.policy.folder
-    model = read_model("policy.folder", start)
+    model = models.read_config(models.find(start))
     tokenizer = load_tokenizer(start, chat=config.oracle.chat, vocab_size=model.vocab_size)
     longest = config.rm.length or model.max_length
     train, heldout = preferences.load(config.task, rm.pair_lengths(make_encode(tokenizer)), longest)
-    config_lib.claim_workdir(config, folder)
+    claim_workdir(config, folder)
     return Source(start, tokenizer, longest, train, heldout, 0)
 
 
-def _samples(config: Config, cache: Path, folder: Path, key: Array, mesh: Mesh) -> Source:
-    """Pairs of the embedded task, for its tokenizer."""
-    task = tasks.load(config, cache / "task")
-    check_embedded(config, task)
-    config_lib.claim_workdir(config, folder)
+def _samples(config: Config, cache: Path, folder: Path, task: Task, key: Array, mesh: Mesh) -> Source:
+    """Samples pairs of the embedded task, for its tokenizer."""
+    claim_workdir(config, folder)
     backend = task.tokenizer
     tokenizer = Tokenizer(
         task.name, cache / "task", backend, task.eos_id, task.pad_id, backend.get_vocab_size(), (), None, None

@@ -5,19 +5,18 @@ from pathlib import Path
 
 from absl import logging
 
-from sea_jax import tasks
-from sea_jax.config import validate as config_lib
-from sea_jax.experiment import assets
-from sea_jax.experiment import finetune as supervised
+from sea_jax.config.overrides import for_method
+from sea_jax.experiment import assets, validate
+from sea_jax.experiment.commands import cache_folder
 from sea_jax.experiment.logbook import Logbook
 from sea_jax.experiment.setup import make_evaluator, make_run
+from sea_jax.experiment.workdir import claim_workdir
 from sea_jax.methods import METHODS
 from sea_jax.pretraining import policy
 from sea_jax.report import report
 from sea_jax.runtime.mesh import is_main, to_host
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.run_folder import Summary, is_finished, run_folder, write_summary
-from sea_jax.tasks.protocol import Task
 from sea_jax.train import train
 from sea_jax.types import Config
 
@@ -29,21 +28,19 @@ def run(config: Config, workdir: str) -> str:
     with more methods or seeds adds them. A run that was interrupted begins anew.
 
     Args:
-        config: see configs/quickstart.py.
+        config: see `experiment.base_config`.
         workdir: folder of this config's runs; trained parts found in its cache are not trained again.
 
     Returns:
-        The report of all runs of the config, as printed, or the message of a command of `supervised`. In a
-        run on several hosts the main process returns it, the others return ''.
+        The report of all runs of the config, as printed. In a run on several hosts the main process returns
+        it, the others return ''.
 
     Raises:
         InputError: on a config or work directory that cannot work, before anything is trained.
     """
-    folder, cache = Path(workdir), _cache(config, workdir)
-    if (command := supervised.command(config)) is not None:
-        return command(config, cache, folder)
-    task = _begin(config, cache)
-    config_lib.claim_workdir(config, folder)
+    folder, cache = Path(workdir), cache_folder(config, workdir)
+    task = validate.load_task(config, cache)
+    claim_workdir(config, folder)
     # Listed before any run begins, so that the processes of all hosts list the same.
     if unfinished := _unfinished(config, folder):
         shared = assets.prepare(config, cache, task)
@@ -81,31 +78,15 @@ def prepare(config: Config, workdir: str) -> str:
     Returns:
         A line that names the cache's folder.
     """
-    cache = _cache(config, workdir)
-    if supervised.command(config) is None:
-        assets.train_parts(config, cache, _begin(config, cache))
+    cache = cache_folder(config, workdir)
+    assets.train_parts(config, cache, validate.load_task(config, cache))
     return f"trained parts: {cache}"
-
-
-def _cache(config: Config, workdir: str) -> Path:
-    """Returns the folder of trained parts, made if absent."""
-    cache = Path(config.cache_dir or Path(workdir) / "cache")
-    config_lib.require_writable("config.cache_dir" if config.cache_dir else "--workdir", cache)
-    return cache
-
-
-def _begin(config: Config, cache: Path) -> Task:
-    """Checks the config and loads its task."""
-    config_lib.validate_parts(config)
-    task = tasks.load(config, cache / "task")
-    config_lib.validate(config, task)
-    return task
 
 
 def train_one(config: Config, shared: assets.Assets, method: str, replicate: int, workdir: Path) -> None:
     """Trains one method on one seed; leaves its metrics, samples and final policy in a folder of its own."""
     folder = run_folder(workdir, method, config.seed + replicate)
-    run = make_run(config_lib.for_method(config, method), shared, method, replicate)
+    run = make_run(for_method(config, method), shared, method, replicate)
     with MetricWriter(folder) as writer:  # marks the run as unfinished
         train(run, Logbook(folder, writer, make_evaluator(run, shared)))
     params = to_host(run.state.policy.params)

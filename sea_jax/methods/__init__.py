@@ -28,7 +28,7 @@ METHODS = {
     ),
 }
 
-# Commands that a config names in a method's place; see `experiment/finetune.py`.
-ALONE = ("sft", "rm")
+# Sections of the config that methods bring.
+SECTIONS = tuple(dict.fromkeys(method.section for method in METHODS.values() if method.section))
 
-__all__ = ["ALONE", "METHODS", "Method"]
+__all__ = ["METHODS", "SECTIONS", "Method"]

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from sea_jax.algorithm import UpdateSettings, merge_passes, split_passes
+from sea_jax.config.checks import Checks
+from sea_jax.config.fields import Section, field
 from sea_jax.losses import implicit_reward, sequence_logprobs
 from sea_jax.methods.method import Choice, Method, Prompts, Samples, ScoringContext
 from sea_jax.models.generate import Responses
@@ -123,6 +125,26 @@ def highest(values: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argsort(-values, kind="stable")[:count])
 
 
+@dataclasses.dataclass(frozen=True)
+class Apl(Section):
+    """The config fields of APL."""
+
+    section_name = "apl"
+    pool_factor: int = field(8, "prompts of the pool, as a multiple of train.batch_size", at_least=1)
+    entropy_samples: int = field(8, "responses per prompt of the pool that estimate the entropy", at_least=1)
+    num_responses: int = field(
+        8, "responses per chosen prompt, of which the two with the largest implicit margin meet", at_least=2
+    )
+
+    @classmethod
+    def check_on_task(cls, checks: Checks, num_prompts: int) -> None:
+        """Requires as many train prompts as a pool has, since its prompts are distinct."""
+        if checks.sound("apl.pool_factor", "train.batch_size"):
+            B = checks.config.train.batch_size
+            valid = f"at most {num_prompts // B} with train.batch_size={B}: {num_prompts} train prompts"
+            checks.require(checks.config.apl.pool_factor * B <= num_prompts, "apl.pool_factor", valid)
+
+
 METHOD = Method(
     "APL",
     strategy="max_margin",
@@ -130,4 +152,5 @@ METHOD = Method(
     prompts=HighestEntropy(),
     num_responses=lambda config: config.apl.num_responses,
     losses=("dpo",),
+    section=Apl,
 )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sea_jax.algorithm import LossTerm, UpdateSettings
+from sea_jax.config.fields import Section
 from sea_jax.models.generate import Responses
 from sea_jax.types import Array, Config, Params, PromptBatch, SeaState
 
@@ -151,7 +152,7 @@ class Method:
     term: Callable[[Config], LossTerm] | None = None
     learns: Sequence[str] = ("policy",)
     losses: Sequence[str] = ()
-    section: type | None = None
+    section: type[Section] | None = None
 
     @property
     def learns_ensemble(self) -> bool:

@@ -6,6 +6,7 @@ References:
 
 import dataclasses
 
+from sea_jax.config.fields import Section, field
 from sea_jax.losses import mean_or_nan, optimism
 from sea_jax.methods.method import Method
 from sea_jax.types import Array
@@ -27,4 +28,12 @@ class Optimism:
         return {"policy/log_prob_y_ref": mean_or_nan(extra_logps[:, 0], weight)}
 
 
-METHOD = Method("XPO", term=lambda config: Optimism(config.xpo.alpha), losses=("dpo",))
+@dataclasses.dataclass(frozen=True)
+class Xpo(Section):
+    """The config fields of XPO."""
+
+    section_name = "xpo"
+    alpha: float = field(5e-6, "weight of the optimism term, α", at_least=0)
+
+
+METHOD = Method("XPO", term=lambda config: Optimism(config.xpo.alpha), losses=("dpo",), section=Xpo)

@@ -129,7 +129,7 @@ def pretrain(
 def train_prior_heads(
     config: Config, hidden: tuple[int, ...], backbone: Backbone, data: Any, rewards: np.ndarray, key: Array
 ) -> Params:
-    """Heads that each know one reward of the family: what a run draws its prior φ⁰ from.
+    """Trains heads that each know one reward of the family, for runs to draw their prior φ⁰ from.
 
     A pretrained ranker knows what people tend to like, though not what these people like. Random heads do
     not even know the sign. Head p regresses, as the backbone did, on reward p.

@@ -58,11 +58,11 @@ class Ranker:
     def prior_heads(self) -> Params:
         """Heads that know one reward of the family each; leaves [P, ...]."""
         cfg, hidden = self.config, tuple(self.config.ensemble.hidden)
-        fields = self._fields | {"family": cfg.family.to_dict(), "hidden": list(hidden)}
+        fields = self._fields | {"prior_heads": cfg.prior_heads.to_dict(), "hidden": list(hidden)}
         folder = self.folder / f"heads-{cache.fingerprint(fields)}"
         if not folder.exists():
             key = jax.random.fold_in(jax.random.key(cfg.backbone.seed), 1)  # the backbone has the key itself
-            trained = pretrain.train_prior_heads(cfg.family, hidden, self.backbone, *self._data, key)
+            trained = pretrain.train_prior_heads(cfg.prior_heads, hidden, self.backbone, *self._data, key)
             cache.write_params(folder, trained)
         return cache.read_params(folder)
 

@@ -102,7 +102,7 @@ def examples(task: Task, split_name: str) -> tuple[np.ndarray, ...]:
     texts = texts or task.references[split_name]
     if not texts:
         raise InputError(f"config.task.name={task.name!r}: no demonstrations and no references; valid for "
-                         "method=sft is a task with a column of references")  # fmt: skip
+                         "sft is a task with a column of references")  # fmt: skip
     fits = task.responses_that_fit(texts)
     if not fits.any():
         raise InputError(f"config.task.response_length={task.response_length}: no reference of the "

@@ -1,22 +1,22 @@
-"""The C allocator's habits, where they cost more than the arithmetic."""
+"""Sets options of the C allocator that cost more time than the arithmetic."""
 
 import ctypes
 import sys
 
-# malloc.h of glibc
+# Options of mallopt in glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep what is freed, for the next call to have it without page faults.
+    """Tells glibc to keep freed memory, so that the next call gets it without page faults.
 
-    XLA:CPU takes a computation's temporary memory from the allocator at each call and frees it after.
-    Above 32 MiB glibc gives it back to the system, which hands out zeroed pages again at the next call:
-    for this project's small models that was a fifth to a third of a training step. The process's memory
-    then stays at its peak. Call it before JAX starts its threads.
+    XLA:CPU allocates a computation's temporary memory at each call and frees it afterwards. Above 32 MiB
+    glibc returns it to the system, which zeroes its pages for the next call: for this project's small models
+    that took a fifth to a third of a training step. In exchange the process's memory stays at its peak. Call
+    this before JAX starts its threads.
 
     Returns:
-        Whether it was done: False where the C library is not glibc.
+        True if the options were set, False where the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -3,11 +3,16 @@
 from sea_jax.errors import ServiceError
 from sea_jax.types import Config
 
-_PATIENCE = 300  # seconds, for other processes
+_MEETING_SECONDS = 300  # to wait for the other processes
 
 
 def prepare_jax(config: Config, workdir: str) -> None:
-    """What a process that computes does before JAX begins: the allocator's habits, the folder of programs."""
+    """Sets the allocator and the folder of compiled programs; call it before JAX computes anything.
+
+    Args:
+        config: its cache_dir holds the programs.
+        workdir: holds them where cache_dir is empty.
+    """
     from sea_jax.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -18,15 +23,20 @@ def prepare_jax(config: Config, workdir: str) -> None:
 
 
 def meet(address: str, count: int, index: int) -> None:
-    """Makes this process the given one of several, before JAX begins.
+    """Joins the processes of a run on several hosts; call it before JAX computes anything.
+
+    Args:
+        address: host:port of process 0.
+        count: number of processes.
+        index: number of this process, from 0.
 
     Raises:
-        ServiceError: they did not meet in time.
+        ServiceError: the processes did not meet in time.
     """
     import jax
 
     try:
-        jax.distributed.initialize(address, count, index, initialization_timeout=_PATIENCE)
-    except Exception as error:  # a RuntimeError or one of the service's own
-        said = f"{address!r}: {count} processes did not meet within {_PATIENCE} s ({error})"
+        jax.distributed.initialize(address, count, index, initialization_timeout=_MEETING_SECONDS)
+    except Exception as error:  # JAX raises RuntimeError, or an error of its coordination service
+        said = f"{address!r}: {count} processes did not meet within {_MEETING_SECONDS} s ({error})"
         raise ServiceError(said) from None

@@ -20,8 +20,8 @@ from sea_jax.actors import ray_pool, ray_workers
 from sea_jax.actors.jax_sampler import JaxSampler
 from sea_jax.actors.make import local_sampler
 from sea_jax.actors.sampler import Lengths, VersionedParams
-from sea_jax.config import validate as config_lib
 from sea_jax.errors import InputError, ServiceError
+from sea_jax.experiment import validate, validate_parts
 from sea_jax.experiment.oracles import make_local_oracles
 from sea_jax.models.generate import BatchSlice
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
@@ -247,7 +247,7 @@ def test_a_run_on_workers_is_the_run_of_one_process(cluster, tmp_path):
         ({"ray.actors": -1}, "config.ray.actors=-1: valid is at least 0"),
         ({"ray.oracles": 1, "oracle.kind": "remote"}, "config.ray.oracles=1: valid is 0 with oracle.kind='remote'"),
         ({"ray.retries": -1}, "config.ray.retries=-1: valid is at least 0"),
-        ({"ray.timeout_s": 0.0}, "config.ray.timeout_s=0.0: valid is a number of seconds above 0"),
+        ({"ray.timeout_s": 0.0}, "config.ray.timeout_s=0.0: valid is a number above 0"),
         ({"ray.actor_gpus": -1.0}, "config.ray.actor_gpus=-1.0: valid is a number of at least 0"),
         ({"ray.actors": 2, "sampler.devices": 2}, "config.sampler.devices=2: valid is 0 with ray.actors=2"),
     ],
@@ -256,18 +256,18 @@ def test_mistakes_in_the_config(fields, said):
     config = quickstart.get_config()
     config.update_from_flattened_dict(fields)
     with pytest.raises(InputError) as error:
-        config_lib.validate_parts(config)
+        validate.validate_parts(config)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_without_ray_that_is_said(monkeypatch):
     config = quickstart.get_config()
     config.ray.oracles = 1
-    monkeypatch.setattr(config_lib, "find_spec", lambda name: None)
+    monkeypatch.setattr(validate_parts, "find_spec", lambda name: None)
     with pytest.raises(
         InputError, match=r"config.ray.oracles=1: valid is 0 without Ray: pip install 'sea_jax\[ray\]'"
     ):
-        config_lib.validate_parts(config)
+        validate.validate_parts(config)
 
 
 SHORT = (

@@ -10,8 +10,8 @@ import pytest
 from configs import quickstart
 from sea_jax.actors.jax_sampler import JaxSampler
 from sea_jax.actors.sampler import VersionedParams, new_version, sample_now
-from sea_jax.config.validate import validate_sampler
 from sea_jax.errors import InputError
+from sea_jax.experiment.validate import validate_parts
 from sea_jax.models.generate import make_sampler
 from sea_jax.runtime.mesh import make_mesh
 
@@ -43,9 +43,9 @@ def test_versions_are_never_used_twice():
 
 def test_the_config_says_which():
     config = quickstart.get_config()
-    validate_sampler(config)
+    validate_parts(config)
     config.sampler.update(kind="vllm", python=sys.executable)
-    validate_sampler(config)
+    validate_parts(config)
 
 
 @pytest.mark.parametrize(
@@ -69,5 +69,5 @@ def test_mistakes(fields, said):
     config = quickstart.get_config()
     config.sampler.update(dict(kind="vllm", python=sys.executable) | fields)
     with pytest.raises(InputError) as error:
-        validate_sampler(config)
+        validate_parts(config)
     assert all(part in str(error.value) for part in said.split(".*")) and "\n" not in str(error.value)

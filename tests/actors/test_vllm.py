@@ -203,7 +203,7 @@ def test_the_quickstart_with_vllm(tmp_path):
     options = {
         "sampler.kind": "vllm", "progress": False, "num_seeds": 1, "methods": "('sea',)",
         "policy.num_layers": 1, "sft.steps": 30, "backbone.steps": 5, "backbone.num_prompts": 64,
-        "family.steps": 5, "train.query_budget": 16, "sea.burn_in": 8, "sea.num_responses": 5,
+        "prior_heads.steps": 5, "train.query_budget": 16, "sea.burn_in": 8, "sea.num_responses": 5,
         "eval.num_prompts": 20, "eval.batch_size": 20, "eval.num_pairs": 20, "eval.every_queries": 8,
     }  # fmt: skip
     call = [

@@ -1,4 +1,4 @@
-"""`method=sft` as a user calls it, on two devices; the folder that it leaves is a policy to begin from."""
+"""`sea_jax.main sft` as a user calls it, on two devices; the folder that it leaves is a policy to begin from."""
 
 import os
 import pathlib
@@ -11,18 +11,18 @@ import numpy as np
 from helpers import decoder
 from ml_collections import ConfigDict
 
-from sea_jax.experiment import finetune as supervised
+from sea_jax.experiment import finetune
 from sea_jax.pretraining import sft
 from sea_jax.runtime.mesh import make_mesh
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def command(workdir, cache, *fields):
     done = subprocess.run(
         [
-            sys.executable, "-m", "sea_jax.main", "--config=configs/quickstart.py", f"--workdir={workdir}",
-            "--config.methods=('sft',)", "--config.sft.steps=20", "--config.progress=False",
+            sys.executable, "-m", "sea_jax.main", "sft", "--config=configs/quickstart.py", f"--workdir={workdir}",
+            "--config.sft.steps=20", "--config.progress=False",
             "--config.policy.width=32", "--config.policy.mlp_width=32", "--config.eval.split=tuning",
             "--config.eval.num_pairs=20", f"--config.cache_dir={cache}", *fields,
         ],
@@ -54,5 +54,5 @@ def test_heldout_nll_counts_every_token_once():
     ones = np.ones((5, 3), bool)
     data = (rng.integers(0, 11, (5, 3)), ones, rng.integers(0, 11, (5, 4)), mask)
     whole, _ = sft.sft_loss(model, params, tuple(map(jnp.asarray, data)), 0.0)
-    found = supervised.heldout_nll(ConfigDict(dict(token_chunk=0)), model, params, data, make_mesh(), 2)
+    found = finetune.heldout_nll(ConfigDict(dict(token_chunk=0)), model, params, data, make_mesh(), 2)
     np.testing.assert_allclose(found, whole, rtol=1e-5)

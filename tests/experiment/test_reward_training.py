@@ -1,4 +1,4 @@
-"""`method=rm` from the config to an oracle that reads the folder it leaves; and what a user may get wrong."""
+"""The command `rm` from the config to an oracle that reads the folder it leaves; and what a user may get wrong."""
 
 import json
 
@@ -10,12 +10,11 @@ from real_text import CHAT, byte_tokenizer, posts, small_config, user_files
 
 from configs import quickstart
 from sea_jax import models, tasks
-from sea_jax.config import validate as config_lib
+from sea_jax.config.checks import Checks
 from sea_jax.errors import InputError
-from sea_jax.experiment import finetune as supervised
-from sea_jax.experiment import pairs, reward_scorer, reward_training
-from sea_jax.experiment import run as experiment
-from sea_jax.methods import ALONE, METHODS
+from sea_jax.experiment import commands, pairs, reward_scorer, reward_training
+from sea_jax.experiment.validate_parts import check_oracle
+from sea_jax.methods import METHODS
 from sea_jax.models import PythiaConfig, RewardConfig
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.pretraining import rm
@@ -38,7 +37,6 @@ def files(tmp_path_factory):
 
 def rm_config(files, **fields):
     config = small_config(files)
-    config.methods = ("rm",)
     config.task.update(dict(path=str(files / "pairs"), num_heldout=20))
     config.policy.dtype, config.oracle.dtype = "float32", "float32"
     config.rm.update(dict(steps=40, batch_size=8, learning_rate=1e-2, length=100, micro_batch=4))
@@ -50,7 +48,8 @@ def of(config, folder):
     """The oracle that a user makes of what a run left."""
     user = ConfigDict(config.to_dict())
     user.oracle.update(dict(kind="reward_model", folder=str(folder / "reward_model")))
-    config_lib.validate_oracle(user)
+    check_oracle(checks := Checks(user))
+    checks.raise_problems()
     return reward_scorer.load_oracle(user.oracle, make_mesh())
 
 
@@ -64,7 +63,7 @@ def agrees(oracle, heldout, folder):
 @pytest.mark.parametrize("start", ["policy", "reward"])
 def test_on_a_preference_set(files, tmp_path, start):
     config = rm_config(files, **{"policy.folder": str(files / start)})
-    said = experiment.run(config, str(tmp_path))
+    said = commands.run("rm", config, str(tmp_path))
     oracle = of(config, tmp_path)
     source = reward_training._preference_set(config, tmp_path)
     numbers = agrees(oracle, source.heldout, tmp_path)
@@ -80,7 +79,7 @@ def small_quickstart(cache, **fields):
     config = quickstart.get_config()
     config.update_from_flattened_dict(
         {
-            "methods": ("rm",), "progress": False, "cache_dir": str(cache), "policy.width": 16,
+            "progress": False, "cache_dir": str(cache), "policy.width": 16,
             "policy.num_layers": 1, "policy.num_heads": 2, "policy.mlp_width": 16, "sft.steps": 2,
             "sft.batch_size": 8, "rm.steps": 30, "rm.batch_size": 16, "rm.num_pairs": 60,
             "eval.num_pairs": 20, "eval.batch_size": 20, "oracle.batch_size": 16,
@@ -101,7 +100,7 @@ def test_on_the_embedded_task(cache, tmp_path, monkeypatch):
     """From the SFT policy, of pairs that it wrote and the task's oracle labelled, each label counted."""
     config, label, bought = small_quickstart(cache), pairs.label, []
     monkeypatch.setattr(pairs, "label", lambda *a: bought.append(label(*a)) or bought[-1])
-    said = experiment.run(config, str(tmp_path))
+    said = commands.run("rm", config, str(tmp_path))
     task = tasks.load(config, cache / "task")
     rewards = mini_tldr.reward_fn(config.task.oracle_seed)
     prompts, chosen, rejected = zip(*bought[0], *bought[1], strict=True)
@@ -118,9 +117,9 @@ def test_on_the_embedded_task(cache, tmp_path, monkeypatch):
 
 def test_it_goes_on_from_what_it_left(cache, tmp_path):
     """A reward model in place of the policy: its pairs are still those of the SFT policy."""
-    experiment.run(small_quickstart(cache, **{"rm.steps": 5}), str(tmp_path / "a"))
+    commands.run("rm", small_quickstart(cache, **{"rm.steps": 5}), str(tmp_path / "a"))
     config = small_quickstart(cache, **{"policy.folder": str(tmp_path / "a" / "reward_model")})
-    experiment.run(config, str(tmp_path / "b"))
+    commands.run("rm", config, str(tmp_path / "b"))
     first, further = (json.loads((tmp_path / name / "rm.json").read_text()) for name in "ab")
     assert further["before"] == first["after"] != further["after"]
     assert len(list(cache.glob("sft-*"))) == 1
@@ -140,22 +139,20 @@ def test_equal_samples_buy_no_label():
 def test_a_policy_that_only_repeats_itself(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(pairs, "distinct", lambda *_: [])
     with pytest.raises(InputError, match=r"config.train.temperature=0.7: valid is one at which"):
-        experiment.run(small_quickstart(cache), str(tmp_path))
+        commands.run("rm", small_quickstart(cache), str(tmp_path))
 
 
 def test_commands():
-    assert tuple(supervised.COMMANDS) == ALONE and not set(ALONE) & set(METHODS)
+    assert commands.COMMANDS == ("sft", "rm") and not {*commands.COMMANDS} & {*METHODS}
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"methods": ("rm", "sea")}, "config.methods='rm': valid is one of ['apl', 'ceiling', 'ee_ts'"),
-        ({"methods": ("sft", "rm")}, "config.methods='sft': valid is one of"),
         ({"sampler.kind": "vlm"}, "config.sampler.kind='vlm': valid is one of ('jax', 'vllm')"),
         ({"rm.steps": 0}, "config.rm.steps=0: valid is at least 1"),
         ({"rm.batch_size": 0}, "config.rm.batch_size=0: valid is at least 1"),
-        ({"rm.learning_rate": 0.0}, "config.rm.learning_rate=0.0: valid is above 0"),
+        ({"rm.learning_rate": 0.0}, "config.rm.learning_rate=0.0: valid is a number above 0"),
         ({"rm.micro_batch": 3}, "config.rm.micro_batch=3: valid is 0, or a divisor of rm.batch_size=16"),
         ({"rm.length": -1}, "config.rm.length=-1: valid is at least 0"),
         ({"rm.num_pairs": 20_001}, "config.rm.num_pairs=20001: valid is at most 20000 (train split)"),
@@ -166,7 +163,7 @@ def test_commands():
         ({"oracle.chat": "yes"}, "config.oracle.chat='yes': valid is one of ('auto', 'no')"),
         ({"oracle.labels": "coin"}, "config.oracle.labels='coin': valid is one of"),
         ({"oracle.kind": "reward_model"}, "config.oracle.folder='': valid is a folder"),
-        ({"train.temperature": 0.0}, "config.train.temperature=0.0: valid is above 0"),
+        ({"train.temperature": 0.0}, "config.train.temperature=0.0: valid is a number above 0"),
         ({"policy.dtype": "float16"}, "config.policy.dtype='float16': valid is one of"),
         ({"policy.num_heads": 3}, "config.policy.width=16: valid is a multiple of policy.num_heads=3"),
         ({"sft.steps": 0}, "config.sft.steps=0: valid is at least 1"),
@@ -199,7 +196,7 @@ def refused(monkeypatch, files, config, tmp_path, fields, said):
     monkeypatch.setattr(reward_training, "make_mesh", lambda **_: None)
     config.update_from_flattened_dict({name: put(value) for name, value in fields.items()})
     with pytest.raises(InputError) as error:
-        experiment.run(config, str(tmp_path / "run"))
+        commands.run("rm", config, str(tmp_path / "run"))
     assert put(said) in str(error.value) and "\n" not in str(error.value), str(error.value)
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -237,7 +234,7 @@ def test_a_chat_template_is_read(files, tmp_path):
         (policy / file.name).write_bytes(file.read_bytes())
     (policy / "chat_template.jinja").write_text(CHAT)
     config = rm_config(files, **{"policy.folder": str(policy), "oracle.chat": "auto", "rm.steps": 5})
-    experiment.run(config, str(tmp_path / "rm"))
+    commands.run("rm", config, str(tmp_path / "rm"))
     source = reward_training._preference_set(config, tmp_path / "rm")
     assert source.tokenizer.template is not None
     agrees(of(config, tmp_path / "rm"), source.heldout, tmp_path / "rm")

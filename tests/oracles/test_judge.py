@@ -12,9 +12,9 @@ from helpers import sigmoid
 from scipy import stats
 from services import Http, Judging, completion
 
-from sea_jax.config.validate import _validate_remote_oracle
 from sea_jax.errors import InputError, ServiceError
 from sea_jax.experiment.oracles import make_remote_oracles
+from sea_jax.experiment.validate import validate_parts
 from sea_jax.oracles import protocol
 from sea_jax.oracles.judge import TEMPLATE, Judge, Prices, is_swapped, read_margin
 from sea_jax.oracles.labels import Labeller
@@ -306,20 +306,20 @@ def test_a_mistake_is_found_before_training():
         (dict(attempts=0), "config.oracle.attempts=0: valid is at least 1"),
         (dict(in_flight=0), "config.oracle.in_flight=0"),
         (dict(request_size=0), "config.oracle.request_size=0"),
-        (dict(patience_s=0.0), "config.oracle.patience_s=0.0: valid is a number of seconds above 0"),
+        (dict(patience_s=0.0), "config.oracle.patience_s=0.0: valid is a number above 0"),
         (dict(timeout_s=math.inf), "config.oracle.timeout_s=inf"),
         (dict(kind="remote", url="127.0.0.1:8000"), "config.oracle.url='127.0.0.1:8000': valid is a URL"),
     ],
 )  # fmt: skip
 def test_fields_that_cannot_work(fields, said):
     with pytest.raises(InputError) as error:
-        _validate_remote_oracle(config(**fields))
+        validate_parts(config(**fields))
     assert said in str(error.value)
 
 
 def test_a_judge_has_no_rewards_for_the_ceiling():
     wanted = config()
-    _validate_remote_oracle(wanted)
+    validate_parts(wanted)
     wanted.methods = ("passive", "ceiling")
     with pytest.raises(InputError, match=r"config\.methods='ceiling': valid with an oracle that has rewards"):
-        _validate_remote_oracle(wanted)
+        validate_parts(wanted)

@@ -1,4 +1,4 @@
-"""What `method=rm` leaves, opened by transformers: the same scores, for one text and for padded ones."""
+"""What `rm` leaves, opened by transformers: the same scores, for one text and for padded ones."""
 
 import json
 import pathlib
@@ -11,8 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from real_text import byte_tokenizer, posts, user_files
 
 from sea_jax import models
-from sea_jax.experiment import reward_scorer
-from sea_jax.experiment import run as experiment
+from sea_jax.experiment import commands, reward_scorer
 from sea_jax.models import LlamaConfig
 from sea_jax.runtime.mesh import make_mesh
 
@@ -36,12 +35,11 @@ def test_transformers_gives_the_oracles_rewards(tmp_path, policy, chat):
         for i, row in enumerate(posts(30))
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config.methods = ("rm",)
     config.task.update(dict(path=str(tmp_path / "pairs.jsonl"), num_heldout=6))
     config.policy.dtype = config.oracle.dtype = "float32"
     config.rm.update(dict(steps=10, batch_size=8, micro_batch=0, learning_rate=1e-2, length=100))
     config.oracle.chat = "auto"
-    experiment.run(config, str(tmp_path / "rm"))
+    commands.run("rm", config, str(tmp_path / "rm"))
 
     folder = tmp_path / "rm" / "reward_model"
     config.oracle.folder = str(folder)

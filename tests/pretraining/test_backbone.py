@@ -42,7 +42,7 @@ def small_backbone():
     return features.Backbone(model, pooling, frozen), (*prompts, tokens, mask)
 
 
-def test_family_heads_learn_one_reward_each_up_to_a_constant_of_the_prompt():
+def test_prior_heads_learn_one_reward_each_up_to_a_constant_of_the_prompt():
     backbone, data = small_backbone()
     phi = np.asarray(features.extract(backbone.model, backbone.pooling, backbone.params, *data))
     rng = np.random.default_rng(0)

@@ -51,12 +51,12 @@ def test_a_mean_counts_by_weight_and_is_nan_over_nothing():
 def test_a_mean_over_no_duel_is_absent_and_the_step_is_finite(stepped, step, tmp_path, duels):
     """No duel at all, or none that the oracle judged: a mean over them is not 0."""
     _, _, ref_params, batch = step
-    learner, (state, _) = stepped
+    settings, (state, _) = stepped
     if duels == "void":
         batch = batch._replace(weight=np.zeros_like(batch.weight))
     else:
         batch = batch._replace(from_oracle=np.zeros_like(batch.from_oracle))
-    _, found = update(learner=learner, state=state, ref_params=ref_params, batch=batch)
+    _, found = update(settings=settings, state=state, ref_params=ref_params, batch=batch)
     values = {name: float(value) for name, value in found.items()}
     with MetricWriter(tmp_path) as writer:
         writer.write(0, 0, values)

@@ -1,0 +1,75 @@
+"""Fields of the preference oracle: who judges, and how it is reached."""
+
+import dataclasses
+from urllib.parse import urlsplit
+
+from sea_jax.config.checks import Checks
+from sea_jax.config.fields import Section, field
+from sea_jax.config.policy import DTYPES
+from sea_jax.config.task import is_text
+from sea_jax.tasks.tokenizer import CHAT
+
+REMOTE_KINDS = ("remote", "judge")
+KINDS = ("task", "reward_model", *REMOTE_KINDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Oracle(Section):
+    """The preference oracle P: a hidden reward, a reward model, a service or a language model."""
+
+    section_name = "oracle"
+    kind: str = field(
+        "task",
+        "'task': the task's hidden reward; 'reward_model': a model in folder; 'remote': a service at url "
+        "(sea_jax/serve/oracle_service.py); 'judge': a language model at base_url",
+        one_of=KINDS,
+    )
+    folder: str = field("", "reward_model: folder or hub name in Hugging Face's layout")
+    dtype: str = field("float32", "reward_model: dtype of activations", one_of=DTYPES)
+    chat: str = field(
+        "auto",
+        "reward_model: use the tokenizer's chat template; auto: if it has one",
+        one_of=CHAT,
+    )
+    batch_size: int = field(64, "reward_model: texts scored at once", at_least=1)
+    labels: str = field("threshold", "how a probability becomes a label: 'threshold' at 1/2, or 'bernoulli'")
+    flip_probability: float = field(
+        0.0, "probability that a label is flipped (App. G.4)", at_least=0, at_most=1
+    )
+    url: str = field("http://127.0.0.1:8000", "remote: address of the service")
+    base_url: str = field("", "judge: address of an endpoint with OpenAI's API")
+    model: str = field("", "judge: name of the model at base_url")
+    price_in: float = field(0.0, "judge: US dollars per million tokens read; 0: unknown", at_least=0)
+    price_out: float = field(0.0, "judge: US dollars per million tokens written; 0: unknown", at_least=0)
+    timeout_s: float = field(30.0, "remote, judge: seconds for one attempt", above=0)
+    patience_s: float = field(300.0, "remote, judge: seconds for a request with all its attempts", above=0)
+    attempts: int = field(3, "remote, judge: malformed replies before a request is given up", at_least=1)
+    in_flight: int = field(8, "remote, judge: requests at once", at_least=1)
+    request_size: int = field(16, "remote: comparisons per request", at_least=1)
+    requests_per_minute: float = field(0.0, "judge: requests per minute at most; 0: no limit", at_least=0)
+
+    @classmethod
+    def check(cls, checks: Checks) -> None:
+        """Requires the fields that the kind of oracle reads; asks nobody and reads no model."""
+        if not checks.sound("oracle.kind", "task.name"):
+            return
+        if is_text(checks.config):
+            checks.one_of("oracle.kind", KINDS[1:])  # real text has no hidden reward
+        kind, url = checks.config.oracle.kind, _check_url
+        if kind == "reward_model" and checks.sound("oracle.folder"):
+            valid = "a folder or a hub name with oracle.kind='reward_model'"
+            checks.require(checks.config.oracle.folder != "", "oracle.folder", valid)
+        if kind == "remote":
+            url(checks, "oracle.url", "http://127.0.0.1:8000")
+        if kind == "judge":
+            url(checks, "oracle.base_url", "https://api.openai.com/v1")
+            if checks.sound("oracle.model"):
+                valid = "the name of a model at base_url"
+                checks.require(checks.config.oracle.model != "", "oracle.model", valid)
+
+
+def _check_url(checks: Checks, name: str, example: str) -> None:
+    if checks.sound(name):
+        parts = urlsplit(checks.get(name))
+        found = parts.scheme in ("http", "https") and bool(parts.hostname)
+        checks.require(found, name, f"a URL, as {example}")

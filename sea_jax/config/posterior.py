@@ -1,0 +1,145 @@
+"""Fields of the posterior over rewards: the features that it reads, its prior, and what it decides (SEA)."""
+
+import dataclasses
+
+from sea_jax.config.checks import Checks
+from sea_jax.config.fields import Section, field
+from sea_jax.config.policy import DTYPES
+from sea_jax.config.task import is_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone(Section):
+    """The frozen backbone whose features the ensemble reads, and the training of the ranker."""
+
+    section_name = "backbone"
+    kind: str = field(
+        "ranker",
+        "'ranker': trained here, of the following shape; 'encoder': pretrained, of section encoder",
+        one_of=("ranker", "encoder"),
+    )
+    seed: int = field(0, "seed of the samples, the initial weights and the order of examples", at_least=0)
+    num_prompts: int = field(6000, "train prompts whose responses are ranked", at_least=1)
+    num_responses: int = field(4, "SFT samples per prompt", at_least=1)
+    num_rewards: int = field(256, "rewards drawn for the ranker, S; never an oracle's", at_least=1)
+    temperature: float = field(1.0, "sampling temperature of the responses", at_least=0)
+    steps: int = field(350, "optimizer steps", at_least=1)
+    batch_size: int = field(64, "prompts per step", at_least=1)
+    learning_rate: float = field(1e-2, "peak learning rate of Adam", above=0)
+    decoder_rate: float = field(0.03, "learning rate of the decoder over learning_rate", at_least=0)
+    pooled_width: int = field(192, "width of the pooled states before the projection", at_least=1)
+    width: int = field(128, "coordinates of the projection; features have one more, for the mean", at_least=1)
+    mean_scale: float = field(0.3, "scale of the coordinate along the mean reward", at_least=0)
+    gate_hidden: int = field(128, "width of the hidden layer of the pooling gate", at_least=1)
+
+    @classmethod
+    def check(cls, checks: Checks) -> None:
+        """Requires an encoder for real text, and a folder for it."""
+        if not checks.sound("backbone.kind", "task.name"):
+            return
+        if is_text(checks.config):
+            checks.one_of("backbone.kind", ("encoder",))
+        kind = checks.config.backbone.kind
+        if kind == "encoder" and checks.sound("encoder.folder"):
+            valid = f"a folder or a hub name with backbone.kind={kind!r}"
+            checks.require(checks.config.encoder.folder != "", "encoder.folder", valid)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder(Section):
+    """A DeBERTa preference encoder in Hugging Face's layout, as PairRM, without its head."""
+
+    section_name = "encoder"
+    folder: str = field("", "folder or hub name in Hugging Face's layout")
+    dtype: str = field("float32", "dtype of activations", one_of=DTYPES)
+    leave_out: tuple[str, ...] = field(("head_layer.",), "prefixes of the tensors of its head")
+    markers: tuple[str, ...] = field(
+        ("<|source|>", "<|candidate1|>"),
+        "tokens before prompt and response, whose states are the features",
+    )
+    source_length: int = field(1224, "tokens of a prompt, with marker and special tokens", at_least=4)
+    candidate_length: int = field(412, "tokens of a response, with marker and special tokens", at_least=4)
+    batch_size: int = field(64, "sequences encoded at once", at_least=1)
+
+    @classmethod
+    def check(cls, checks: Checks) -> None:
+        """Requires a marker of the prompt and one of the response."""
+        if checks.sound("encoder.markers"):
+            checks.require(len(checks.config.encoder.markers) == 2, "encoder.markers", "two tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorHeads(Section):
+    """Heads that each learn one reward, for ensemble.prior='pretrained' to draw from."""
+
+    section_name = "prior_heads"
+    num_heads: int = field(40, "heads to draw from, P; at most backbone.num_rewards", at_least=1)
+    steps: int = field(300, "optimizer steps", at_least=1)
+    batch_size: int = field(64, "prompts per step", at_least=1)
+
+    @classmethod
+    def check(cls, checks: Checks) -> None:
+        """Requires a reward for every head."""
+        if checks.sound("prior_heads.num_heads", "backbone.num_rewards"):
+            heads, rewards = checks.config.prior_heads.num_heads, checks.config.backbone.num_rewards
+            valid = f"1 to backbone.num_rewards={rewards}"
+            checks.require(heads <= rewards, "prior_heads.num_heads", valid)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble(Section):
+    """The posterior: an ensemble of MLP heads on frozen features (Eq. 8)."""
+
+    section_name = "ensemble"
+    num_members: int = field(20, "heads, K", at_least=1)
+    hidden: tuple[int, ...] = field((128, 128), "widths of a head's hidden layers", at_least=1)
+    prior: str = field(
+        "pretrained", "where heads begin: drawn from prior_heads, or at random weights",
+        one_of=("pretrained", "random"),
+    )  # fmt: skip
+    prior_scale: float = field(1.0, "multiple of the rewards of fresh heads: the prior's width", at_least=0)
+    learning_rate: float = field(1e-3, "learning rate of Adam", above=0)
+    steps: int = field(5, "optimizer steps per step of a method, m", at_least=1)
+    batch_size: int = field(128, "pairs per optimizer step, drawn from D_t for each head", at_least=1)
+    regularization: float = field(0.5, "strength of the pull towards the initial heads, λ", at_least=0)
+    scale_by_data: bool = field(True, "multiply λ by batch_size / |D_t|, as for a prior")
+    capacity: int = field(8192, "pairs in D_t, C; the oldest are overwritten", at_least=1)
+
+    @classmethod
+    def check(cls, checks: Checks) -> None:
+        """Requires as many pretrained heads as are drawn from them."""
+        if not checks.sound("ensemble.prior", "ensemble.num_members", "prior_heads.num_heads"):
+            return
+        ensemble, heads = checks.config.ensemble, checks.config.prior_heads.num_heads
+        valid = f"at most prior_heads.num_heads={heads} with ensemble.prior='pretrained'"
+        enough = ensemble.prior == "random" or ensemble.num_members <= heads
+        checks.require(enough, "ensemble.num_members", valid)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sea(Section):
+    """Decisions of the methods with an ensemble (Alg. 2)."""
+
+    section_name = "sea"
+    num_responses: int = field(20, "responses per prompt, M", at_least=1)
+    passive_queries: int = field(0, "oracle queries before the ensemble selects duels", at_least=0)
+    gamma: float = field(0.7, "share of the duels that the oracle labels, γ", above=0, at_most=1)
+    burn_in: int = field(64, "oracle queries during which γ is 1", at_least=0)
+    gamma_mode: str = field(
+        "count", "'count': the first round(γB) duels of a batch; 'bernoulli': a draw per duel",
+        one_of=("count", "bernoulli"),
+    )  # fmt: skip
+    synthetic_pairs: str = field(
+        "max_margin", "pair that a sampled head labels: the Thompson duel, or the head's best and worst",
+        one_of=("thompson", "max_margin"),
+    )  # fmt: skip
+
+    @classmethod
+    def check(cls, checks: Checks) -> None:
+        """Requires a label in every batch."""
+        if not checks.sound("sea.gamma", "sea.gamma_mode", "train.batch_size"):
+            return
+        sea, B = checks.config.sea, checks.config.train.batch_size
+        asks = sea.gamma_mode != "count" or round(sea.gamma * B) > 0
+        valid = f"above {0.5 / B:g}, so that round(γB) of train.batch_size={B} is not 0"
+        checks.require(asks, "sea.gamma", valid)

@@ -1,0 +1,111 @@
+"""Checks of the methods that a config names: that they exist, and have what each of them needs."""
+
+from collections.abc import Iterator
+
+from sea_jax.config.checks import Checks
+from sea_jax.config.fields import Section
+from sea_jax.config.overrides import for_method
+from sea_jax.experiment.commands import COMMANDS
+from sea_jax.methods import METHODS
+from sea_jax.methods.method import sea_responses
+from sea_jax.tasks.protocol import Task
+from sea_jax.types import Config
+
+
+def needs_prior_heads(config: Config, method: str) -> bool:
+    """Returns whether a method's prior is drawn from the heads that are pretrained with the backbone."""
+    return METHODS[method].learns_ensemble and for_method(config, method).ensemble.prior == "pretrained"
+
+
+def check_names(checks: Checks) -> None:
+    """Requires rows of METHODS, and of each method the loss that it is derived from."""
+    if not checks.sound("methods"):
+        return
+    for method in checks.config.methods:
+        valid = f"one of {sorted(METHODS)}"
+        if method in COMMANDS:
+            valid += f"; {method} is a command: python -m sea_jax.main {method} --config=… --workdir=…"
+        checks.require(method in METHODS, "methods", valid, method)
+    for method, own in _each(checks):
+        losses = tuple(METHODS[method].losses)
+        if own.sound("train.dap") and losses:
+            valid = f"one of {losses} with methods={method!r}, which is derived for it"
+            own.require(own.config.train.dap in losses, "train.dap", valid)
+
+
+def check_methods(checks: Checks, sections: list[type[Section]]) -> None:
+    """Requires what the methods need, and that the fields of each fit together.
+
+    Args:
+        checks: gets the problems.
+        sections: that single methods may have otherwise.
+    """
+    check_names(checks)
+    for method, own in _each(checks):
+        if method in checks.config.get("overrides", {}):
+            for section in sections:
+                section.check(own)
+        _check_proposals(own, method)
+        _check_prior(own, method, checks.config)
+    _check_oracle_scores(checks)
+    _check_best_of(checks)
+
+
+def _each(checks: Checks) -> Iterator[tuple[str, Checks]]:
+    """Yields every method whose name and overrides are valid, with checks of its own config."""
+    if not checks.sound("methods"):
+        return
+    for method in dict.fromkeys(checks.config.methods):
+        if checks.sound(f"overrides.{method}"):
+            yield method, checks.of_method(for_method(checks.config, method), method)
+
+
+def _check_proposals(checks: Checks, method: str) -> None:
+    """Requires proposals of two responses or more, and room for the pairs of a step."""
+    if METHODS[method].num_responses is sea_responses and checks.sound("sea.num_responses"):
+        enough = checks.config.sea.num_responses >= 2
+        checks.require(enough, "sea.num_responses", f"at least 2 with methods={method!r}")
+    if METHODS[method].learns_ensemble and checks.sound("ensemble.capacity", "train.batch_size"):
+        B = checks.config.train.batch_size
+        valid = f"at least train.batch_size={B}, the pairs of a step, with methods={method!r}"
+        checks.require(checks.config.ensemble.capacity >= B, "ensemble.capacity", valid)
+
+
+def _check_prior(checks: Checks, method: str, shared: Config) -> None:
+    """Requires that heads which are drawn from pretrained ones are of their shape, and that there are any."""
+    names = "ensemble.prior", "ensemble.hidden", "backbone.kind"
+    if not checks.sound(*names) or not needs_prior_heads(checks.config, method):
+        return
+    trained = checks.config.backbone.kind == "ranker"
+    checks.require(trained, "ensemble.prior", "'random' with backbone.kind='encoder'")
+    same = tuple(checks.config.ensemble.hidden) == tuple(shared.ensemble.hidden)
+    valid = f"{shared.ensemble.hidden}, as all have with ensemble.prior='pretrained'"
+    checks.require(same, "ensemble.hidden", valid)
+
+
+def _check_oracle_scores(checks: Checks) -> None:
+    """Requires an oracle that has rewards where a method reads them."""
+    if not checks.sound("methods", "oracle.kind") or checks.config.oracle.kind != "judge":
+        return
+    for method in checks.config.methods:
+        scorer = METHODS[method].scorer
+        if scorer is not None and scorer.reads_oracle and checks.sound("methods"):
+            said = f"config.methods={method!r}: valid with an oracle that has rewards, not a judge"
+            checks.add(said, "methods")
+
+
+def _check_best_of(checks: Checks) -> None:
+    """Requires a method whose ensemble can choose among several samples."""
+    if not checks.sound("methods", "eval.best_of"):
+        return
+    learners = sorted(m for m in METHODS if METHODS[m].learns_ensemble)
+    can = not set(learners).isdisjoint(checks.config.methods)
+    valid = f"1 (off) unless methods has one whose ensemble can choose: {learners}"
+    checks.require(checks.config.eval.best_of == 1 or can, "eval.best_of", valid)
+
+
+def check_methods_on_task(checks: Checks, task: Task) -> None:
+    """Requires of the task what the methods' own sections require."""
+    for method, own in _each(checks):
+        if (section := METHODS[method].section) is not None:
+            section.check_on_task(own, len(task.prompts["train"]))

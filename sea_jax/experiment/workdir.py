@@ -1,0 +1,72 @@
+"""Work directories: one config each, whose runs share trained parts and a report."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sea_jax.config.checks import flat
+from sea_jax.errors import InputError
+from sea_jax.runtime.mesh import is_main
+from sea_jax.types import Config
+
+# The address of an oracle, and how long it is waited for, do not change its labels.
+_ORACLE_FIELDS = (
+    "url", "timeout_s", "patience_s", "attempts", "in_flight", "request_size", "requests_per_minute",
+)  # fmt: skip
+# Fields that a later call on the same work directory may change: they add runs, and alter none.
+FREE_FIELDS = (
+    "methods", "num_seeds", "cache_dir", "progress", *(f"oracle.{name}" for name in _ORACLE_FIELDS),
+)  # fmt: skip
+
+
+def require_writable(name: str, folder: Path) -> None:
+    """Makes a folder; raises InputError, naming the option that it came from, where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{name}: {folder}: {error.strerror}; valid: a folder that can be written") from None
+
+
+def claim_workdir(config: Config, folder: Path) -> None:
+    """Writes the config into a fresh work directory; refuses one that holds another config.
+
+    Raises:
+        InputError: naming the first field that differs, or a file that is no config.
+    """
+    mine = json.loads(config.to_json())
+    file = folder / "config.json"
+    if file.exists() and (found := difference(mine, _read_config(file))):
+        name, here, there = found
+        raise InputError(
+            f"workdir {folder}: holds runs with {name}={there!r}, not {here!r}; "
+            "valid: that config, or another --workdir"
+        )
+    require_writable("--workdir", folder)
+    if is_main():
+        # Whole or not at all: the processes of other hosts may be reading it.
+        part = folder / "config.json.part"
+        part.write_text(json.dumps(mine, indent=2) + "\n")
+        part.replace(file)
+
+
+def difference(mine: dict, theirs: dict) -> tuple[str, Any, Any] | None:
+    """Returns name, mine and theirs of the first field that differs and is not free to; None without one."""
+    here, there = flat(mine), flat(theirs)
+    for name in sorted((here.keys() | there.keys()) - {*FREE_FIELDS}):
+        values = here.get(name, "(absent)"), there.get(name, "(absent)")
+        if values[0] != values[1]:
+            return name, *values
+    return None
+
+
+def _read_config(file: Path) -> dict:
+    try:
+        config = json.loads(file.read_text())
+    except ValueError:  # no JSON, or no text
+        config = None
+    if not isinstance(config, dict):
+        raise InputError(f"workdir {file.parent}: its config.json is no run's; valid: another --workdir")
+    return config
