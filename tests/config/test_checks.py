@@ -59,6 +59,10 @@ def test_a_field_has_one_problem():
     """However many methods it is one of."""
     [line] = problems(methods=("sea", "ee_ts", "uncertainty"), sea__num_responses=1)
     assert line == "config.sea.num_responses=1: valid is at least 2 with methods='sea'"
+    checks = Checks(quickstart.get_config())
+    for valid in ("the first", "the second"):
+        checks.require(False, "train.beta", valid)
+    assert checks.problems == ["config.train.beta=0.1: valid is the first"]
 
 
 def test_overrides():
