@@ -55,6 +55,16 @@ def test_what_depends_on_an_invalid_field_is_left_out(fields, named):
     assert [line.partition("=")[0] for line in problems(**fields)] == [f"config.{name}" for name in named]
 
 
+def test_a_field_has_one_problem():
+    """However many methods it is one of."""
+    [line] = problems(methods=("sea", "ee_ts", "uncertainty"), sea__num_responses=1)
+    assert line == "config.sea.num_responses=1: valid is at least 2 with methods='sea'"
+    checks = Checks(quickstart.get_config())
+    for valid in ("the first", "the second"):
+        checks.require(False, "train.beta", valid)
+    assert checks.problems == ["config.train.beta=0.1: valid is the first"]
+
+
 def test_overrides():
     """Types, too, before they are merged; and what does not fit together names the override."""
     found = problems(overrides={"sea": {"train": {"batch_size": "many", "dap": 3}}, "passive": {"task": {}}})
