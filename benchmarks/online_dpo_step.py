@@ -83,7 +83,7 @@ def our_step(
         candidates = Candidates(responses.tokens, responses.mask, None)
         rewards = jnp.zeros((1, PROMPTS, 2))
         duel = propose(keys.select, rewards, strategy="passive")
-        duel = route(keys.route, keys.label, duel, rewards, candidates, 10**9, gamma=1.0)
+        duel = route(keys.route, keys.label, duel, rewards, candidates, 10**9, gamma=1.0, num_asked=PROMPTS)
         tokens = np.asarray(responses.tokens)
         assert tokens.shape == (PROMPTS, 2, NEW_TOKENS) and np.asarray(responses.mask).all()
         reward = tokens.sum(-1) % 97  # the fixed reward of TRL's side

@@ -205,14 +205,13 @@ class Experiment:
         return prompts, responses
 
     def _oracle(self) -> Step:
-        """One pass of the reward model over texts of the policy's length; it runs for each label of a step.
+        """Traces one pass of the reward model over texts of the policy's length.
 
-        Counted are the labels after the burn-in. The online win rate, where prompts have references, reads
-        twice as many texts again.
+        It runs for the labels of a step after the burn-in; config.eval.online adds one text per label.
         """
         model, params = self.oracle
         gamma = self.config.sea.gamma if self.method.synthetic else 1.0
-        size, num_texts = self._rows(self.config.oracle), 2 * round(gamma * self.config.train.batch_size)
+        size, num_texts = self._rows(self.config.oracle), 2 * math.ceil(gamma * self.config.train.batch_size)
         length = reward_model.bucket(self.prompt_length + self.response_length, model.config.max_length)
         traced = reward_scorer.score_fn(model).trace(params, *self._texts(size, length))
         return Step("oracle", traced, ("oracle",), calls=-(-num_texts // size))

@@ -4,6 +4,7 @@ No I/O happens here; the host loop in `train.py` samples, asks the oracle and ca
 """
 
 import dataclasses
+import math
 from typing import Any, Protocol
 
 import jax
@@ -96,6 +97,21 @@ def propose(key: Array, rewards: Array, *, strategy: str) -> Duel:
     return selection.STRATEGIES[strategy](key, rewards)
 
 
+def oracle_share(gamma: float, batch_size: int, step: int) -> int:
+    """Returns how many duels of step t go to the oracle, so that its share of all duels is γ (line 8).
+
+    Each step rounds the running total γ B (t + 1) instead of its own γ B, and so carries the remainder:
+    with B = 4 and γ = 0.7, whose γ B is 2.8, four of five steps ask three times and one asks twice.
+
+    Args:
+        gamma: γ in (0, 1].
+        batch_size: B.
+        step: t, from 0.
+    """
+    total = lambda steps: math.floor(gamma * batch_size * steps + 0.5)  # noqa: E731
+    return total(step + 1) - total(step)
+
+
 def route(
     key: Array,
     label_key: Array,
@@ -104,7 +120,8 @@ def route(
     candidates: Candidates,
     remaining: Array | int,
     *,
-    gamma: float,
+    gamma: Array | float,
+    num_asked: Array | int,
     gamma_mode: str = "count",
     synthetic_pairs: str = "thompson",
 ) -> Duel:
@@ -117,9 +134,10 @@ def route(
         rewards: [K, B, M] f32, after `merge_duplicates`.
         candidates: the proposal sets S_t.
         remaining: [] int32, labels that the budget still allows.
-        gamma: γ, the oracle's share of the duels.
-        gamma_mode: 'count' asks the oracle about round(γ B) prompts of each batch; 'bernoulli' draws
-            g < γ for every prompt, as line 8 prints it.
+        gamma: [] f32, γ, the oracle's share of the duels.
+        num_asked: [] int32, the duels of this step that 'count' sends to the oracle; see `oracle_share`.
+        gamma_mode: 'count' asks the oracle about the first num_asked prompts; 'bernoulli' draws g < γ for
+            every prompt, as line 8 prints it.
         synthetic_pairs: 'thompson' keeps the strategy's duel; 'max_margin' takes the labelling head's best
             and worst response (the first implementation's choice).
 
@@ -129,7 +147,7 @@ def route(
     B = rewards.shape[1]
     rows = jnp.arange(B)
     if gamma_mode == "count":
-        query = rows < round(gamma * B)
+        query = rows < num_asked
     else:
         query = jax.random.uniform(key, (B,)) < gamma
     if synthetic_pairs == "max_margin":

@@ -122,7 +122,7 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
 
     # 8   If g < γ for g ~ Uniform(0, 1), label {y_t, y'_t} by P, else by φ ~ Uniform(Φ_t−1).
     remaining = config.train.query_budget - bought
-    duel = route(keys.route, keys.label, duel, rewards, candidates, remaining, **routing(run, bought))
+    duel = route(keys.route, keys.label, duel, rewards, candidates, remaining, **routing(run, step, bought))
     watch.lap("select", duel)
     labels, shown = ask_oracle(run, step, prompts.texts, candidates, duel)
     watch.lap("oracle")
@@ -156,13 +156,13 @@ def strategy(run: Run, bought: int) -> str:
     return "passive" if cold else run.method.strategy
 
 
-def routing(run: Run, bought: int) -> dict[str, Any]:
+def routing(run: Run, step: int, bought: int) -> dict[str, Any]:
     """Returns the options of `route`: γ is 1 until the ensemble has seen `burn_in` labels (App. F.1)."""
     sea = run.config.sea
     mixed = run.method.synthetic and bought >= sea.burn_in
-    return dict(
-        gamma=sea.gamma if mixed else 1.0, gamma_mode=sea.gamma_mode, synthetic_pairs=sea.synthetic_pairs
-    )
+    gamma = sea.gamma if mixed else 1.0
+    asked = algorithm.oracle_share(gamma, run.config.train.batch_size, step)
+    return dict(gamma=gamma, num_asked=asked, gamma_mode=sea.gamma_mode, synthetic_pairs=sea.synthetic_pairs)
 
 
 def ask_oracle(
@@ -220,7 +220,7 @@ def _warn_of_early_end(run: Run, idle: int) -> None:
 
 merge_duplicates = jax.jit(algorithm.merge_duplicates)
 propose = jax.jit(algorithm.propose, static_argnames="strategy")
-route = jax.jit(algorithm.route, static_argnames=("gamma", "gamma_mode", "synthetic_pairs"))
+route = jax.jit(algorithm.route, static_argnames=("gamma_mode", "synthetic_pairs"))
 assign_labels = jax.jit(algorithm.assign_labels)
 update: Callable[..., tuple[SeaState, dict[str, Array]]] = jax.jit(
     algorithm.update, static_argnums=0, donate_argnums=1

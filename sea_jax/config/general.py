@@ -48,6 +48,10 @@ class Eval(Section):
         500, "pairs of SFT samples for the ensemble's accuracy; rm: held-out pairs to sample", at_least=1
     )
     num_samples: int = field(4, "pairs of a step that are written to samples.jsonl", at_least=0)
+    online: str = field(
+        "auto", "log the online win rate, which scores a reference per duel; auto: if the oracle is free",
+        one_of=("auto", "yes", "no"),
+    )  # fmt: skip
     best_of: int = field(1, "samples of which the ensemble chooses one (best-of-N); 1: off", at_least=1)
     levels: tuple[float, ...] = field(
         (0.8, 0.9, 0.95), "win rates against the SFT policy; reports count the queries to reach each"

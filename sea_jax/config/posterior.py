@@ -126,20 +126,10 @@ class Sea(Section):
     gamma: float = field(0.7, "share of the duels that the oracle labels, γ", above=0, at_most=1)
     burn_in: int = field(64, "oracle queries during which γ is 1", at_least=0)
     gamma_mode: str = field(
-        "count", "'count': the first round(γB) duels of a batch; 'bernoulli': a draw per duel",
+        "count", "'count': γB duels of a batch, rounded over all steps; 'bernoulli': a draw per duel",
         one_of=("count", "bernoulli"),
     )  # fmt: skip
     synthetic_pairs: str = field(
         "max_margin", "pair that a sampled head labels: the Thompson duel, or the head's best and worst",
         one_of=("thompson", "max_margin"),
     )  # fmt: skip
-
-    @classmethod
-    def check(cls, checks: Checks) -> None:
-        """Requires a label in every batch."""
-        if not checks.sound("sea.gamma", "sea.gamma_mode", "train.batch_size"):
-            return
-        sea, B = checks.config.sea, checks.config.train.batch_size
-        asks = sea.gamma_mode != "count" or round(sea.gamma * B) > 0
-        valid = f"above {0.5 / B:g}, so that round(γB) of train.batch_size={B} is not 0"
-        checks.require(asks, "sea.gamma", valid)

@@ -82,13 +82,10 @@ class Logbook:
         self._bar.set_postfix({k: f"{metrics[name]:.3f}" for k, name in shown.items() if name in metrics})
 
     def _online_win_rate(self, record: Record) -> dict[str, float]:
-        """Measures the responses that the oracle was shown, in this step and in all so far; buys no label.
-
-        A judge is not asked: two more comparisons for each duel would cost three times as much.
-        """
+        """Measures the responses that the oracle was shown, in this step and in all so far; buys no label."""
         run, shown = self._run, record.shown
         references = run.actor.task.references["train"]
-        if not shown or isinstance(run.oracle, protocol.PartialOracle) or not references:
+        if not shown or not references or not measures_online(run):
             return {}
         rows = list(shown)
         won = evaluate.duel_wins(
@@ -101,6 +98,18 @@ class Logbook:
             "duel/win_rate_reference": float(won.mean()),
             "duel/win_rate_reference_so_far": float(self._wins / self._responses),
         }
+
+
+def measures_online(run: Run) -> bool:
+    """Tells whether config.eval.online asks for the online win rate.
+
+    'auto' measures it where the oracle is the task's own reward, which costs nothing. A judge is never asked:
+    two more comparisons per duel would cost three times as much.
+    """
+    if isinstance(run.oracle, protocol.PartialOracle):
+        return False
+    online = run.config.eval.online
+    return online == "yes" or (online == "auto" and run.config.oracle.kind == "task")
 
 
 def completions(run: Run, record: Record, queries: int) -> list[dict[str, Any]]:
