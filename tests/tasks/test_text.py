@@ -152,7 +152,8 @@ def test_the_stream_goes_on_where_it_was():
     flat = [row for batch in read for row in batch]
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert list(prompt_rows(10, 4, seed=3)[3]) == read[3]
-    assert [list(prompt_rows(10, 4, seed=4)[i]) for i in range(5)] != read
+    other = prompt_rows(10, 4, seed=4)
+    assert [list(other[step]) for step in range(5)] != read
 
 
 @pytest.mark.parametrize("size", [4, 5, 10])
@@ -166,4 +167,5 @@ def test_a_pool_has_no_prompt_twice_and_an_epoch_neither(size):
         assert len(rows) == len(set(rows)) == whole * size and set(rows) <= set(range(10))
     assert {row for pool in read for row in pool} == set(range(10)) and read[0] != read[whole]
     assert list(pool_rows(10, size, seed=3)[7]) == read[7]
-    assert [list(pool_rows(10, size, seed=4)[i]) for i in range(40)] != read
+    other = pool_rows(10, size, seed=4)
+    assert [list(other[step]) for step in range(40)] != read
