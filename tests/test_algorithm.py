@@ -23,12 +23,15 @@ STATIC = ("strategy", "gamma", "gamma_mode", "synthetic_pairs")
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
-def jitted(key, label_key, rewards, candidates, remaining, *, strategy, **options):
-    """Lines 5 to 8 until the oracle is asked, with the keys of a step."""
+def jitted(key, label_key, rewards, candidates, remaining, *, strategy, gamma, **options):
+    """Lines 5 to 8 until the oracle is asked, with the keys of step 0."""
     select, route = jax.random.split(key)
     rewards = algorithm.merge_duplicates(rewards, candidates)
     duel = algorithm.propose(select, rewards, strategy=strategy)
-    return algorithm.route(route, label_key, duel, rewards, candidates, remaining, **options)
+    asked = algorithm.oracle_share(gamma, rewards.shape[1], step=0)
+    return algorithm.route(
+        route, label_key, duel, rewards, candidates, remaining, gamma=gamma, num_asked=asked, **options
+    )
 
 
 def propose(candidates, rewards, key=0, label_key=1, remaining=10**6, **options):
@@ -71,6 +74,19 @@ def test_count_mode_asks_about_exactly_gamma_b(gamma, expected):
     plain = STRATEGIES["bai_ts"](jax.random.split(jax.random.key(0))[0], jnp.array(random_rewards()))
     np.testing.assert_array_equal(duel.first, plain.first)
     np.testing.assert_array_equal(duel.second, plain.second)
+
+
+@pytest.mark.parametrize(("gamma", "batch_size"), [(0.7, 4), (0.7, 1), (0.1, 3), (1 / 3, 32), (1.0, 4)])
+def test_the_oracles_share_holds_over_steps(gamma, batch_size):
+    """By hand for the first steps of γ = 0.7 and B = 4; over any number of steps within half a duel of γ."""
+    asked = [algorithm.oracle_share(gamma, batch_size, step) for step in range(1000)]
+    if (gamma, batch_size) == (0.7, 4):
+        assert asked[:5] == [3, 3, 2, 3, 3]  # totals 2.8, 5.6, 8.4, 11.2, 14 rounded: 3, 6, 8, 11, 14
+    assert all(0 <= n <= batch_size for n in asked)
+    expected = gamma * batch_size * np.arange(1, 1001)
+    assert np.abs(np.cumsum(asked) - expected).max() <= 0.5 + 1e-6
+    late = algorithm.oracle_share(gamma, batch_size, 10**9)
+    assert late in {int(gamma * batch_size), int(np.ceil(gamma * batch_size))}
 
 
 def test_bernoulli_mode_draws_for_every_prompt():

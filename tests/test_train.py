@@ -46,6 +46,14 @@ def test_queries_are_bought_by_gamma_after_burn_in_and_end_at_the_budget(tmp_pat
     assert [row["queries"] for row in metrics if "eval/win_rate_sft" in row] == [0, 13]
 
 
+@pytest.mark.parametrize(("batch_size", "expected"), [(1, [1, 1, 1, 0, 1, 0, 1]), (2, [2, 1, 1, 1])])
+def test_a_share_below_one_duel_a_step_is_held_over_steps(tmp_path, batch_size, expected):
+    """γ = 0.5: with one prompt a step every second duel is the ensemble's, after a burn-in of two labels."""
+    fields = {"train.query_budget": 5, "sea.burn_in": 2, "sea.gamma": 0.5, "train.batch_size": batch_size}
+    _, asked, _, _ = trained(tmp_path, "sea", **fields)
+    assert asked == expected
+
+
 @pytest.mark.parametrize("method", ["passive", "ceiling", "sea_oracle_only"])
 def test_methods_without_synthetic_pairs_buy_every_duel(tmp_path, method):
     run, asked, metrics, _ = trained(tmp_path, method, **{"sea.burn_in": 0})
@@ -118,6 +126,34 @@ def test_a_step_that_shows_nothing_has_no_online_win_rate(tmp_path):
     fields = {"train.temperature": 1e-6, "train.max_idle_steps": 2}
     _, asked, metrics, _ = trained(tmp_path, "passive", **fields)
     assert asked == [0, 0] and not any("duel/win_rate_reference" in row for row in metrics)
+
+
+@pytest.mark.parametrize(
+    ("online", "kind", "measured"),
+    [("auto", "task", True), ("auto", "remote", False), ("yes", "reward_model", True), ("no", "task", False)],
+)
+def test_the_online_win_rate_is_measured_where_the_oracle_is_free_or_if_asked_for(
+    tmp_path, online, kind, measured
+):
+    run = small_run(tmp_path, "passive", **{"eval.online": online})
+    run.config.oracle.kind = kind
+    metrics, _ = loop(run)
+    assert any("duel/win_rate_reference" in row for row in metrics) == measured
+
+
+def test_no_text_is_scored_twice(tmp_path):
+    """Labels, the online win rate, the held-out pairs and every evaluation share the rewards of texts."""
+    run, seen = small_run(tmp_path, "sea", **{"eval.every_queries": 4}), []
+    reward = run.oracle._reward_fn
+
+    def counted(prompts, responses):
+        seen.extend(zip(prompts, responses, strict=True))
+        return reward(prompts, responses)
+
+    run.oracle._reward_fn = counted
+    metrics, _ = loop(run)
+    assert len(seen) == len(set(seen)) > 30
+    assert any("duel/win_rate_reference" in row for row in metrics)
 
 
 def test_best_of_n_is_chosen_by_the_ensembles_mean(tmp_path, monkeypatch):

@@ -53,6 +53,7 @@ BASE = {
     "eval.num_pairs": 500,
     "eval.num_prompts": 500,
     "eval.num_samples": 4,
+    "eval.online": "auto",
     "eval.reference_levels": (0.8, 0.9, 0.95),
     "eval.reward_levels": (5.5, 6.0, 6.5, 7.0),
     "eval.split": "heldout",

@@ -20,7 +20,7 @@ def plan(*arguments, config="configs/quickstart.py", topology="cpu:4"):
 
 
 def test_a_plan_that_fits_and_how_it_grows():
-    run = plan(topology="cpu:2,cpu:4")
+    run = plan("--config.methods=('sea',)", topology="cpu:2,cpu:4")
     assert run.returncode == 0, run.stderr[-2000:]
     assert "the embedded policy on cpu:4: 4 devices" in run.stdout and "DOES NOT FIT" not in run.stdout
     for name in ("train", "generate", "features"):

@@ -6,11 +6,12 @@ import pytest
 
 from configs import quickstart
 from sea_jax import tasks
-from sea_jax.config import validate
+from sea_jax.config.task import is_text
 from sea_jax.errors import InputError
+from sea_jax.experiment import validate
 from sea_jax.experiment.oracles import make_oracles
-from sea_jax.oracles import messages as wire
-from sea_jax.serve.oracle_worker import Scorer, Settings
+from sea_jax.oracles import messages
+from sea_jax.serve.oracle_worker import RequestHandler, Settings
 from sea_jax.tasks import mini_tldr
 from sea_jax.tasks.batching import padded_batches
 
@@ -43,7 +44,7 @@ def lengths(monkeypatch):
 def test_an_embedded_task_of_ones_own(lengths, tmp_path):
     """It is loaded, passes the checks of a config, and its hidden rewards are the oracle's."""
     assert tasks.load(lengths, tmp_path) == "the task"
-    assert not validate.is_text(lengths)
+    assert not is_text(lengths)
     validate.validate_parts(lengths)
     oracle = make_oracles(lengths, jax.make_mesh((1,), ("data",)))(3)
     np.testing.assert_array_equal(oracle.rewards(["a", "b"], ["four", ""]), [12, 0])
@@ -52,9 +53,9 @@ def test_an_embedded_task_of_ones_own(lengths, tmp_path):
 
 @pytest.mark.parametrize("model", ["lengths", "lengths:3"])
 def test_the_oracle_service_knows_it(lengths, model):
-    body = wire.pack_request("i", "", "rewards", 3, (["a", "b"], ["four", ""]))
-    (answer,) = Scorer(Settings(model), "").answers([body])
-    np.testing.assert_array_equal(wire.read_answer(answer, "i", "rewards", 2), [12, 0])
+    body = messages.pack_request("i", "", "rewards", 3, (["a", "b"], ["four", ""]))
+    (answer,) = RequestHandler(Settings(model), "").answers([body])
+    np.testing.assert_array_equal(messages.read_answer(answer, "i", "rewards", 2), [12, 0])
     assert Settings("missing:3").embedded is None and Settings("tldr").embedded is None
 
 
