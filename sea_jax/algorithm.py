@@ -5,7 +5,7 @@ No I/O happens here; the host loop in `train.py` samples, asks the oracle and ca
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ import optax
 
 from sea_jax.ensemble import experience as buffer
 from sea_jax.ensemble import heads, selection
-from sea_jax.losses import DAP_LOSSES, mean_or_nan, sequence_logprobs
+from sea_jax.losses import DAP_LOSSES, LossTerm, mean_or_nan, sequence_logprobs
+from sea_jax.losses.micro_batches import merge_passes, split_passes
 from sea_jax.models.decoder import Decoder
 from sea_jax.state import step_keys
 from sea_jax.types import (
@@ -28,23 +29,6 @@ from sea_jax.types import (
     PromptBatch,
     SeaState,
 )
-
-
-class LossTerm(Protocol):
-    """A term that a method adds to F (Eq. 9). Hashable, since it is static under jit."""
-
-    @property
-    def num_extra(self) -> int:
-        """X: the responses of π_ref to each prompt that the term reads."""
-        ...
-
-    def loss(self, extra_logps: Array) -> Array:
-        """Returns the term of each prompt: log π_θ of its further responses, [B, X] f32 nats -> [B] f32."""
-        ...
-
-    def metrics(self, extra_logps: Array, weight: Array) -> dict[str, Array]:
-        """Returns [] f32 metrics from the same log-probs and the duels' weight [B]."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,16 +345,3 @@ def _with_extra(batch: PreferenceBatch) -> tuple[Array, Array]:
         return batch.tokens, batch.mask
     tokens = jnp.concatenate([batch.tokens, batch.extra_tokens], axis=1)
     return tokens, jnp.concatenate([batch.mask, batch.extra_mask], axis=1)
-
-
-def split_passes(tree: Any, size: int) -> Any:
-    """Splits arrays [B, ...] into passes [B / size, size, ...].
-
-    Row i goes to pass i mod (B / size), so that each pass takes rows from every shard of the batch axis.
-    """
-    return jax.tree.map(lambda x: x.reshape(size, len(x) // size, *x.shape[1:]).swapaxes(0, 1), tree)
-
-
-def merge_passes(tree: Any) -> Any:
-    """Inverts `split_passes`."""
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)

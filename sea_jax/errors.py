@@ -1,11 +1,11 @@
-"""The errors that are told in one line: what the user can mend, and what another service did not do."""
+"""Errors that commands report in one line per problem, without a traceback."""
 
 
 class InputError(ValueError):
-    """What the user gave cannot work: a config, a work directory, a model's folder, a text.
+    """Invalid input of the user: a config, a work directory, a model's folder, a text.
 
-    Each problem is one line that names the field or file, its value and what is valid. `main` prints them and
-    no traceback; any other ValueError is a mistake of the code, and keeps its traceback.
+    Each problem is one line that names the field or file, its value and the valid values. `main` prints these
+    lines and no traceback; any other ValueError is a bug and keeps its traceback.
 
     Args:
         *problems: one line each.
@@ -24,8 +24,8 @@ class InputError(ValueError):
 
 
 class ServiceError(RuntimeError):
-    """A service that a run needs did not do its part within its bound.
+    """Failure of a service that a run needs, such as a timeout or an invalid reply.
 
-    Its message is one line that names what was awaited, for how long, and what came instead; `main` prints
-    it and no traceback.
+    Its message is one line that names the service, the time limit and the reply; `main` prints it and no
+    traceback.
     """

@@ -53,7 +53,7 @@ class Run:
 
 
 class Record(NamedTuple):
-    """What a step leaves for the observer. Its metrics may not be computed yet."""
+    """The outcome of a step, for the observer. Its metrics may not be computed yet."""
 
     step: int
     metrics: dict[str, Any]

@@ -101,7 +101,7 @@ class Checks:
             raise InputError(*self.problems)
 
     def _place(self, name: str) -> str:
-        """The name under which the value of a field was given."""
+        """Returns the name under which the value of a field was given."""
         if self._overridden and self.has(f"{self._overridden}{name}"):
             return self._overridden + name
         return name
@@ -115,7 +115,7 @@ def get(config: Config, name: str) -> Any:
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
-    """{'policy': {'dtype': …}} -> {'policy.dtype': …}."""
+    """Flattens a tree: {'policy': {'dtype': …}} -> {'policy.dtype': …}."""
     out = {}
     for key, value in tree.items():
         if isinstance(value, dict):

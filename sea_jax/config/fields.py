@@ -142,7 +142,7 @@ def invalid(field: Field, value: Any) -> str | None:
 
 
 def _described(field: Field, short: bool, finite: bool) -> str:
-    """The type and bounds of a field; of a whole number the bounds alone if `short`."""
+    """Describes the type and bounds of a field; if `short`, only the bounds of a whole number."""
     bounds, items = field.rule.bounds, typing.get_args(field.kind)
     words = f"a tuple of {_PLURALS[items[0]]}" if items else _WORDS[field.kind]
     if short and not items and (field.kind is int or field.rule.at_most is not None):

@@ -2,7 +2,7 @@
 
 
 def parse_options(options: str, **valid: tuple[str, ...] | None) -> dict[str, str]:
-    """'a=1,b=2' -> {'a': '1', 'b': '2'}.
+    """Parses a config's options: 'a=1,b=2' -> {'a': '1', 'b': '2'}.
 
     Args:
         options: the part behind the config file's colon.

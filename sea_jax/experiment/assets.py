@@ -1,4 +1,4 @@
-"""What every run of an experiment shares: task, starting policy, frozen backbone, evaluation sets."""
+"""Parts that all runs of an experiment share: task, starting policy, frozen backbone, evaluation sets."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ from sea_jax.types import Config, Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Assets:
-    """Built once, read by all runs; only the oracle differs between seeds."""
+    """Parts that are built once and read by all runs; only the oracle differs between seeds."""
 
     task: Task
     model: Decoder
@@ -47,7 +47,7 @@ def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
 
     Args:
         config: the experiment's config.
-        cache_folder: of trained parts, each under a fingerprint of the config fields it depends on.
+        cache_folder: holds trained parts, each under a fingerprint of the config fields that it depends on.
         task: prompts and their tokenizer.
 
     Returns:
@@ -55,7 +55,7 @@ def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
     """
     mesh = make_mesh(**config.mesh, extra=config.sampler.devices)
     own_mesh = sampling_mesh(mesh, config.sampler.devices) if config.sampler.devices else None
-    oracle = make_oracles(config, own_mesh or mesh)  # first: one out of reach is found out before training
+    oracle = make_oracles(config, own_mesh or mesh)  # first, so that a wrong address fails before training
     folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
     model, params = load_policy(config, folder, mesh)
     ref_params = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)
@@ -76,7 +76,7 @@ def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
 
 
 def train_parts(config: Config, cache_folder: Path, task: Task) -> None:
-    """Trains those parts that `prepare` would not find; the arguments are its own."""
+    """Trains the parts that the cache lacks; the arguments are those of `prepare`."""
     mesh = make_mesh(**config.mesh)
     folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
     if config.backbone.kind == "ranker":
@@ -86,7 +86,7 @@ def train_parts(config: Config, cache_folder: Path, task: Task) -> None:
 def _backbone(
     config: Config, folder: Path, task: Task, model: Decoder, params: Params, mesh: Mesh
 ) -> tuple[features.Extractor, Params | None]:
-    """The frozen backbone, and the heads of the prior where a method draws from them."""
+    """Returns the frozen backbone, and the prior heads if a method draws its prior from them."""
     if config.backbone.kind == "encoder":
         return pair_encoder.load(config.encoder, task.decode, mesh), None
     ranker = Ranker(config, folder, task, model, params, mesh)
@@ -105,7 +105,7 @@ def _eval_set(config: Config, task: Task, sample: Callable) -> EvalSet:
 def _heldout_pairs(
     config: Config, task: Task, sample: Callable, backbone: features.Extractor
 ) -> tuple[EvalSet, jax.Array]:
-    """Two samples of π_sft on each tuning prompt, and their features."""
+    """Samples two responses of π_sft to each tuning prompt; returns them and their features."""
     prompts = task.prompts["tuning"][: config.eval.num_pairs]
     tokens, mask = task.encode_prompts(prompts)
     out = sample(tokens, mask, jax.random.key(7))

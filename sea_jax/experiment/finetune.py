@@ -24,12 +24,12 @@ def run(config: Config, cache: Path, folder: Path) -> str:
     """Trains config.policy on the task's responses and keeps it in `folder`/policy.
 
     Args:
-        config: the experiment's; its policy.folder is where training begins, or random weights if empty.
-        cache: folder of what is made once.
+        config: the experiment's; training begins from its policy.folder, or from random weights if empty.
+        cache: folder of trained parts.
         folder: the work directory.
 
     Returns:
-        The mean negative log-likelihood of held-out references before and after, in words.
+        A report of the mean negative log-likelihood of held-out references before and after.
 
     Raises:
         InputError: on a policy or a task that cannot work.
@@ -69,7 +69,7 @@ def check(config: Config) -> Checks:
 def heldout_nll(
     config: Config, model: Decoder, params: Params, data: tuple[np.ndarray, ...], mesh, batch_size: int
 ) -> float:
-    """Mean over all tokens of all responses, in nats.
+    """Computes the mean negative log-likelihood over all tokens of all responses, in nats.
 
     Args:
         config: token_chunk.

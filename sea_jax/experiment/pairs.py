@@ -1,4 +1,4 @@
-"""The pairs of the command `rm` on an embedded task: the starting policy's samples, labelled by the oracle.
+"""Pairs for the command `rm` on an embedded task: samples of the starting policy that the oracle labels.
 
 Eq. 5 is over pairs of a behaviour policy, "typically the supervised fine-tuned policy π_sft".
 """
@@ -31,21 +31,21 @@ from sea_jax.types import Array, Config
 def load(
     config: Config, cache: Path, task: Task, length: Length, longest: int, key: Array, mesh: Mesh
 ) -> tuple[list[Pair], list[Pair], int]:
-    """Pairs of train prompts and of held-out ones.
+    """Samples and labels pairs of train prompts and of held-out prompts.
 
     Args:
         config: rm.num_pairs and eval.num_pairs prompts; train.temperature; oracle and task.oracle_seed.
         cache: folder of trained parts.
         task: its prompts.
-        length, longest: as `preferences.load`.
+        length, longest: see `preferences.load`.
         key: [] key of the samples.
         mesh: its devices share each batch.
 
     Returns:
-        To train on, held out, and how many labels of both were bought.
+        Train pairs, held-out pairs, and the number of labels bought for both.
 
     Raises:
-        InputError: where the policy has but one response to each prompt.
+        InputError: the policy has only one response to each prompt, or the oracle answers nothing.
     """
     model, params = policy.load_policy(config, policy_folder(config, cache, task, mesh), mesh)
     sampler = sampler_for(config, task, model, mesh)
@@ -64,8 +64,8 @@ def load(
             duels = distinct(drawn, length, longest)
             if not duels:
                 raise InputError(
-                    f"config.train.temperature={config.train.temperature}: valid is one at which a policy's "
-                    f"two samples differ; in none of {size} pairs they do"
+                    f"config.train.temperature={config.train.temperature}: all {size} pairs of samples are "
+                    "equal; valid is a higher temperature"
                 )
             found.append(label(labeller, duels, 2 * config.rm.seed + i))
             if not found[-1]:
@@ -76,7 +76,7 @@ def load(
 
 
 def policy_folder(config: Config, cache: Path, task: Task, mesh: Mesh) -> str:
-    """Where the policy is that is sampled: the user's; beside a user's reward model, or none, π_sft."""
+    """Returns the folder of the policy to sample: the user's language model if one is given, else π_sft."""
     folder = config.policy.folder
     if folder and not isinstance(models.read_config(models.find(folder)), RewardConfig):
         return folder
@@ -86,7 +86,7 @@ def policy_folder(config: Config, cache: Path, task: Task, mesh: Mesh) -> str:
 
 
 def sample_pairs(task: Task, sample: Callable, prompts: Sequence[str], batch: int, key: Array) -> list[Pair]:
-    """Two samples for each prompt, not yet labelled.
+    """Samples two responses to each prompt; returns pairs without labels.
 
     Args:
         task: encodes and decodes.
@@ -104,7 +104,7 @@ def sample_pairs(task: Task, sample: Callable, prompts: Sequence[str], batch: in
 
 
 def distinct(drawn: Sequence[Pair], length: Length, longest: int) -> list[Pair]:
-    """Those whose responses differ and are not too long; the others are counted in a log line."""
+    """Keeps pairs of different responses that are short enough; logs how many are dropped."""
     differ = [pair for pair in drawn if pair.chosen != pair.rejected]
     kept = [pair for pair, n in zip(differ, length(differ), strict=True) if n <= longest]
     logging.info(
@@ -115,9 +115,9 @@ def distinct(drawn: Sequence[Pair], length: Length, longest: int) -> list[Pair]:
 
 
 def label(labeller: Labeller, duels: Sequence[Pair], seed: int) -> list[Pair]:
-    """Buys a label for each pair, and turns round those whose second response is preferred.
+    """Buys a label for each pair and puts the preferred response first.
 
-    A pair that the oracle leaves without an answer is left out.
+    Pairs that the oracle does not answer are dropped.
     """
     prefers_first, answered = labeller.label(*zip(*duels, strict=True), rng_seed=seed)
     return [

@@ -38,31 +38,31 @@ from sea_jax.types import Array, Config, Params
 
 
 class Source(NamedTuple):
-    """Where training begins, and what it is made on."""
+    """The model that training begins from, and the pairs that it learns from."""
 
     start: str  # folder of a language model or of a reward model
     tokenizer: Tokenizer
     longest: int  # tokens of a text
     train: list[Pair]
     heldout: list[Pair]
-    bought: int  # labels that the oracle was asked for, of both
+    bought: int  # labels bought for both lists
 
 
 def run(config: Config, cache: Path, folder: Path) -> str:
     """Trains a reward model (Eq. 5) and keeps it in `folder`/reward_model.
 
-    Its trunk is that of config.policy.folder, a language model, under a new head; a sequence classifier keeps
-    its own. Where that is empty it is the embedded task's SFT policy. Texts are read as an oracle made of the
-    result reads them: config.oracle.chat says how.
+    Training begins from the language model in config.policy.folder under a new head, from a sequence
+    classifier there with its own head, or, if that is empty, from the embedded task's SFT policy.
+    config.oracle.chat decides how texts are formatted, here as in an oracle made of the result.
 
     Args:
         config: the experiment's. Of real text config.task names a preference set; on the embedded task the
             pairs are samples of the starting policy, which config.oracle labels.
-        cache: folder of what is made once.
-        folder: the work directory; also gets rm.json, the numbers that are returned in words.
+        cache: folder of trained parts.
+        folder: the work directory; it also gets rm.json with the reported numbers.
 
     Returns:
-        Accuracy and loss on held-out pairs before and after, and the number of labels, in words.
+        A report of accuracy and loss on held-out pairs before and after, and of the number of labels.
 
     Raises:
         InputError: on a config, a model or data that cannot work.
@@ -149,7 +149,7 @@ def check_embedded(checks: Checks, task: Task) -> None:
 
 
 def _preference_set(config: Config, folder: Path) -> Source:
-    """Pairs of a data set, for the tokenizer of config.policy.folder."""
+    """Loads the pairs of a data set, with the tokenizer of config.policy.folder."""
     start = config.policy.folder
     model = models.read_config(models.find(start))
     tokenizer = load_tokenizer(start, chat=config.oracle.chat, vocab_size=model.vocab_size)
@@ -166,7 +166,7 @@ def _samples(config: Config, cache: Path, folder: Path, task: Task, key: Array, 
     tokenizer = Tokenizer(
         task.name, cache / "task", backend, task.eos_id, task.pad_id, backend.get_vocab_size(), (), None, None
     )
-    # A token that is no text decodes to a sign of three: what a policy may write has room, whatever it is.
+    # A token that is not valid text decodes to a character of up to three tokens.
     longest = config.rm.length or task.prompt_length + 4 * task.response_length
     found = pairs.load(config, cache, task, rm.pair_lengths(make_encode(tokenizer)), longest, key, mesh)
     start = config.policy.folder or policy.trained_policy(config, cache, task, mesh)
@@ -176,19 +176,19 @@ def _samples(config: Config, cache: Path, folder: Path, task: Task, key: Array, 
 def _heldout(
     config: Config, model: RewardModel, params: Params, encode: Encode, source: Source, mesh: Mesh
 ) -> dict[str, float]:
-    """As `rm.accuracy`, of the oracle that these parameters make."""
+    """Measures the held-out pairs with an oracle made of the parameters, as the saved model will score."""
     oracle = make_oracle(model, params, encode, config.oracle.batch_size, mesh)
     return rm.accuracy(oracle, source.heldout)
 
 
 def save(folder: Path, model: RewardModel, params: Params, tokenizer: Tokenizer, given: str) -> None:
-    """A Hugging Face folder that transformers opens as a sequence classifier, and an oracle as its own.
+    """Saves a Hugging Face folder that transformers and an oracle open as a sequence classifier.
 
     Args:
         folder: made if absent.
         model, params: on the host.
-        tokenizer: what the texts were read with.
-        given: a folder or hub name whose tokenizer's files are taken; empty: they are written.
+        tokenizer: the tokenizer of training.
+        given: folder or hub name whose tokenizer files are copied; empty: they are written.
     """
     models.save(folder, model, params, None if given else tokenizer.backend)
     if given:
@@ -201,7 +201,7 @@ def save(folder: Path, model: RewardModel, params: Params, tokenizer: Tokenizer,
 
 
 def _report(config: Config, folder: Path, source: Source, before: dict, after: dict) -> str:
-    """Writes the numbers, and says them."""
+    """Writes rm.json and returns the report."""
     sizes = {"train": len(source.train), "heldout": len(source.heldout)}
     if is_main():
         numbers = {"pairs": sizes, "labels_bought": source.bought, "before": before, "after": after}

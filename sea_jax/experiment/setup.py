@@ -11,11 +11,11 @@ from ml_collections import FrozenConfigDict
 from sea_jax import models
 from sea_jax.actors.actor import Actor
 from sea_jax.actors.sampler import new_version
-from sea_jax.algorithm import LossTerm, UpdateSettings
+from sea_jax.algorithm import UpdateSettings
 from sea_jax.ensemble import experience, heads
 from sea_jax.evaluate import Evaluator
 from sea_jax.experiment.assets import Assets
-from sea_jax.losses import DAP_LOSSES
+from sea_jax.losses import DAP_LOSSES, LossTerm
 from sea_jax.methods import METHODS
 from sea_jax.oracles.labels import Labeller
 from sea_jax.runtime.mesh import ensure_on_mesh

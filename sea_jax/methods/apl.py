@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from sea_jax.algorithm import UpdateSettings, merge_passes, split_passes
+from sea_jax.algorithm import UpdateSettings
 from sea_jax.config.checks import Checks
 from sea_jax.config.fields import Section, field
 from sea_jax.losses import implicit_reward, sequence_logprobs
+from sea_jax.losses.micro_batches import merge_passes, split_passes
 from sea_jax.methods.method import Choice, Method, Prompts, Samples, ScoringContext
 from sea_jax.models.generate import Responses
 from sea_jax.runtime.mesh import to_host

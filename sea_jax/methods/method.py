@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from sea_jax.algorithm import LossTerm, UpdateSettings
+from sea_jax.algorithm import UpdateSettings
 from sea_jax.config.fields import Section
+from sea_jax.losses import LossTerm
 from sea_jax.models.generate import Responses
 from sea_jax.types import Array, Config, Params, PromptBatch, SeaState
 
@@ -44,7 +45,7 @@ class Scorer(Protocol):
 
     @property
     def reads_oracle(self) -> bool:
-        """Whether it reads the oracle's own rewards, which people and judges do not have."""
+        """True if it reads the oracle's own rewards, which people and judges do not have."""
         ...
 
     def score(
@@ -156,12 +157,12 @@ class Method:
 
     @property
     def learns_ensemble(self) -> bool:
-        """Whether the method learns a posterior over rewards (line 9)."""
+        """True if the method learns a posterior over rewards (line 9)."""
         return "ensemble" in self.learns
 
     @property
     def chooses(self) -> bool:
-        """Whether the duel depends on the responses' rewards."""
+        """True if the duel depends on the responses' rewards."""
         return self.scorer is not None
 
 

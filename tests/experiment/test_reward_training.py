@@ -138,7 +138,10 @@ def test_equal_samples_buy_no_label():
 
 def test_a_policy_that_only_repeats_itself(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(pairs, "distinct", lambda *_: [])
-    with pytest.raises(InputError, match=r"config.train.temperature=0.7: valid is one at which"):
+    with pytest.raises(
+        InputError,
+        match=r"config.train.temperature=0.7: all .* pairs of samples are equal; valid is a higher",
+    ):
         commands.run("rm", small_quickstart(cache), str(tmp_path))
 
 
