@@ -45,6 +45,7 @@ def collect(config: Config, shared: assets.Assets, split: str, count: int, seed:
         Backbone features, policy states and reward basis: [N, 2, E], [N, 2, W], [N, 2, F].
     """
     task = shared.task
+    assert shared.backbone is not None
     policy, temperature = new_version(shared.ref_params), config.train.temperature
     sample = functools.partial(sample_now, shared.sampler, policy, num_responses=2, temperature=temperature)
     states = jax.jit(lambda p, *batch: features.mean_states(shared.model, p, *batch))

@@ -104,7 +104,7 @@ class Experiment:
             "optimizer": self.state.policy.opt_state,
             "reference": self.ref_params,
             "ensemble": (self.state.ensemble, self.state.experience),
-            "backbone": self.backbone_params,
+            "backbone": self.backbone_params if self.method.learns_ensemble else (),
             "oracle": self.oracle[1],
         }
 

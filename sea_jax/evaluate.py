@@ -31,6 +31,15 @@ class EvalSet(NamedTuple):
     sft: tuple[str, ...]  # the starting policy's greedy responses
 
 
+class HeldoutPairs(NamedTuple):
+    """Pairs of samples of the starting policy, on which the ensemble's accuracy is measured."""
+
+    prompts: tuple[str, ...]  # N
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    features: Array  # [N, 2, E] f32, of first and second
+
+
 def wins(probability: np.ndarray, mode: str) -> np.ndarray:
     """Computes the share of each comparison that the first response wins.
 
@@ -164,8 +173,7 @@ class Evaluator:
         oracle: its probabilities are read, not counted.
         backbone: an `ensemble.features.Extractor`, for best-of-N.
         eval_set: prompts and opponents.
-        pairs: pairs of responses to held-out prompts, as an EvalSet whose `sft` and `references` are the two.
-        pair_features: [N, 2, E] f32, of the pairs.
+        pairs: held-out pairs; None for a method without an ensemble.
     """
 
     config: Config
@@ -174,8 +182,7 @@ class Evaluator:
     oracle: Any
     backbone: Any
     eval_set: EvalSet
-    pairs: EvalSet
-    pair_features: Array
+    pairs: HeldoutPairs | None
 
     def __call__(self, state: SeaState, policy: VersionedParams, step: int) -> dict[str, float]:
         """Measures the greedy policy and, where there is an ensemble, its accuracy and best-of-N."""
@@ -194,8 +201,9 @@ class Evaluator:
     @functools.cached_property
     def ordered_pairs(self) -> Array:
         """Returns the held-out pairs' features [N, 2, E] with the oracle's preferred response first."""
-        pairs, features = self.pairs, self.pair_features
-        probability, answered = protocol.compare(self.oracle, pairs.prompts, pairs.sft, pairs.references)
+        assert self.pairs is not None
+        *texts, features = self.pairs
+        probability, answered = protocol.compare(self.oracle, *texts)
         if not answered.all():
             probability, features = probability[answered], features[np.flatnonzero(answered)]
         return jnp.where(jnp.asarray(probability > 0.5)[:, None, None], features, features[:, ::-1])

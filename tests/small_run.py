@@ -10,7 +10,7 @@ from configs import quickstart
 from sea_jax import models
 from sea_jax.actors.make import sampler_for
 from sea_jax.ensemble import features
-from sea_jax.evaluate import EvalSet
+from sea_jax.evaluate import EvalSet, HeldoutPairs
 from sea_jax.experiment import assets
 from sea_jax.experiment.logbook import Logbook
 from sea_jax.experiment.oracles import make_oracles
@@ -64,7 +64,7 @@ def small_run(folder, method, width=16, **overrides):
     params = shard_params(mesh, model, params)
     shared = assets.Assets(
         task=task, model=model, ref_params=params, initial_params=lambda: params, backbone=backbone,
-        eval_set=data, pairs=data, pair_features=jnp.zeros((4, 2, 4)), mesh=mesh,
+        eval_set=data, pairs=HeldoutPairs(posts[:4], posts[:4], posts[:4], jnp.zeros((4, 2, 4))), mesh=mesh,
         oracle=make_oracles(config, mesh),
         sampler=sampler_for(config, task, model, mesh, own_mesh),
     )  # fmt: skip

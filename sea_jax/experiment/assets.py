@@ -11,10 +11,12 @@ from jax.sharding import Mesh
 
 from sea_jax.actors.make import sampler_for
 from sea_jax.actors.sampler import Sampler, new_version, sample_now
-from sea_jax.ensemble import features, pair_encoder
-from sea_jax.evaluate import EvalSet, greedy_responses
+from sea_jax.ensemble import pair_encoder
+from sea_jax.ensemble.features import Extractor
+from sea_jax.evaluate import EvalSet, HeldoutPairs, greedy_responses
 from sea_jax.experiment.oracles import make_oracles
 from sea_jax.experiment.validate_methods import needs_prior_heads
+from sea_jax.methods import METHODS
 from sea_jax.models import Decoder
 from sea_jax.models.params import cast_matrices
 from sea_jax.pretraining.policy import load_policy, trained_policy
@@ -32,10 +34,9 @@ class Assets:
     model: Decoder
     ref_params: Params  # matrices in the precision that the model computes in
     initial_params: Callable[[], Params]  # θ⁰ in f32, read anew at each call
-    backbone: features.Extractor
+    backbone: Extractor | None  # None where no method learns an ensemble
     eval_set: EvalSet
-    pairs: EvalSet  # pairs of SFT samples on the tuning split: `sft` and `references` are the two
-    pair_features: jax.Array  # [N, 2, E] f32
+    pairs: HeldoutPairs | None  # of the tuning split; None where no method learns an ensemble
     mesh: Mesh
     oracle: Callable[[int], Any]  # oracle seed -> the preference oracle
     sampler: Sampler
@@ -59,19 +60,21 @@ def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
     folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
     model, params = load_policy(config, folder, mesh)
     ref_params = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)
-    backbone, prior_heads = _backbone(config, cache_folder, task, model, params, mesh)
+    backbone, prior_heads = None, None
+    if _learns_ensemble(config):
+        backbone, prior_heads = _backbone(config, cache_folder, task, model, params, mesh)
     del params
 
     sampler = sampler_for(config, task, model, mesh, own_mesh)
     sample = functools.partial(sample_now, sampler, new_version(ref_params))
     eval_set = _eval_set(config, task, functools.partial(sample, num_responses=1, temperature=0.0))
     sample = functools.partial(sample, num_responses=2, temperature=config.train.temperature)
-    pairs, pair_features = _heldout_pairs(config, task, sample, backbone)
+    pairs = _heldout_pairs(config, task, sample, backbone) if backbone else None
     return Assets(
         task=task, model=model, ref_params=ref_params,
         initial_params=lambda: load_policy(config, folder, mesh)[1],
         backbone=backbone, prior_heads=prior_heads, eval_set=eval_set, pairs=pairs,
-        pair_features=pair_features, mesh=mesh, oracle=oracle, sampler=sampler,
+        mesh=mesh, oracle=oracle, sampler=sampler,
     )  # fmt: skip
 
 
@@ -79,13 +82,18 @@ def train_parts(config: Config, cache_folder: Path, task: Task) -> None:
     """Trains the parts that the cache lacks; the arguments are those of `prepare`."""
     mesh = make_mesh(**config.mesh)
     folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
-    if config.backbone.kind == "ranker":
+    if config.backbone.kind == "ranker" and _learns_ensemble(config):
         _backbone(config, cache_folder, task, *load_policy(config, folder, mesh), mesh)
+
+
+def _learns_ensemble(config: Config) -> bool:
+    """Tells whether any of the config's methods learns an ensemble, and so needs a backbone."""
+    return any(METHODS[method].learns_ensemble for method in config.methods)
 
 
 def _backbone(
     config: Config, folder: Path, task: Task, model: Decoder, params: Params, mesh: Mesh
-) -> tuple[features.Extractor, Params | None]:
+) -> tuple[Extractor, Params | None]:
     """Returns the frozen backbone, and the prior heads if a method draws its prior from them."""
     if config.backbone.kind == "encoder":
         return pair_encoder.load(config.encoder, task.decode, mesh), None
@@ -102,14 +110,12 @@ def _eval_set(config: Config, task: Task, sample: Callable) -> EvalSet:
     return EvalSet(prompts, tokens, mask, task.references[config.eval.split][:n], greedy)
 
 
-def _heldout_pairs(
-    config: Config, task: Task, sample: Callable, backbone: features.Extractor
-) -> tuple[EvalSet, jax.Array]:
-    """Samples two responses of π_sft to each tuning prompt; returns them and their features."""
+def _heldout_pairs(config: Config, task: Task, sample: Callable, backbone: Extractor) -> HeldoutPairs:
+    """Samples two responses of π_sft to each tuning prompt."""
     prompts = task.prompts["tuning"][: config.eval.num_pairs]
     tokens, mask = task.encode_prompts(prompts)
     out = sample(tokens, mask, jax.random.key(7))
-    pair_features = backbone(prompts, tokens, mask, out)
+    features = backbone(prompts, tokens, mask, out)
     texts = task.decode(*to_host((out.tokens, out.mask)))
     first, second = (tuple(row[i] for row in texts) for i in (0, 1))
-    return EvalSet(prompts, tokens, mask, second, first), pair_features
+    return HeldoutPairs(prompts, first, second, features)

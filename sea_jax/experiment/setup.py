@@ -45,6 +45,7 @@ def make_run(config: Config, assets: Assets, method_name: str, replicate: int) -
     )
     draw = None
     if method.learns_ensemble:
+        assert assets.backbone is not None
         draw = draw_ensemble(config, settings, assets.backbone.feature_width, assets.prior_heads)
     key = jax.random.key(seed)
     state = init_state(key, assets.initial_params(), settings.policy_optimizer, draw)
@@ -76,7 +77,6 @@ def make_evaluator(run: Run, assets: Assets) -> Evaluator:
         backbone=assets.backbone,
         eval_set=assets.eval_set,
         pairs=assets.pairs,
-        pair_features=assets.pair_features,
     )
 
 
