@@ -39,7 +39,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Work directory wit
 _SEEDS = flags.DEFINE_list("oracle_seeds", ["0", "1", "2"], "Hidden rewards; 0-2 are for tuning.")
 _SPLIT = flags.DEFINE_string("split", "tuning", "Prompts of the held-out pairs.")
 _LAMBDAS = flags.DEFINE_list("regularization", ["0", "0.0019", "0.05", "0.5", "5", "50"], "Values of λ.")
-_LABELS = flags.DEFINE_list("labels", ["32", "128", "512"], "Numbers of labels, ascending.")
+_LABELS = flags.DEFINE_list("labels", ["32", "128", "384"], "Numbers of labels, ascending.")
 
 COLUMNS = ("spread", "accuracy", "confidence", "NLL", "± s.e.", "‖φ − φ⁰‖²", "gradients")
 
