@@ -80,21 +80,21 @@ def rewards(params: Params, features: Array) -> Array:
 
 
 def member_loss(
-    params: Params, anchor: Params, features: Array, weight: Array, regularization: Array
+    params: Params, anchor: Params, features: Array, weight: Array, penalty_weight: Array
 ) -> Array:
-    """Eq. 8 for one member: weighted NLL plus λ' · mean((φ − φ⁰)²).
+    """Computes Eq. 8 for one member: the weighted mean NLL plus λ' · ‖φ − φ⁰‖².
 
     Args:
-        params, anchor: one member's (no K axis).
+        params, anchor: φ and φ⁰ of one member (no K axis).
         features: [B, 2, E] f32, axis 1 is (y+, y−).
         weight: [B] f32.
-        regularization: [] f32, λ'.
+        penalty_weight: [] f32, λ' (see `update`).
 
     Returns:
-        [] f32.
+        [] f32 nats.
     """
     pair = rewards(jax.tree.map(lambda p: p[None], params), features)[0]
-    return weighted_mean(preference_nll(pair), weight) + regularization * anchor_penalty(params, anchor)
+    return weighted_mean(preference_nll(pair), weight) + penalty_weight * anchor_penalty(params, anchor)
 
 
 def update(
@@ -108,9 +108,13 @@ def update(
     regularization: float,
     scale_by_data: bool = True,
 ) -> tuple[EnsembleState, dict[str, Array]]:
-    """m optimizer steps of Eq. 8 on random batches of D_t (Alg. 2, line 9), in one scan.
+    """Takes m optimizer steps of Eq. 8 on random batches of D_t (Alg. 2, line 9), in one scan.
 
-    Every member sees batches of its own, as a bootstrap does. An empty D_t changes nothing.
+    Each member draws its own batches. An empty D_t changes nothing.
+
+    A batch's mean NLL estimates that of D_t. With λ' = λ / |D_t| the loss is, in expectation over batches,
+    the negative log posterior of D_t under the prior N(φ⁰, 1 / (2λ)) divided by |D_t|: the prior's influence
+    fades as labels arrive, and does not depend on the batch size or on the number of parameters.
 
     Args:
         key: [] key.
@@ -119,19 +123,21 @@ def update(
         optimizer: applied to each member by itself.
         num_steps: m.
         batch_size: pairs in a batch.
-        regularization: λ.
-        scale_by_data: weigh the penalty by B / |D_t|, as a prior is; False keeps λ constant.
+        regularization: λ, half the prior's precision.
+        scale_by_data: True sets λ' = λ / |D_t|, the weight of a prior. False sets λ' = λ, which keeps the
+            penalty constant as D_t grows.
 
     Returns:
-        The new state; metrics of the last step, means over members.
+        The new state; metrics, means over members: the last step's loss, and after it λ' · ‖φ − φ⁰‖² and
+        ‖φ − φ⁰‖².
     """
     size = jnp.maximum(data.size, 1).astype(jnp.float32)
-    strength = regularization * (batch_size / size if scale_by_data else 1.0)
+    penalty_weight = regularization / size if scale_by_data else jnp.float32(regularization)
     num_members = jax.tree.leaves(state.params)[0].shape[0]
 
     def member_step(params, anchor, opt_state, key):
         features, weight = buffer.sample(key, data, batch_size)
-        loss, grads = jax.value_and_grad(member_loss)(params, anchor, features, weight, strength)
+        loss, grads = jax.value_and_grad(member_loss)(params, anchor, features, weight, penalty_weight)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
@@ -147,7 +153,9 @@ def update(
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(keep, new, old), (params, opt_state), (state.params, state.opt_state)
     )
+    drift = jax.vmap(anchor_penalty)(params, state.anchor).mean()
     return EnsembleState(params, state.anchor, opt_state), {
         "ensemble/loss": jnp.where(keep, losses[-1].mean(), 0.0),
-        "ensemble/drift": jax.vmap(anchor_penalty)(params, state.anchor).mean(),
+        "ensemble/penalty": penalty_weight * drift,
+        "ensemble/drift": drift,
     }

@@ -45,10 +45,21 @@ def mean_or_nan(values: Array, weight: Array) -> Array:
 
 
 def anchor_penalty(params: Params, anchor: Params) -> Array:
-    """mean((φ_k − φ_k⁰)²) over one member's parameters: a pytree, a pytree -> [] f32.
+    """Computes ‖φ − φ⁰‖², the sum over one member's parameters, for Eq. 8.
 
-    Eq. 8 prints −λ‖φ − φ⁰‖; a regulariser is added, and is usually squared (docs/deviations.md).
+    With the weight λ and the sum of the pairs' negative log-likelihoods it is the negative log posterior
+    under the prior φ ~ N(φ⁰, 1 / (2λ)), up to a constant. Eq. 8 prints −λ‖φ − φ⁰‖; docs/deviations.md gives
+    the reasons for the sign and the square.
+
+    Args:
+        params: φ, a pytree of one member's leaves (no K axis).
+        anchor: φ⁰, a pytree of the same structure and shapes.
+
+    Returns:
+        [] f32.
+
+    References:
+        Eq. 8; anchored ensembles: Pearce et al. (2020), arXiv:1810.05546.
     """
     squares = jax.tree.map(lambda p, a: jnp.sum((p - a) ** 2), params, anchor)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return sum(jax.tree.leaves(squares)) / count  # pyright: ignore[reportReturnType]
+    return sum(jax.tree.leaves(squares))  # pyright: ignore[reportReturnType]
