@@ -121,6 +121,7 @@ def test_a_process_ends_as_the_functions_do(cache, tmp_path):
         ({"train.schedule": "step"}, ["config.train.schedule='step'", "constant", "cosine"]),
         ({"sea.gamma": 0.0}, ["config.sea.gamma=0.0", "(0, 1]"]),
         ({"sea.gamma": 1.5}, ["config.sea.gamma=1.5", "(0, 1]"]),
+        ({"sea.gamma": 0.0004}, ["config.sea.gamma=0.0004", "above 0.0005", "train.max_idle_steps"]),
         ({"sea.gamma_mode": "half"}, ["config.sea.gamma_mode='half'", "count", "bernoulli"]),
         ({"sea.synthetic_pairs": "all"}, ["config.sea.synthetic_pairs='all'", "thompson", "max_margin"]),
         ({"ensemble.capacity": 0}, ["config.ensemble.capacity=0", "at least"]),

@@ -133,3 +133,14 @@ class Sea(Section):
         "max_margin", "pair that a sampled head labels: the Thompson duel, or the head's best and worst",
         one_of=("thompson", "max_margin"),
     )  # fmt: skip
+
+    @classmethod
+    def check(cls, checks: Checks) -> None:
+        """Requires a γ that buys a label before the run counts as idle."""
+        if checks.sound("sea.gamma", "train.batch_size", "train.max_idle_steps"):
+            train = checks.config.train
+            least = 1 / (train.batch_size * train.max_idle_steps)
+            valid = (
+                f"above {least:g}, so that {train.max_idle_steps} steps (train.max_idle_steps) buy a label"
+            )
+            checks.require(checks.config.sea.gamma > least, "sea.gamma", valid)

@@ -41,7 +41,7 @@ def init(
     key: Array, head: Head, num_members: int, feature_width: int, optimizer: optax.GradientTransformation,
     prior_heads: Params | None = None,
 ) -> EnsembleState:  # fmt: skip
-    """K independent heads; where they begin is kept as their anchors φ⁰.
+    """Initialises K independent heads, and keeps a copy of their parameters as the anchors φ⁰.
 
     Args:
         key: [] key.
@@ -65,7 +65,7 @@ def init(
 
 
 def rewards(params: Params, features: Array) -> Array:
-    """r_φk(x, y) for every member.
+    """Computes r_φk(x, y) for every member.
 
     Args:
         params: leaves [K, ...].

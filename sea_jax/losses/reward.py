@@ -8,7 +8,7 @@ from sea_jax.types import Array, Params
 
 
 def preference_nll(rewards: Array) -> Array:
-    """−log σ(r(x, y+) − r(x, y−)).
+    """Computes −log σ(r(x, y+) − r(x, y−)).
 
     References:
         Eq. 5; Bradley and Terry (1952).
@@ -24,7 +24,7 @@ def preference_nll(rewards: Array) -> Array:
 
 
 def weighted_mean(values: Array, weight: Array) -> Array:
-    """Σ w v / Σ w, and 0 where every weight is 0: [B] f32, [B] f32 -> [] f32."""
+    """Computes Σ w v / Σ w, or 0 where every weight is 0: [B] f32, [B] f32 -> [] f32."""
     return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
 
 
