@@ -54,6 +54,7 @@ def collect(config: Config, shared: assets.Assets, split: str, count: int, seed:
     policy = new_version(shared.ref_params)
     sample = functools.partial(sample_now, shared.sampler, policy, num_responses=2, temperature=temperature)
     prompts, parts, responses = task.prompts[split][:count], [], []
+    assert shared.backbone is not None
     for start in range(0, len(prompts), 250):
         texts = prompts[start : start + 250]
         tokens, mask = task.encode_prompts(texts)
@@ -133,7 +134,7 @@ def main(_: list[str]) -> None:
     config, folder = _CONFIG.value, Path(_WORKDIR.value)
     cache = Path(config.cache_dir or folder / "cache")
     shared = assets.prepare(config, cache, mini_tldr.load(cache / "task"))
-    family = shared.family_heads if config.ensemble.prior == "pretrained" else None
+    family = shared.prior_heads if config.ensemble.prior == "pretrained" else None
     labels, seeds, update = _labels(), [int(s) for s in _SEEDS.value], make_update(config)
     train = collect(config, shared, "train", labels[-1] + 200, 1)  # more, since ties are left out
     test = collect(config, shared, _SPLIT.value, 500, 2)

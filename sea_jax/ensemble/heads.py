@@ -98,16 +98,9 @@ def member_loss(
 
 
 def update(
-    key: Array,
-    state: EnsembleState,
-    data: Experience,
-    optimizer: optax.GradientTransformation,
-    *,
-    num_steps: int,
-    batch_size: int,
-    regularization: float,
-    scale_by_data: bool = True,
-) -> tuple[EnsembleState, dict[str, Array]]:
+    key: Array, state: EnsembleState, data: Experience, optimizer: optax.GradientTransformation,
+    *, num_steps: int, batch_size: int, regularization: float, scale_by_data: bool = True,
+) -> tuple[EnsembleState, dict[str, Array]]:  # fmt: skip
     """Takes m optimizer steps of Eq. 8 on random batches of D_t (Alg. 2, line 9), in one scan.
 
     Each member draws its own batches. An empty D_t changes nothing.
