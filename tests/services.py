@@ -49,7 +49,7 @@ def finished_run(folder, prepare=lambda run: None, **fields):
     """A small run, and its rows of metrics; `prepare` gets the run before it begins."""
     from small_run import loop, small_run  # JAX, which other users of this file do without
 
-    fields = {"sea.burn_in": 8, "sea.gamma": 0.5, "task.oracle_seed": 3} | fields
+    fields = {"sea.burn_in": 8, "sea.gamma": 0.5, "task.oracle_seed": 3, "eval.online": "yes"} | fields
     run = small_run(Path(folder), "sea", **fields)
     prepare(run)
     return run, loop(run)[0]

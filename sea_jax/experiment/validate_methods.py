@@ -29,7 +29,7 @@ def check_names(checks: Checks) -> None:
     for method, own in _each(checks):
         losses = tuple(METHODS[method].losses)
         if own.sound("train.dap") and losses:
-            valid = f"one of {losses} with methods={method!r}, which is derived for it"
+            valid = f"{' or '.join(map(repr, losses))} with methods={method!r}, which is derived for it"
             own.require(own.config.train.dap in losses, "train.dap", valid)
 
 

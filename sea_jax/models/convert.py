@@ -87,8 +87,13 @@ def find(name: str) -> Path:
     if folder.is_dir():
         _reject_pickles(name, [file.name for file in folder.iterdir()])
         return folder
-    _reject_pickles(name, hub.list_files(str(name)))
-    return hub.download(str(name), ("*.json", "*.safetensors"), "model")
+    # The one file first: a repository of pickles may also hold some shards, which nothing could open.
+    folder = hub.download(str(name), ("*.json", _WHOLE), "model")
+    if (folder / _INDEX).exists():
+        return hub.download(str(name), ("*.json", "*.safetensors"), "model")
+    if not (folder / _WHOLE).exists():
+        _reject_pickles(name, hub.list_files(str(name)))
+    return folder
 
 
 def _reject_pickles(name: str | Path, files: Iterable[str]) -> None:

@@ -34,7 +34,7 @@ def call(tmp_path, monkeypatch):
         config.update_from_flattened_dict(fields)
         return experiment.run(config, str(tmp_path))
 
-    monkeypatch.setattr(experiment, "_begin", lambda *_: None)
+    monkeypatch.setattr(experiment.validate, "load_task", lambda *_: None)
     monkeypatch.setattr(experiment.assets, "prepare", lambda *_: prepared.append(1) or shared)
     monkeypatch.setattr(experiment, "train_one", train_one)
     monkeypatch.setattr("sea_jax.report.figure.draw", lambda *_: None)

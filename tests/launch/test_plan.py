@@ -92,42 +92,45 @@ def test_the_plans_arrays_lie_as_a_runs_do():
 
 
 def others_programs(config, sea, experiment):
-    """What APL and XPO run besides: their responses' numbers, and y_ref among what `update` reads."""
+    """APL's pool and scores, XPO's y_ref among the inputs of `update`; features for an ensemble alone."""
     import jax
 
     assert sea.names == ("train", "generate", "features")
     made = {}
-    for method in ("apl", "xpo"):
+    for method in ("apl", "xpo", "passive"):
         config.methods = (method,)
         made[method] = experiment(config, jax.devices())
-    apl, xpo = made["apl"], made["xpo"]
-    assert apl.names == ("train", "generate", "pool", "score", "features") and xpo.names == sea.names
+    apl, xpo, passive = made.values()
+    assert apl.names == ("train", "generate", "pool", "score")
+    assert xpo.names == passive.names == ("train", "generate")
     shapes = {
         name: [x.shape for x in jax.tree.leaves(apl.step(name).traced.out_info)] for name in apl.names[1:4]
     }
     assert shapes["pool"][0] == (8 * 4, 8, 6) and shapes["generate"][0] == (4, 8, 6)
     assert shapes["score"] == [(1, 4, 8)]
     y_ref = len(jax.tree.leaves(xpo.step("train").traced.in_avals)) - len(
-        jax.tree.leaves(sea.step("train").traced.in_avals)
+        jax.tree.leaves(passive.step("train").traced.in_avals)
     )
     assert y_ref == 2
 
 
 def main(mesh):
+    import dataclasses
     import tempfile
 
     import jax
     from small_run import small_run
 
     from launch.steps import Experiment, device_bytes
-    from sea_jax import models
+    from sea_jax import models, tasks
 
     with tempfile.TemporaryDirectory() as folder:
         run = small_run(pathlib.Path(folder), "sea", **{f"mesh.{axis}": size for axis, size in mesh.items()})
         models.save(pathlib.Path(folder), run.assets.model, jax.device_get(run.assets.ref_params), None)
         config = run.config
-        config.policy.folder = folder
-        config.task.update(prompt_length=run.assets.task.prompt_length, response_length=6)
+        config.policy.folder, config.methods = folder, ("sea",)
+        lengths = dict(prompt_length=run.assets.task.prompt_length, response_length=6)
+        tasks.TASKS["mini_tldr"] = dataclasses.replace(tasks.TASKS["mini_tldr"], **lengths)
         config.backbone.update(pooled_width=4, width=4, gate_hidden=4)
         made = Experiment(config, jax.devices())
         others_programs(config, made, Experiment)

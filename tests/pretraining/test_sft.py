@@ -84,7 +84,7 @@ def test_examples_leave_out_what_does_not_fit(task, caplog):
 
 def test_a_task_without_responses(task):
     none = dataclasses.replace(task, demonstrations=(), references=dict.fromkeys(task.references, ()))
-    with pytest.raises(InputError, match="no demonstrations and no references; valid for method=sft"):
+    with pytest.raises(InputError, match="no demonstrations and no references; valid for sft"):
         sft.examples(none, "train")
     long = dataclasses.replace(task, references=task.references | {"heldout": ("word " * 40,) * 8})
     with pytest.raises(InputError, match=r"config.task.response_length=6: no reference of the heldout"):
