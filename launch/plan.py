@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     count = max(t.count for t in wanted)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(environments.ROOT)}
     if platforms[0] == "cpu":
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+        environment["JAX_NUM_CPU_DEVICES"] = str(count)
     if platforms[0] == "cuda":
         # Triton's products are chosen by timing them, and without a device some cannot be compiled.
         environment["XLA_FLAGS"] = "--xla_gpu_enable_triton_gemm=false"

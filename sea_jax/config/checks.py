@@ -80,12 +80,6 @@ class Checks:
         if self.sound(name):
             self.require(self.get(name) in valid, name, f"one of {valid}")
 
-    def at_least(self, least: int, *names: str) -> None:
-        """Adds a problem of every field that is less."""
-        for name in names:
-            if self.sound(name):
-                self.require(self.get(name) >= least, name, f"at least {least}")
-
     @contextlib.contextmanager
     def collecting(self, *names: str) -> Iterator[None]:
         """Adds the problems of an InputError that is raised within, as problems of the fields."""

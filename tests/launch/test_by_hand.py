@@ -1,13 +1,10 @@
 """The plan's figures against pencil and paper: ZeRO's bytes, and operations by the shapes of the matrices."""
 
-import os
-import pathlib
-import subprocess
 import sys
 
+import helpers
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEVICES = 8
 PARAMS = {"1b": 1_011_781_632, "2.8b": 2_775_208_960, "6.9b": 6_857_302_016}  # Pythia's README
 
@@ -15,15 +12,7 @@ PARAMS = {"1b": 1_011_781_632, "2.8b": 2_775_208_960, "6.9b": 6_857_302_016}  # 
 @pytest.mark.parametrize("case", [*PARAMS, "traffic"])
 def test_by_hand(case):
     """In a process of its own, since the number of devices is fixed when JAX starts."""
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
-        "PYTHONPATH": str(ROOT),
-    }
-    run = subprocess.run(
-        [sys.executable, __file__, case], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stdout + run.stderr[-3000:]
+    helpers.in_own_process(__file__, case, devices=DEVICES)
 
 
 def close(found, expected, share):

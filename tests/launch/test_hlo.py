@@ -1,27 +1,14 @@
 """Bytes of collectives in programs compiled for eight devices, against hand calculations."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
+import helpers
 import pytest
 
 from launch import hlo
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
 
 def test_bytes_of_compiled_programs():
     """In a process of its own, since the number of devices is fixed when JAX starts."""
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": str(ROOT),
-    }
-    run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "bytes agree" in run.stdout
+    assert "bytes agree" in helpers.in_own_process(__file__, devices=8)
 
 
 def main():

@@ -1,12 +1,12 @@
 """The planner on this machine's own devices, whose compiler needs no environment of its own."""
 
 import json
-import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import helpers
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -77,18 +77,8 @@ def test_bad_fields_are_one_line(field, error):
 
 def test_the_plans_arrays_lie_as_a_runs_do():
     """Abstract state against a real run's: shapes, dtypes, shardings and a device's bytes."""
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-    }
     mesh = json.dumps(dict(fsdp=2, tensor=2))
-    run = subprocess.run(
-        [sys.executable, __file__, mesh], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "agree" in run.stdout
+    assert "agree" in helpers.in_own_process(__file__, mesh, devices=4)
 
 
 def others_programs(config, sea, experiment):

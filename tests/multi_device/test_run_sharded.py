@@ -1,21 +1,23 @@
 """Whole runs on meshes: the devices share prompts and parameters, and nothing that is drawn depends on that."""
 
-import json
 import pathlib
-import sys
 import tempfile
 
 import helpers
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 MESHES = [dict(data=4), dict(fsdp=4), dict(data=2, fsdp=2, tensor=2)]
 
 
+@pytest.fixture(scope="module")
+def printed():
+    """One process compares all meshes: the number of devices is fixed when JAX starts."""
+    return helpers.in_own_process(__file__)
+
+
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_a_run_on_a_mesh_equals_one_devices(mesh):
-    """In a process of its own, since the number of devices is fixed when JAX starts."""
-    assert "agree" in helpers.in_own_process(__file__, json.dumps(mesh))
+def test_a_run_on_a_mesh_equals_one_devices(mesh, printed):
+    assert f"{mesh} agrees" in printed
 
 
 def one_run(mesh):
@@ -40,19 +42,34 @@ def one_run(mesh):
     return drawn, run.state, rows
 
 
-def main(mesh):
+def main():
     import jax
     import numpy as np
 
     from sea_jax.errors import InputError
     from sea_jax.runtime.mesh import make_mesh, replicate, shard_batch
 
-    made = make_mesh(**mesh)  # asks for the devices before JAX has any
-    assert jax.device_count() == made.size
-    with pytest.raises(InputError, match=rf"config.mesh.data=16.*1 to {made.size}, the cpu devices here"):
+    made = make_mesh(**MESHES[-1])  # asks for the devices before JAX has any
+    assert jax.device_count() == made.size == 8
+    with pytest.raises(InputError, match=r"config.mesh.data=16.*1 to 8, the cpu devices here"):
         make_mesh(16)
-    drawn, one, rows = one_run({})
-    drawn_by_all, all_, rows_of_all = one_run(mesh)
+    reference = one_run({})
+    for mesh in MESHES:
+        compare(reference, one_run(mesh), mesh)
+        print(mesh, "agrees")
+    with pytest.raises(InputError, match=r"config.mesh.tensor=4: valid is a divisor of 2, an axis of"):
+        one_run(dict(tensor=4))
+    # What the devices cannot share they all hold.
+    odd, whole = shard_batch(made, np.ones((9, 2))), replicate(made, np.ones((4, 2)))
+    assert whole.sharding.is_fully_replicated and odd.sharding.is_fully_replicated
+
+
+def compare(reference, result, mesh):
+    """Compares what two runs drew and learned, and looks at the parts that each device holds."""
+    import jax
+    import numpy as np
+
+    (drawn, one, rows), (drawn_by_all, all_, rows_of_all) = reference, result
     parts = mesh.get("data", 1) * mesh.get("fsdp", 1)
     assert {s.data.shape[0] for s in drawn_by_all.tokens.addressable_shards} == {4 // parts}
     np.testing.assert_array_equal(drawn.tokens, drawn_by_all.tokens)
@@ -67,14 +84,7 @@ def main(mesh):
         paths = jax.tree_util.tree_flatten_with_path(getattr(one, part))[0]
         for (path, a), b in zip(paths, jax.tree.leaves(getattr(all_, part)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=jax.tree_util.keystr(path))
-    if mesh == MESHES[0]:
-        with pytest.raises(InputError, match=r"config.mesh.tensor=4: valid is a divisor of 2, an axis of"):
-            one_run(dict(tensor=4))
-    # What the devices cannot share they all hold.
-    odd, whole = shard_batch(made, np.ones((9, 2))), replicate(made, np.ones((4, 2)))
-    assert whole.sharding.is_fully_replicated and (odd.sharding.is_fully_replicated or parts == 1)
-    print(made.shape, "agree")
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main()

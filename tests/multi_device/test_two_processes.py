@@ -20,7 +20,7 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start(folder, mesh, processes):
+def start(folder, processes):
     """One process a host; each has its share of four devices."""
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -32,22 +32,30 @@ def start(folder, mesh, processes):
     port = free_port()
     return [
         subprocess.Popen(
-            [sys.executable, __file__, str(folder), json.dumps(mesh), str(port), str(processes), str(i)],
+            [sys.executable, __file__, str(folder), str(port), str(processes), str(i)],
             env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for i in range(processes)
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_two_processes_equal_one(tmp_path, mesh):
-    started = {n: start(tmp_path / str(n), mesh, n) for n in (1, 2)}
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The runs on all meshes, by one process and by two: folder/processes/mesh."""
+    folder = tmp_path_factory.mktemp("runs")
+    started = {n: start(folder / str(n), n) for n in (1, 2)}
     for n, group in started.items():
         for i, process in enumerate(group):
             said, _ = process.communicate(timeout=300)
             assert process.returncode == 0, said[-3000:]
             assert f"process {i} of {n} ended" in said
-    one, two = (np.load(tmp_path / n / "state.npz") for n in ("1", "2"))
+    return folder
+
+
+@pytest.mark.parametrize("i", range(len(MESHES)), ids=lambda i: str(MESHES[i]))
+def test_two_processes_equal_one(i, folders):
+    of_one, of_two = (folders / n / str(i) for n in ("1", "2"))
+    one, two = (np.load(folder / "state.npz") for folder in (of_one, of_two))
     assert set(one.files) == set(two.files) and len(one.files) > 20
     for name in one.files:
         np.testing.assert_allclose(one[name], two[name], rtol=1e-5, atol=1e-5, err_msg=name)
@@ -55,7 +63,8 @@ def test_two_processes_equal_one(tmp_path, mesh):
     # Of two processes one writes, and it writes what one alone does.
     for file in ("metrics.jsonl", "samples.jsonl"):
         rows = [
-            [json.loads(line) for line in (tmp_path / n / file).read_text().splitlines()] for n in ("1", "2")
+            [json.loads(line) for line in (folder / file).read_text().splitlines()]
+            for folder in (of_one, of_two)
         ]
         assert len(rows[0]) == len(rows[1]) > 2
         for a, b in zip(*rows, strict=True):
@@ -67,7 +76,7 @@ def test_two_processes_equal_one(tmp_path, mesh):
                 assert a[name] == wanted, name
 
 
-def main(folder, mesh, port, processes, index):
+def main(folder, port, processes, index):
     import jax
 
     if processes > 1:
@@ -78,16 +87,17 @@ def main(folder, mesh, port, processes, index):
 
     assert jax.device_count() == 4 and jax.local_device_count() == 4 // processes
     assert is_main() == (index == 0)
-    fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
-    run = small_run(folder, "sea", **fields, **{"sea.burn_in": 4})
-    loop(run)
-    state = to_host(run.state._replace(key=jax.random.key_data(run.state.key)))
-    if is_main():
-        leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-        np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): v for k, v in leaves})
-    wait_for_all("the end")
+    for i, mesh in enumerate(MESHES):
+        fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
+        run = small_run(folder / str(i), "sea", **fields, **{"sea.burn_in": 4})
+        loop(run)
+        state = to_host(run.state._replace(key=jax.random.key_data(run.state.key)))
+        if is_main():
+            leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+            np.savez(folder / str(i) / "state.npz", **{jax.tree_util.keystr(k): v for k, v in leaves})
+        wait_for_all(f"the end of {mesh}")
     print(f"process {index} of {processes} ended")
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), *map(int, sys.argv[3:]))
+    main(pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:]))
