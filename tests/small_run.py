@@ -47,14 +47,14 @@ def small_run(folder, method, width=16, **overrides):
     config.ensemble.update(num_members=3, hidden=(8,), prior="random", capacity=64, batch_size=8)
     config.update_from_flattened_dict(overrides)
     model = models.Decoder(models.PythiaConfig(400, num_layers=1, width=width, num_heads=2, mlp_width=16))
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     pooling = features.GatedPooling(4, 400, 4)
     states, ones = jnp.zeros((1, 1, 2, width)), jnp.ones((1, 1, 1))
     backbone = features.Backbone(
         model, pooling,
         {
             "decoder": params, "projection": jnp.eye(4), "mean": jnp.zeros(4),
-            "pooling": pooling.init(jax.random.key(1), states, ones.astype(int), ones, ones)["params"],
+            "pooling": jax.jit(pooling.init)(jax.random.key(1), states, ones.astype(int), ones, ones)["params"],
         },
     )  # fmt: skip
     data = EvalSet(posts[:4], *task.encode_prompts(posts[:4]), posts[:4], posts[:4])

@@ -98,7 +98,7 @@ def train(
     states, ones = jnp.zeros((1, 1, 2, model.config.width)), jnp.ones((1, 1, 1))
     params = {
         "decoder": jax.tree.map(jnp.array, policy_params),  # a copy, since `fit` donates
-        "pooling": pooling.init(init_key, states, ones.astype(int), ones, ones)["params"],
+        "pooling": jax.jit(pooling.init)(init_key, states, ones.astype(int), ones, ones)["params"],
         "heads": jax.random.normal(head_key, (config.pooled_width, rewards.shape[-1]))
         * config.pooled_width**-0.5,
     }

@@ -77,7 +77,9 @@ def train(
     """
     data = examples(task, "train")
     init_key, order_key = jax.random.split(key)
-    start: Any = model.init(init_key, jnp.asarray(data[0][:1]))["params"] if params is None else params
+    start: Any = (
+        jax.jit(model.init)(init_key, jnp.asarray(data[0][:1]))["params"] if params is None else params
+    )
     params = shard_params(mesh, model, start)
     model = with_gather(mesh, model)
 

@@ -1,13 +1,18 @@
 """Prepares a process before JAX starts: the allocator, the compilation cache, the other hosts."""
 
+import os
+
 from sea_jax.errors import ServiceError
 from sea_jax.types import Config
 
+# On a CPU, programs without fusion emitters compile in less than half the time and run no slower. JAX ends
+# the process at a flag that it does not know: only the release that was tried gets the flag.
+_FAST_COMPILE, _RELEASE = "--xla_cpu_use_fusion_emitters=false", "0.10."
 _MEETING_SECONDS = 300  # to wait for the other processes
 
 
 def prepare_jax(config: Config, workdir: str) -> None:
-    """Sets the allocator and the folder of compiled programs; call it before JAX computes anything.
+    """Sets allocator, XLA flags and the folder of compiled programs; call it before JAX computes anything.
 
     Args:
         config: its cache_dir holds the programs.
@@ -18,6 +23,9 @@ def prepare_jax(config: Config, workdir: str) -> None:
     keep_freed_memory()
     import jax
 
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.__version__.startswith(_RELEASE) and "xla_cpu_use_fusion_emitters" not in flags:
+        os.environ["XLA_FLAGS"] = f"{_FAST_COMPILE} {flags}".strip()
     jax.config.update("jax_compilation_cache_dir", f"{config.cache_dir or f'{workdir}/cache'}/xla")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

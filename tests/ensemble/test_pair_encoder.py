@@ -66,7 +66,7 @@ def load(folder, **fields):
 
 def by_hand(folder, ids):
     model, params = models.load(str(folder))
-    hidden = np.asarray(model.apply({"params": params}, jnp.asarray([ids])))[0]
+    hidden = np.asarray(jax.jit(model.apply)({"params": params}, jnp.asarray([ids])))[0]
     return np.concatenate([hidden[ids.index(SOURCE)], hidden[ids.index(CANDIDATE)]])
 
 

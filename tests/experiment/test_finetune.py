@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from helpers import decoder
@@ -53,6 +54,6 @@ def test_heldout_nll_counts_every_token_once():
     mask = np.arange(4) < np.array([4, 1, 3, 2, 4])[:, None]
     ones = np.ones((5, 3), bool)
     data = (rng.integers(0, 11, (5, 3)), ones, rng.integers(0, 11, (5, 4)), mask)
-    whole, _ = sft.sft_loss(model, params, tuple(map(jnp.asarray, data)), 0.0)
+    whole, _ = jax.jit(sft.sft_loss, static_argnums=(0, 3))(model, params, tuple(map(jnp.asarray, data)), 0.0)
     found = finetune.heldout_nll(ConfigDict(dict(token_chunk=0)), model, params, data, make_mesh(), 2)
     np.testing.assert_allclose(found, whole, rtol=1e-5)

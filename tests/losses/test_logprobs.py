@@ -29,6 +29,22 @@ def scored(tiny, inputs):
     return score, np.asarray(score(params, *inputs))
 
 
+def in_chunks(tiny, inputs, chunk):
+    """The log-probs, and the gradient of their summed squares."""
+
+    def total(params):
+        found = token_logprobs(tiny[0], params, *inputs, chunk)
+        return jnp.square(found).sum(), found
+
+    (_, values), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(tiny[1])
+    return values, gradient
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, inputs):
+    return in_chunks(tiny, inputs, 0)
+
+
 def test_equal_to_transformers_without_padding(tiny, inputs, scored):
     """Each prompt + response alone, unpadded; log π(y_t | x, y_<t) gathered by hand."""
     torch = pytest.importorskip("torch")
@@ -120,16 +136,11 @@ def test_states_have_read_the_tokens_before_them(tiny, inputs):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 5, 9])
-def test_chunks_change_neither_values_nor_gradients(tiny, inputs, scored, chunk):
+def test_chunks_change_neither_values_nor_gradients(tiny, inputs, scored, whole, chunk):
     """T = 5: chunks that divide it, that leave a rest, and one that is longer."""
-    model, params = tiny
-    total = lambda chunk: jax.jit(jax.value_and_grad(  # noqa: E731
-        lambda p: jnp.square(token_logprobs(model, p, *inputs, chunk)).sum()
-    ))  # fmt: skip
-    np.testing.assert_allclose(token_logprobs(model, params, *inputs, chunk), scored[1], atol=1e-6)
-    whole, parts = total(0)(params), total(chunk)(params)
-    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), parts[1], whole[1])
+    values, gradient = in_chunks(tiny, inputs, chunk)
+    np.testing.assert_allclose(values, scored[1], atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient, whole[1])
 
 
 def test_chunks_bound_the_logits(tiny, inputs):

@@ -181,7 +181,8 @@ def test_a_run_has_its_y_ref_from_the_first_policy(tmp_path):
     assert len(logged) == len(seen) and all(value < 0 for value in logged)
     first = seen[0]
     inputs = *first.prompts.batch, first.extra.tokens, first.extra.mask
-    first = sequence_logprobs(run.assets.model, run.assets.ref_params, *inputs)[:, 0]
+    logps = jax.jit(sequence_logprobs, static_argnums=0)(run.assets.model, run.assets.ref_params, *inputs)
+    first = logps[:, 0]
     np.testing.assert_allclose(logged[0], first.mean(), rtol=1e-5)  # θ⁰ = π_ref, and no duel was a void duel
     loss = next(row["policy/loss"] for row in metrics if "policy/loss" in row)
     np.testing.assert_allclose(loss, np.log(2) + 3.0 * first.mean(), rtol=1e-5)  # the config's α

@@ -15,6 +15,8 @@ from sea_jax.errors import InputError
 from sea_jax.pretraining import sft
 from sea_jax.runtime.mesh import make_mesh
 
+loss = jax.jit(sft.sft_loss, static_argnums=(0, 3, 4))
+
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
@@ -26,7 +28,8 @@ def by_hand(tiny, prompts, prompt_mask, responses, response_mask):
     parts = {"response": [], "prompt": []}
     for x, xm, y, ym in zip(prompts, prompt_mask, responses, response_mask, strict=True):
         x, y = x[xm], y[ym]
-        logp = log_softmax(np.asarray(tiny[0].apply({"params": tiny[1]}, np.concatenate([x, y])[None]))[0])
+        logits = jax.jit(tiny[0].apply)({"params": tiny[1]}, np.concatenate([x, y])[None])
+        logp = log_softmax(np.asarray(logits)[0])
         text = np.concatenate([x, y])
         nll = [-logp[t, text[t + 1]] for t in range(len(text) - 1)]
         parts["prompt"] += nll[: len(x) - 1]
@@ -41,9 +44,9 @@ def test_loss_by_hand(chunk):
     responses = padded((4, 1, 3), 4, "right", 11, seed=1)
     data = (*map(jnp.asarray, prompts), *map(jnp.asarray, responses))
     parts = by_hand(tiny, *prompts, *responses)
-    loss, metrics = sft.sft_loss(*tiny, data, 0.0, chunk)
-    np.testing.assert_allclose(loss, parts["response"], rtol=1e-5)
-    both, metrics = sft.sft_loss(*tiny, data, 0.25)
+    alone, metrics = loss(*tiny, data, 0.0, chunk)
+    np.testing.assert_allclose(alone, parts["response"], rtol=1e-5)
+    both, metrics = loss(*tiny, data, 0.25)
     np.testing.assert_allclose(metrics["sft/response_nll"], parts["response"], rtol=1e-5)
     np.testing.assert_allclose(both, parts["response"] + 0.25 * parts["prompt"], rtol=1e-5)
 
@@ -60,8 +63,8 @@ def test_it_goes_on_from_given_weights(task):
     mesh, key = make_mesh(), jax.random.key(0)
     trained = sft.train(config(), task, model, key, mesh, progress=False)
     data = tuple(map(jnp.asarray, sft.examples(task, "train")))
-    nll = lambda params: float(sft.sft_loss(model, params, data, 0.0)[0])  # noqa: E731
-    fresh = model.init(key, data[0][:1])["params"]
+    nll = lambda params: float(loss(model, params, data, 0.0)[0])  # noqa: E731
+    fresh = jax.jit(model.init)(key, data[0][:1])["params"]
     assert nll(trained) < 0.5 * nll(fresh)
     kept = jax.tree.map(np.asarray, trained)
     further = sft.train(config(steps=1), task, model, key, mesh, progress=False, params=kept)
