@@ -66,9 +66,7 @@ def our_step(
     # The EOS is out of the vocabulary, so that every response has exactly NEW_TOKENS tokens.
     sample = make_sampler(model, 2, NEW_TOKENS, 0.7, VOCABULARY, EOS, mesh)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
-    settings = algorithm.UpdateSettings(
-        model, optimizer, optax.adam(1e-3), learn_ensemble=False, micro_batch=micro_batch
-    )
+    settings = algorithm.UpdateSettings(model, optimizer, micro_batch=micro_batch)
     state = init_state(jax.random.key(0), params, optimizer)
     state, ref_params = replicate(mesh, state), replicate(mesh, params)
     mask = shard_batch(mesh, np.ones((PROMPTS, LENGTH), bool))

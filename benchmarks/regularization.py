@@ -134,7 +134,7 @@ def main(_: list[str]) -> None:
     config, folder = _CONFIG.value, Path(_WORKDIR.value)
     cache = Path(config.cache_dir or folder / "cache")
     shared = assets.prepare(config, cache, mini_tldr.load(cache / "task"))
-    family = shared.prior_heads if config.ensemble.prior == "pretrained" else None
+    family = shared.priors["mlp"] if config.ensemble.prior == "pretrained" else None
     labels, seeds, update = _labels(), [int(s) for s in _SEEDS.value], make_update(config)
     train = collect(config, shared, "train", labels[-1] + 200, 1)  # more, since ties are left out
     test = collect(config, shared, _SPLIT.value, 500, 2)

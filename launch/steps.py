@@ -259,8 +259,8 @@ class Experiment:
     def _state(self) -> SeaState:
         """As `train.Run` makes it: moments lie as their parameters do, all else whole on every device."""
         tx, draw = self.settings.policy_optimizer, None
-        if self.method.learns_ensemble:
-            draw = draw_ensemble(self.config, self.settings, self.feature_width, None)
+        if self.settings.posterior is not None:
+            draw = draw_ensemble(self.config.ensemble, self.settings.posterior, self.feature_width, {})
         state: SeaState = jax.eval_shape(
             lambda key, params: init_state(key, params, tx, draw),
             jax.eval_shape(lambda: jax.random.key(0)),

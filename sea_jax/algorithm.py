@@ -13,6 +13,7 @@ import optax
 
 from sea_jax.ensemble import experience as buffer
 from sea_jax.ensemble import heads, selection
+from sea_jax.ensemble.posterior import Posterior
 from sea_jax.losses import DAP_LOSSES, LossTerm, mean_or_nan, sequence_logprobs
 from sea_jax.losses.micro_batches import merge_passes, split_passes
 from sea_jax.models.decoder import Decoder
@@ -37,18 +38,13 @@ class UpdateSettings:
 
     model: Decoder
     policy_optimizer: optax.GradientTransformation
-    ensemble_optimizer: optax.GradientTransformation
     dap: str = "dpo"
     dap_options: tuple[tuple[str, Any], ...] = (("beta", 0.1),)
     term: LossTerm | None = None  # added to F
     micro_batch: int = 0  # prompts in one backward pass; 0: all of B
     token_chunk: int = 0  # tokens whose logits are in memory at once; 0: all of T
     learn_policy: bool = True
-    learn_ensemble: bool = True
-    ensemble_steps: int = 5  # m
-    ensemble_batch: int = 128  # pairs
-    regularization: float = 0.5  # λ
-    scale_by_data: bool = True
+    posterior: Posterior | None = None  # None: the method learns no ensemble
 
 
 def merge_duplicates(rewards: Array, candidates: Candidates) -> Array:
@@ -200,7 +196,7 @@ def update(
     """
     bought = batch.from_oracle & (batch.weight > 0)
     policy, ensemble, experience, metrics = state.policy, state.ensemble, state.experience, {}
-    if settings.learn_ensemble:
+    if settings.posterior is not None:
         assert ensemble is not None and experience is not None and batch.features is not None
         # Synthetic pairs never enter D_t: a posterior must not learn from its own labels.
         experience = buffer.add(experience, batch.features, batch.weight, bought)
@@ -253,21 +249,12 @@ def _update_ensemble(
     batch: PreferenceBatch, bought: Array,
 ) -> tuple[EnsembleState, dict[str, Array]]:  # fmt: skip
     """Runs line 9, and measures the posterior on the bought labels [B] before it learns from them."""
-    assert batch.features is not None
+    assert batch.features is not None and settings.posterior is not None
     before = heads.rewards(state.params, batch.features)  # [K, B, 2]
     margin = before[..., 0] - before[..., 1]
     probability = jax.nn.sigmoid(margin).mean(0)
     weight = bought.astype(jnp.float32)
-    state, metrics = heads.update(
-        key,
-        state,
-        experience,
-        settings.ensemble_optimizer,
-        num_steps=settings.ensemble_steps,
-        batch_size=settings.ensemble_batch,
-        regularization=settings.regularization,
-        scale_by_data=settings.scale_by_data,
-    )
+    state, metrics = settings.posterior.update(key, state, experience)
     return state, metrics | {
         "ensemble/accuracy_chosen": mean_or_nan((probability > 0.5).astype(jnp.float32), weight),
         # Equals the accuracy if calibrated; a larger value means that the posterior is overconfident.

@@ -17,6 +17,7 @@ from scipy import stats
 
 from sea_jax import algorithm
 from sea_jax.ensemble import experience, heads
+from sea_jax.ensemble.posterior import HeadEnsemble
 from sea_jax.models import (
     Decoder,
     GatedRewardConfig,
@@ -234,18 +235,15 @@ STEP_BETA = 0.3
 STEP_WEIGHT = [1.0, 1.0, 0.0, 1.0]
 STEP_FROM_ORACLE = [True, False, True, True]
 LEARNING = dict(
-    policy_optimizer=optax.adam(**STEP_ADAM), ensemble_optimizer=optax.adam(1e-2),
-    dap_options=(("beta", STEP_BETA),), ensemble_steps=2, ensemble_batch=4,
-)  # fmt: skip
+    policy_optimizer=optax.adam(**STEP_ADAM),
+    dap_options=(("beta", STEP_BETA),),
+    posterior=HeadEnsemble(heads.Head((4,)), 2, optax.adam(1e-2), num_steps=2, batch_size=4),
+)
 
 
-def draw_ensemble(key, num_members=2, feature_width=3, capacity=5, hidden=(4,), optimizer=None):
+def draw_ensemble(key, feature_width=3, capacity=5, posterior=LEARNING["posterior"]):
     """Φ⁰ of random heads and an empty D_0."""
-    optimizer = optimizer or LEARNING["ensemble_optimizer"]
-    return (
-        heads.init(key, heads.Head(hidden), num_members, feature_width, optimizer),
-        experience.init(capacity, feature_width),
-    )
+    return posterior.init(key, feature_width, None), experience.init(capacity, feature_width)
 
 
 update = jax.jit(algorithm.update, static_argnames="settings")

@@ -395,9 +395,8 @@ def test_without_reward_learning_and_with_another_loss(step):
     options = dict(beta=0.5, per_token=True)
     settings = algorithm.UpdateSettings(
         model=model,
-        **LEARNING | dict(dap_options=tuple(options.items())),
+        **LEARNING | dict(dap_options=tuple(options.items()), posterior=None),
         dap="ipo",
-        learn_ensemble=False,
     )
     after, metrics = update(settings=settings, state=state, ref_params=ref_params, batch=batch)
     assert_equal((after.ensemble, after.experience), (state.ensemble, state.experience))

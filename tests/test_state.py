@@ -55,7 +55,7 @@ def test_gradients_are_clipped_by_their_norm():
 def test_initial_state():
     """θ⁰ is a copy of π_ref in buffers of its own, Φ⁰ its own anchor, D_0 empty, counters 0."""
     ref = {"w": jnp.ones((2, 3))}
-    draw = functools.partial(draw_ensemble, capacity=6, optimizer=optax.adam(1.0))
+    draw = functools.partial(draw_ensemble, capacity=6)
     state = init_state(jax.random.key(0), ref, optax.adam(1.0), draw)
     np.testing.assert_array_equal(state.policy.params["w"], ref["w"])
     pointers = [x.unsafe_buffer_pointer() for x in (state.policy.params["w"], ref["w"])]

@@ -88,32 +88,48 @@ class PriorHeads(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble(Section):
-    """The posterior: an ensemble of MLP heads on frozen features (Eq. 8)."""
+    """The posterior over rewards, on frozen features."""
 
     section_name = "ensemble"
-    num_members: int = field(20, "heads, K", at_least=1)
-    hidden: tuple[int, ...] = field((128, 128), "widths of a head's hidden layers", at_least=1)
+    kind: str = field(
+        "mlp", "'mlp': MLP heads (Eq. 8); 'linear': draws from Bayesian logistic regression",
+        one_of=("mlp", "linear"),
+    )  # fmt: skip
+    num_members: int = field(20, "members, K", at_least=1)
     prior: str = field(
-        "pretrained", "where heads begin: drawn from prior_heads, or at random weights",
+        "pretrained", "mlp: heads drawn from prior_heads, linear: mean and covariance of the pretraining "
+        "rewards; 'random': random weights, of mean 0",
         one_of=("pretrained", "random"),
     )  # fmt: skip
-    prior_scale: float = field(1.0, "multiple of the rewards of fresh heads: the prior's width", at_least=0)
-    learning_rate: float = field(1e-3, "learning rate of Adam", above=0)
-    steps: int = field(5, "optimizer steps per step of a method, m", at_least=1)
-    batch_size: int = field(128, "pairs per optimizer step, drawn from D_t for each head", at_least=1)
-    regularization: float = field(0.5, "strength of the pull towards the initial heads, λ", at_least=0)
-    scale_by_data: bool = field(True, "multiply λ by batch_size / |D_t|, as for a prior")
+    prior_scale: float = field(
+        1.0,
+        "multiple of the rewards of fresh members: the prior's width; linear: of a random prior",
+        at_least=0,
+    )
+    hidden: tuple[int, ...] = field((128, 128), "mlp: widths of a head's hidden layers", at_least=1)
+    learning_rate: float = field(1e-3, "mlp: learning rate of Adam", above=0)
+    steps: int = field(5, "mlp: optimizer steps per step of a method, m", at_least=1)
+    batch_size: int = field(128, "mlp: pairs per optimizer step, drawn from D_t for each head", at_least=1)
+    regularization: float = field(0.5, "mlp: strength of the pull towards the initial heads, λ", at_least=0)
+    scale_by_data: bool = field(True, "mlp: divide λ by |D_t|, as for a prior")
+    sharpness: float = field(1.0, "linear: factor of a reward's logits in the likelihood", above=0)
+    newton_steps: int = field(8, "linear: steps of Newton's method per step of a method", at_least=1)
     capacity: int = field(8192, "pairs in D_t, C; the oldest are overwritten", at_least=1)
 
     @classmethod
     def check(cls, checks: Checks) -> None:
-        """Requires as many pretrained heads as are drawn from them."""
-        if not checks.sound("ensemble.prior", "ensemble.num_members", "prior_heads.num_heads"):
+        """Requires as many pretrained heads as are drawn from them, and a prior that has a width."""
+        names = "ensemble.kind", "ensemble.prior", "ensemble.num_members", "prior_heads.num_heads"
+        if not checks.sound(*names):
             return
         ensemble, heads = checks.config.ensemble, checks.config.prior_heads.num_heads
         valid = f"at most prior_heads.num_heads={heads} with ensemble.prior='pretrained'"
-        enough = ensemble.prior == "random" or ensemble.num_members <= heads
+        drawn = ensemble.kind == "mlp" and ensemble.prior == "pretrained"
+        enough = not drawn or ensemble.num_members <= heads
         checks.require(enough, "ensemble.num_members", valid)
+        if ensemble.kind == "linear" and checks.sound("ensemble.prior_scale"):
+            valid = "above 0 with ensemble.kind='linear'"
+            checks.require(ensemble.prior_scale > 0, "ensemble.prior_scale", valid)
 
 
 @dataclasses.dataclass(frozen=True)

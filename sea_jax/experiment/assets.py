@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sea_jax.ensemble import pair_encoder
 from sea_jax.ensemble.features import Extractor
 from sea_jax.evaluate import EvalSet, HeldoutPairs, greedy_responses
 from sea_jax.experiment.oracles import make_oracles
-from sea_jax.experiment.validate_methods import needs_prior_heads
+from sea_jax.experiment.validate_methods import pretrained_prior
 from sea_jax.methods import METHODS
 from sea_jax.models import Decoder
 from sea_jax.models.params import cast_matrices
@@ -40,7 +40,7 @@ class Assets:
     mesh: Mesh
     oracle: Callable[[int], Any]  # oracle seed -> the preference oracle
     sampler: Sampler
-    prior_heads: Params | None = None  # leaves [P, ...]; None where no method draws its prior from them
+    priors: Mapping[str, Params] = dataclasses.field(default_factory=dict)  # pretrained, by kind of posterior
 
 
 def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
@@ -60,9 +60,9 @@ def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
     folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
     model, params = load_policy(config, folder, mesh)
     ref_params = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)
-    backbone, prior_heads = None, None
+    backbone, priors = None, {}
     if _learns_ensemble(config):
-        backbone, prior_heads = _backbone(config, cache_folder, task, model, params, mesh)
+        backbone, priors = _backbone(config, cache_folder, task, model, params, mesh)
     del params
 
     sampler = sampler_for(config, task, model, mesh, own_mesh)
@@ -73,7 +73,7 @@ def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
     return Assets(
         task=task, model=model, ref_params=ref_params,
         initial_params=lambda: load_policy(config, folder, mesh)[1],
-        backbone=backbone, prior_heads=prior_heads, eval_set=eval_set, pairs=pairs,
+        backbone=backbone, priors=priors, eval_set=eval_set, pairs=pairs,
         mesh=mesh, oracle=oracle, sampler=sampler,
     )  # fmt: skip
 
@@ -93,13 +93,13 @@ def _learns_ensemble(config: Config) -> bool:
 
 def _backbone(
     config: Config, folder: Path, task: Task, model: Decoder, params: Params, mesh: Mesh
-) -> tuple[Extractor, Params | None]:
-    """Returns the frozen backbone, and the prior heads if a method draws its prior from them."""
+) -> tuple[Extractor, dict[str, Params]]:
+    """Returns the frozen backbone, and the pretrained priors of the methods, by kind of posterior."""
     if config.backbone.kind == "encoder":
-        return pair_encoder.load(config.encoder, task.decode, mesh), None
+        return pair_encoder.load(config.encoder, task.decode, mesh), {}
     ranker = Ranker(config, folder, task, model, params, mesh)
-    drawn = any(needs_prior_heads(config, method) for method in config.methods)
-    return ranker.backbone, ranker.prior_heads if drawn else None
+    kinds = {kind for method in config.methods if (kind := pretrained_prior(config, method))}
+    return ranker.backbone, {kind: ranker.prior(kind) for kind in sorted(kinds)}
 
 
 def _eval_set(config: Config, task: Task, sample: Callable) -> EvalSet:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import optax
@@ -13,6 +13,8 @@ from sea_jax.actors.actor import Actor
 from sea_jax.actors.sampler import new_version
 from sea_jax.algorithm import UpdateSettings
 from sea_jax.ensemble import experience, heads
+from sea_jax.ensemble.linear import LinearPosterior
+from sea_jax.ensemble.posterior import HeadEnsemble, Posterior
 from sea_jax.evaluate import Evaluator
 from sea_jax.experiment.assets import Assets
 from sea_jax.losses import DAP_LOSSES, LossTerm
@@ -44,9 +46,10 @@ def make_run(config: Config, assets: Assets, method_name: str, replicate: int) -
         tuple(method.learns),
     )
     draw = None
-    if method.learns_ensemble:
+    if settings.posterior is not None:
         assert assets.backbone is not None
-        draw = draw_ensemble(config, settings, assets.backbone.feature_width, assets.prior_heads)
+        width = assets.backbone.feature_width
+        draw = draw_ensemble(config.ensemble, settings.posterior, width, assets.priors)
     key = jax.random.key(seed)
     state = init_state(key, assets.initial_params(), settings.policy_optimizer, draw)
     state = ensure_on_mesh(assets.mesh, state)
@@ -100,38 +103,48 @@ def make_settings(
     return UpdateSettings(
         model=model,
         policy_optimizer=policy_optimizer(train),
-        ensemble_optimizer=optax.adam(ensemble.learning_rate),
         dap=train.dap,
         dap_options=tuple((name, train[name]) for name in options if name in train),
         term=term,
         micro_batch=train.micro_batch,
         token_chunk=train.token_chunk,
         learn_policy="policy" in learns,
-        learn_ensemble="ensemble" in learns,
-        ensemble_steps=ensemble.steps,
-        ensemble_batch=ensemble.batch_size,
+        posterior=make_posterior(ensemble) if "ensemble" in learns else None,
+    )
+
+
+def make_posterior(ensemble: Config) -> Posterior:
+    """Makes the posterior of the config section `ensemble`."""
+    if ensemble.kind == "linear":
+        return LinearPosterior(
+            ensemble.num_members, ensemble.prior_scale, ensemble.sharpness, ensemble.newton_steps
+        )
+    return HeadEnsemble(
+        head=heads.Head(tuple(ensemble.hidden), ensemble.prior_scale),
+        num_members=ensemble.num_members,
+        optimizer=optax.adam(ensemble.learning_rate),
+        num_steps=ensemble.steps,
+        batch_size=ensemble.batch_size,
         regularization=ensemble.regularization,
         scale_by_data=ensemble.scale_by_data,
     )
 
 
 def draw_ensemble(
-    config: Config, settings: UpdateSettings, feature_width: int, prior_heads: Params | None
+    config: Config, posterior: Posterior, feature_width: int, priors: Mapping[str, Params]
 ) -> Callable[[Array], tuple[EnsembleState, Experience]]:
     """Returns a function that draws Φ⁰ from the prior and makes an empty D_0.
 
     Args:
-        config: the method's.
-        settings: its ensemble_optimizer.
+        config: the method's section `ensemble`.
+        posterior: initialises Φ⁰.
         feature_width: E.
-        prior_heads: pretrained heads, leaves [P, ...], of which config.ensemble.prior='pretrained' draws K.
+        priors: pretrained parameters by kind of posterior, which config.prior='pretrained' reads.
     """
-    cfg = config.ensemble
-    head = heads.Head(tuple(cfg.hidden), cfg.prior_scale)
-    prior = prior_heads if cfg.prior == "pretrained" else None
+    prior = priors.get(config.kind) if config.prior == "pretrained" else None
 
     def draw(key: Array) -> tuple[EnsembleState, Experience]:
-        state = heads.init(key, head, cfg.num_members, feature_width, settings.ensemble_optimizer, prior)
-        return state, experience.init(cfg.capacity, feature_width)
+        state = posterior.init(key, feature_width, prior)
+        return state, experience.init(config.capacity, feature_width)
 
     return draw

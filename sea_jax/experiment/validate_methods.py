@@ -12,9 +12,11 @@ from sea_jax.tasks.protocol import Task
 from sea_jax.types import Config
 
 
-def needs_prior_heads(config: Config, method: str) -> bool:
-    """Returns whether a method's prior is drawn from the heads that are pretrained with the backbone."""
-    return METHODS[method].learns_ensemble and for_method(config, method).ensemble.prior == "pretrained"
+def pretrained_prior(config: Config, method: str) -> str | None:
+    """Returns the kind of posterior of a method whose prior is pretrained with the backbone, else None."""
+    ensemble = for_method(config, method).ensemble
+    pretrained = METHODS[method].learns_ensemble and ensemble.prior == "pretrained"
+    return ensemble.kind if pretrained else None
 
 
 def check_names(checks: Checks) -> None:
@@ -73,11 +75,13 @@ def _check_proposals(checks: Checks, method: str) -> None:
 
 def _check_prior(checks: Checks, method: str, shared: Config) -> None:
     """Requires that heads which are drawn from pretrained ones are of their shape, and that there are any."""
-    names = "ensemble.prior", "ensemble.hidden", "backbone.kind"
-    if not checks.sound(*names) or not needs_prior_heads(checks.config, method):
+    names = "ensemble.kind", "ensemble.prior", "ensemble.hidden", "backbone.kind"
+    if not checks.sound(*names) or (kind := pretrained_prior(checks.config, method)) is None:
         return
     trained = checks.config.backbone.kind == "ranker"
     checks.require(trained, "ensemble.prior", "'random' with backbone.kind='encoder'")
+    if kind != "mlp":
+        return
     same = tuple(checks.config.ensemble.hidden) == tuple(shared.ensemble.hidden)
     valid = f"{shared.ensemble.hidden}, as all have with ensemble.prior='pretrained'"
     checks.require(same, "ensemble.hidden", valid)

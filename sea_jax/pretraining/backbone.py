@@ -25,6 +25,7 @@ from sea_jax.types import Array, Config, Params
 
 SEED_OFFSET = 1_000_000
 _HEAD_RATE = 3e-3  # of Adam, for heads on frozen features
+_RIDGE, _SHRINKAGE = 1e-3, 0.1  # shares of the mean eigenvalue, of `fit_linear_prior`
 _CHUNK = 100  # prompts in one pass of the extractor
 
 
@@ -137,9 +138,7 @@ def train_prior_heads(
         Leaves [P, ...].
     """
     P, N = config.num_heads, len(rewards)
-    # To the host one by one: dispatched together, all chunks would hold their temporary memory.
-    parts = [to_host(_features(backbone, data, i)) for i in range(0, N, _CHUNK)]
-    features = jnp.asarray(np.concatenate(parts))
+    features = jnp.asarray(_features(backbone, data))
     targets = jnp.asarray(rewards[..., :P]).transpose(2, 0, 1)
     init_key, order_key = jax.random.split(key)
     params = heads.init(init_key, Head(hidden), P, features.shape[-1], optax.identity()).params
@@ -161,9 +160,41 @@ def train_prior_heads(
     return train(params)
 
 
-def _features(backbone: Backbone, data: Any, start: int) -> Array:
-    prompts, mask, tokens, token_mask = (x[start : start + _CHUNK] for x in data)
-    return backbone((), prompts, mask, Responses(tokens, token_mask, jnp.zeros(tokens.shape)))
+def fit_linear_prior(backbone: Backbone, data: Any, rewards: np.ndarray) -> dict[str, np.ndarray]:
+    """Fits a Gaussian over linear rewards w·φ to the pretraining family, for `ensemble.linear`.
+
+    Each of the S rewards is regressed on the features, both centred over the responses to a prompt; the
+    Gaussian has the mean and the covariance of the S coefficients, a tenth of it shrunk to a multiple of I.
+
+    Args:
+        backbone: frozen.
+        data: as in `train`.
+        rewards: [N, M, S] f32.
+
+    Returns:
+        {"mean": [E] f32, "precision": [E, E] f32}.
+    """
+    features = _features(backbone, data).astype(np.float64)
+    centred = lambda x: (x - x.mean(1, keepdims=True)).reshape(-1, x.shape[-1])  # noqa: E731
+    X, Y = centred(features), centred(rewards.astype(np.float64))
+    gram = X.T @ X
+    ridge = _RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
+    weights = np.linalg.solve(gram + ridge, X.T @ Y)  # [E, S]
+    covariance = np.cov(weights)
+    round_ = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    precision = np.linalg.inv((1 - _SHRINKAGE) * covariance + _SHRINKAGE * round_)
+    return {"mean": weights.mean(1).astype(np.float32), "precision": precision.astype(np.float32)}
+
+
+def _features(backbone: Backbone, data: Any) -> np.ndarray:
+    """Returns the features of all samples, [N, M, E] f32."""
+    parts = []
+    for start in range(0, len(data[0]), _CHUNK):
+        prompts, mask, tokens, token_mask = (x[start : start + _CHUNK] for x in data)
+        responses = Responses(tokens, token_mask, jnp.zeros(tokens.shape))
+        # To the host one by one: dispatched together, all chunks would hold their temporary memory.
+        parts.append(to_host(backbone((), prompts, mask, responses)))
+    return np.concatenate(parts)
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:

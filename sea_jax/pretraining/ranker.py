@@ -55,9 +55,19 @@ class Ranker:
             cache.write_params(folder, trained.params)
         return features.Backbone(self.model, pooling, replicate(self.mesh, cache.read_params(folder)))
 
-    @functools.cached_property
-    def prior_heads(self) -> Params:
-        """Heads trained on one reward of the family each; leaves [P, ...]."""
+    def prior(self, kind: str) -> Params:
+        """Returns the prior of a kind of posterior: heads to draw from, or a Gaussian over linear rewards."""
+        return {"mlp": self._prior_heads, "linear": self._linear_prior}[kind]()
+
+    def _linear_prior(self) -> Params:
+        """Returns the mean [E] and precision [E, E] of the linear rewards that fit the family's."""
+        folder = self.folder / f"linear-{cache.fingerprint(self._fields)}"
+        if not folder.exists():
+            cache.write_params(folder, backbone_lib.fit_linear_prior(self.backbone, *self._data))
+        return cache.read_params(folder)
+
+    def _prior_heads(self) -> Params:
+        """Returns heads trained on one reward of the family each; leaves [P, ...]."""
         cfg, hidden = self.config, tuple(self.config.ensemble.hidden)
         fields = self._fields | {"prior_heads": cfg.prior_heads.to_dict(), "hidden": list(hidden)}
         folder = self.folder / f"heads-{cache.fingerprint(fields)}"

@@ -26,7 +26,8 @@ def optimistic(step):
     """The session's step with a y_ref for each prompt: settings, state, π_ref and batch."""
     model, state, ref_params, pairs = step
     tokens, mask = batch(LENGTHS, 4, "right", TINY["vocab_size"], seed=9)
-    settings = algorithm.UpdateSettings(model=model, **LEARNING, term=Optimism(ALPHA), learn_ensemble=False)
+    learning = LEARNING | dict(posterior=None)
+    settings = algorithm.UpdateSettings(model=model, **learning, term=Optimism(ALPHA))
     return settings, state, ref_params, pairs._replace(extra_tokens=tokens[:, None], extra_mask=mask[:, None])
 
 

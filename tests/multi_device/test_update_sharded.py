@@ -11,6 +11,8 @@ import pytest
 
 from launch import hlo
 from sea_jax import algorithm
+from sea_jax.ensemble.heads import Head
+from sea_jax.ensemble.posterior import HeadEnsemble
 from sea_jax.runtime.mesh import ensure_on_mesh, make_mesh, shard_batch
 from sea_jax.runtime.sharding import shard_params, with_gather
 from sea_jax.state import init_state
@@ -43,12 +45,10 @@ def main():
     )  # fmt: skip
     batch = PreferenceBatch(**batch)
     settings = algorithm.UpdateSettings(
-        model=model, policy_optimizer=optax.adam(**helpers.STEP_ADAM),
-        ensemble_optimizer=optax.adam(1e-2), ensemble_steps=3, ensemble_batch=8, micro_batch=32,
+        model=model, policy_optimizer=optax.adam(**helpers.STEP_ADAM), micro_batch=32,
+        posterior=HeadEnsemble(Head((4,)), 3, optax.adam(1e-2), num_steps=3, batch_size=8),
     )  # fmt: skip
-    draw = functools.partial(
-        helpers.draw_ensemble, num_members=3, capacity=96, optimizer=settings.ensemble_optimizer
-    )
+    draw = functools.partial(helpers.draw_ensemble, capacity=96, posterior=settings.posterior)
     init = lambda params: init_state(jax.random.key(0), params, settings.policy_optimizer, draw)  # noqa: E731
     one = update(settings, init(params), ref_params, batch)
     for axes in MESHES:

@@ -58,6 +58,20 @@ def test_prior_heads_learn_one_reward_each_up_to_a_constant_of_the_prompt():
     assert max(share[0][1:]) < 0.9 and share[1][0] < 0.9 and share[1][2] < 0.9, share
 
 
+def test_the_linear_prior_is_the_familys_mean_and_covariance():
+    """Rewards that are linear in the features, up to a constant of the prompt: their coefficients' moments."""
+    backbone, data = small_backbone()
+    phi = np.asarray(features.extract_fn(backbone.model, backbone.pooling)(backbone.params, *data))
+    rng = np.random.default_rng(0)
+    coefficients = (rng.normal(size=(200, 4)) @ np.diag([1, 2, 0.5, 1]) + [0, 3, -1, 0]).T
+    rewards = phi @ coefficients + rng.normal(size=(30, 1, 200)) * 10
+    prior = backbone_lib.fit_linear_prior(backbone, data, rewards)
+    np.testing.assert_allclose(prior["mean"], coefficients.mean(1), rtol=0.05, atol=0.05)
+    covariance = np.cov(coefficients)
+    expected = 0.9 * covariance + 0.1 * np.trace(covariance) / 4 * np.eye(4)
+    np.testing.assert_allclose(np.linalg.inv(prior["precision"]), expected, rtol=0.1, atol=0.05)
+
+
 def test_a_prior_is_drawn_from_the_family_without_repeats_and_scaled():
     head = heads.Head((5, 4), prior_scale=2.0)
     family = heads.init(jax.random.key(0), heads.Head((5, 4)), 7, 3, optax.adam(1.0)).params

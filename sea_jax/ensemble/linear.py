@@ -1,0 +1,142 @@
+"""Bayesian logistic regression on frozen features: a posterior that is right when labels are few.
+
+The reward is r(x, y) = w·φ(x, y) with w ~ N(m⁰, Σ⁰), and a label has the likelihood of Eq. 3,
+P(y+ ≻ y−) = σ(s w·(φ(y+) − φ(y−))). The posterior is approximated around its mode by a Gaussian (Laplace;
+Bishop, 2006, Sec. 4.5). It has one mode, so that nothing depends on where an optimizer begins, and its
+uncertainty is that of the labels, where heads trained by gradient descent are far too sure.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sea_jax.types import Array, EnsembleState, Experience, Params
+
+_STEPS = 2.0 ** -np.arange(17)  # lengths of a Newton step that are tried
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearPosterior:
+    """A Gaussian over linear rewards, of which K draws are the members.
+
+    The draws are centred, so that the mean reward of the members is the posterior mean's to rounding.
+
+    Attributes:
+        num_members: K.
+        prior_scale: standard deviation of a reward under the isotropic prior, for features of unit variance.
+        sharpness: s, the factor of a reward's logits.
+        newton_steps: steps of Newton's method from the last mode.
+    """
+
+    num_members: int
+    prior_scale: float = 1.0
+    sharpness: float = 1.0
+    newton_steps: int = 8
+
+    def init(self, key: Array, feature_width: int, prior: Params | None) -> EnsembleState:
+        """Draws the members from the prior.
+
+        Args:
+            key: [] key.
+            feature_width: E.
+            prior: {"mean": [E] f32, "precision": [E, E] f32}; None: N(0, prior_scale² I / E).
+        """
+        if prior is None:
+            eye = jnp.eye(feature_width)
+            prior = {"mean": jnp.zeros(feature_width), "precision": eye * feature_width / self.prior_scale**2}
+        anchor = jax.tree.map(jnp.array, prior)
+        mode = {"mean": jnp.array(anchor["mean"]), "precision": jnp.array(anchor["precision"])}
+        return EnsembleState(draw(key, mode, self.num_members), anchor, mode)
+
+    def update(
+        self, key: Array, state: EnsembleState, data: Experience
+    ) -> tuple[EnsembleState, dict[str, Array]]:
+        """Fits the mode to all of D_t and draws K new members; an empty D_t gives draws of the prior."""
+        difference = data.features[:, 0] - data.features[:, 1]
+        weight = jnp.where(jnp.arange(len(data.weight)) < data.size, data.weight, 0.0)
+        mean, precision, loss = laplace(
+            state.anchor, state.opt_state["mean"], self.sharpness * difference, weight, self.newton_steps
+        )
+        mode = {"mean": mean, "precision": precision}
+        shift = mean - state.anchor["mean"]
+        metrics = {
+            "ensemble/loss": loss / jnp.maximum(weight.sum(), 1.0),
+            "ensemble/drift": shift @ state.anchor["precision"] @ shift,
+        }
+        return EnsembleState(draw(key, mode, self.num_members), state.anchor, mode), metrics
+
+
+def draw(key: Array, gaussian: Params, num_members: int) -> Params:
+    """Draws K weights whose mean is the Gaussian's.
+
+    Args:
+        key: [] key.
+        gaussian: {"mean": [E] f32, "precision": [E, E] f32}.
+        num_members: K; a single member is the mean.
+
+    Returns:
+        Heads without a hidden layer, {"out": {"kernel": [K, E, 1]}}, which `heads.rewards` reads.
+    """
+    noise = jax.random.normal(key, (num_members, len(gaussian["mean"])))
+    noise = noise - noise.mean(0)
+    noise *= (num_members / max(num_members - 1, 1)) ** 0.5  # centring took a share of 1 / K of the variance
+    factor = jnp.linalg.cholesky(gaussian["precision"])  # Λ = F Fᵀ, so that F⁻ᵀ z has covariance Λ⁻¹
+    noise = jax.scipy.linalg.solve_triangular(factor, noise.T, lower=True, trans="T").T
+    return {"out": {"kernel": (gaussian["mean"] + noise)[:, :, None]}}
+
+
+def laplace(
+    prior: Params, start: Array, difference: Array, weight: Array, newton_steps: int
+) -> tuple[Array, Array, Array]:
+    """Finds the mode of the posterior over w by Newton's method, and its precision there.
+
+    Minimises Σ_i a_i log(1 + exp(−w·d_i)) + ½ (w − m⁰)ᵀ Λ⁰ (w − m⁰), which is convex. Of each step the
+    length is halved until the sum falls.
+
+    Args:
+        prior: {"mean": m⁰ [E], "precision": Λ⁰ [E, E]}.
+        start: [E] f32, where to begin.
+        difference: d [C, E] f32, s (φ(y+) − φ(y−)).
+        weight: a [C] f32, 0 for a row that is no label.
+        newton_steps: number of steps.
+
+    Returns:
+        The mode [E]; there the precision Λ⁰ + Σ_i a_i σ(w·d_i) σ(−w·d_i) d_i d_iᵀ [E, E], and the sum [].
+    """
+
+    def loss(w: Array) -> Array:
+        shift = w - prior["mean"]
+        fit = weight @ jax.nn.softplus(-difference @ w)
+        return fit + 0.5 * shift @ prior["precision"] @ shift
+
+    def precision(w: Array) -> Array:
+        margin = difference @ w
+        curvature = weight * jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin)
+        return prior["precision"] + (difference * curvature[:, None]).T @ difference
+
+    def step(w: Array, _: None) -> tuple[Array, None]:
+        direction = jax.scipy.linalg.solve(precision(w), jax.grad(loss)(w), assume_a="pos")
+        tried = w - _STEPS[:, None] * direction
+        losses = jax.vmap(loss)(tried)
+        falls = losses <= loss(w)
+        return jnp.where(falls.any(), tried[jnp.argmax(falls)], w), None
+
+    mode, _ = jax.lax.scan(step, start, None, length=newton_steps)
+    return mode, precision(mode), loss(mode)
+
+
+def add_label(covariance: Array, difference: Array, curvature: Array | float) -> Array:
+    """Updates a covariance by one more label, without refitting the mode (Sherman-Morrison).
+
+    Args:
+        covariance: Σ [E, E] f32.
+        difference: d [E] f32.
+        curvature: a, [] f32; σ(w·d) σ(−w·d) for a label that is not known yet.
+
+    Returns:
+        (Σ⁻¹ + a d dᵀ)⁻¹ = Σ − a Σd dᵀΣ / (1 + a dᵀΣd), [E, E] f32.
+    """
+    projected = covariance @ difference
+    return covariance - curvature * jnp.outer(projected, projected) / (1 + curvature * difference @ projected)
