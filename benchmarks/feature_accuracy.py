@@ -2,14 +2,15 @@
 
     python -m benchmarks.feature_accuracy --config=configs/quickstart.py --workdir=runs/quickstart
 
-A pair is two samples of the starting policy at the training temperature, labelled by threshold. The features:
+A pair is two samples of the starting policy at the training temperature. Its label is the response with the
+higher hidden reward; ties are left out. The features are:
 
-    backbone         the frozen backbone's, which SEA uses
-    policy states    the starting policy's hidden states, averaged over response tokens
-    reward basis     the quantities in which the hidden reward is linear; an upper bound, hidden from methods
+    backbone         features of the frozen backbone, which SEA uses
+    policy states    hidden states of the starting policy, averaged over response tokens
+    reward basis     quantities in which the hidden reward is linear: an upper bound that no method sees
 
-Each ensemble is trained for STEPS steps of Eq. 8, until it changes little, so that the figures compare
-features and not the few steps of the online loop.
+Each ensemble takes STEPS optimizer steps of Eq. 8, by which it is close to convergence. The accuracies
+therefore compare the features and do not depend on the few optimizer steps of the online loop.
 """
 
 import functools
@@ -30,19 +31,19 @@ from sea_jax.tasks import mini_tldr
 from sea_jax.types import Config
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Work directory with trained parts.")
-_SEEDS = flags.DEFINE_list("oracle_seeds", ["100", "101", "102", "103", "104"], "Hidden rewards.")
-_SPLIT = flags.DEFINE_string("split", "heldout", "Prompts of the held-out pairs.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Work directory that holds the trained models.")
+_SEEDS = flags.DEFINE_list("oracle_seeds", ["100", "101", "102", "103", "104"], "Seeds of hidden rewards.")
+_SPLIT = flags.DEFINE_string("split", "heldout", "Split that the held-out prompts come from.")
 
 LABELS = (100, 200, 500, 1000, 2000)
 STEPS = 400
 
 
 def collect(config: Config, shared: assets.Assets, split: str, count: int, seed: int):
-    """Samples pairs of responses and computes their features.
+    """Samples two responses to each of the first `count` prompts and computes their features.
 
     Returns:
-        Backbone features, policy states and reward basis: [N, 2, E], [N, 2, W], [N, 2, F].
+        Backbone features [N, 2, E], policy states [N, 2, W] and reward basis [N, 2, F], all f32.
     """
     task = shared.task
     assert shared.backbone is not None
@@ -68,7 +69,15 @@ def collect(config: Config, shared: assets.Assets, split: str, count: int, seed:
 
 
 def accuracy(config: Config, train: np.ndarray, test: np.ndarray, count: int, seed: int) -> float:
-    """Returns the held-out accuracy of K heads trained on `count` labels; pairs [N, 2, E] have y+ first."""
+    """Trains K heads on `count` labels and returns their held-out accuracy.
+
+    Args:
+        config: gives the heads and their optimizer settings.
+        train: features of the training pairs, [N, 2, E] f32, axis 1 is (y+, y−).
+        test: features of the held-out pairs, like `train`.
+        count: number of training pairs used; at most N.
+        seed: seed of the heads and of the batches.
+    """
     cfg = config.ensemble
     mean = train.mean((0, 1))
     scale = 1 / np.sqrt(train.var((0, 1)).mean())
@@ -86,7 +95,7 @@ _TRAINERS: dict = {}
 
 
 def _train(optimizer, batch_size: int, regularization: float):
-    """Returns the compiled training of the heads, the same for the same settings."""
+    """Returns the jitted training function of the heads, cached by its settings."""
     key = (batch_size, regularization)
     if key not in _TRAINERS:
         _TRAINERS[key] = jax.jit(

@@ -1,11 +1,12 @@
-"""Times a step of passive online DPO, ours and TRL's in turn, in one run.
+"""Measures the seconds per step of passive online DPO in sea_jax and in TRL.
 
     python -m benchmarks.online_dpo_step
 
-16 prompts of 70 tokens × 2 responses of exactly 53 tokens; GPT-NeoX of 2 layers, width 128, vocabulary
-512, fp32; the same weights and prompts for both. A step is generation, preference, losses, gradients and
-Adam. TRL's OnlineDPOTrainer is tuned (`gradient_checkpointing=False`); the first use installs it into an
-environment of its own.
+Each step has 16 prompts of 70 tokens with 2 responses of exactly 53 tokens. The policy is a GPT-NeoX of 2
+layers, width 128 and vocabulary 512 in fp32. Both sides use the same weights and prompts and alternate, step
+by step. A step consists of generation, preferences, losses, gradients and the Adam update. TRL's
+OnlineDPOTrainer runs with the settings that are fastest on CPU (`gradient_checkpointing=False`); the first
+run installs TRL into its own environment.
 """
 
 import argparse
@@ -34,10 +35,11 @@ from sea_jax.types import Candidates, Params, PromptBatch
 
 PROMPTS, LENGTH, NEW_TOKENS, VOCABULARY, EOS = 16, 70, 53, 512, 0
 LEARNING_RATE = 5e-7  # TRL's default
-PAUSE = 0.03  # seconds before a step, until the other side's threads have stopped spinning
+PAUSE = 0.03  # seconds of sleep before each step, in which the other side's threads stop spinning
 
-# Read together with benchmarks/trl_worker.py: 1.16 keeps OnlineDPOTrainer in trl.experimental.online_dpo,
-# whose behaviour may change in any release. All packages that run inside a timed step are pinned.
+# benchmarks/trl_worker.py depends on these versions: TRL 1.16 keeps OnlineDPOTrainer in
+# trl.experimental.online_dpo, which any release may change. Every package that runs inside a timed step is
+# pinned.
 TRL = [
     "trl==1.16.0",
     "torch==2.13.0",
@@ -51,7 +53,7 @@ TRL = [
 
 
 def small_policy() -> tuple[models.Decoder, Params]:
-    """Makes a GPT-NeoX of 2 layers, width 128 and `VOCABULARY` tokens, with random weights in fp32."""
+    """Returns a GPT-NeoX of 2 layers, width 128 and `VOCABULARY` tokens, and its random fp32 weights."""
     config = models.PythiaConfig(
         vocab_size=VOCABULARY, num_layers=2, width=128, num_heads=4, mlp_width=512, max_length=128
     )
@@ -62,8 +64,16 @@ def small_policy() -> tuple[models.Decoder, Params]:
 def our_step(
     model: models.Decoder, params, prompts: np.ndarray, micro_batch: int, mesh: Mesh
 ) -> Callable[[int], float]:
-    """Returns a function that runs step i to its end and returns its seconds."""
-    # The EOS is out of the vocabulary, so that every response has exactly NEW_TOKENS tokens.
+    """Returns a function that runs step i of sea_jax and returns its seconds.
+
+    Args:
+        model: the policy's network.
+        params: the starting policy's weights, also those of the reference policy.
+        prompts: token ids, [N, LENGTH] int32.
+        micro_batch: prompts per backward pass; 0 means the whole batch.
+        mesh: devices that share the batch.
+    """
+    # The EOS id is outside the vocabulary, so that every response has exactly NEW_TOKENS tokens.
     sample = make_sampler(model, 2, NEW_TOKENS, 0.7, VOCABULARY, EOS, mesh)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
     settings = algorithm.UpdateSettings(model, optimizer, micro_batch=micro_batch)
@@ -84,7 +94,7 @@ def our_step(
         duel = route(keys.route, keys.label, duel, rewards, candidates, 10**9, gamma=1.0, num_asked=PROMPTS)
         tokens = np.asarray(responses.tokens)
         assert tokens.shape == (PROMPTS, 2, NEW_TOKENS) and np.asarray(responses.mask).all()
-        reward = tokens.sum(-1) % 97  # the fixed reward of TRL's side
+        reward = tokens.sum(-1) % 97  # the same reward as trl_worker.fixed_reward
         prefers_first = reward[:, 0] > reward[:, 1]
         answered = np.ones(PROMPTS, bool)
         labelled = assign_labels(keys.label, rewards, batch, candidates, duel, prefers_first, answered)
@@ -97,7 +107,7 @@ def our_step(
 
 
 def trl_step(folder: Path, prompts: Path) -> tuple[Callable[[int], float], Callable[[], None]]:
-    """Starts TRL's worker; returns a step function like ours, and a function that ends the worker."""
+    """Starts the TRL worker; returns a function that times step i, and one that stops the worker."""
     python = environments.ensure("trl", TRL)
     worker = Path(__file__).with_name("trl_worker.py")
     process = subprocess.Popen(
@@ -108,7 +118,7 @@ def trl_step(folder: Path, prompts: Path) -> tuple[Callable[[int], float], Calla
 
     def step(i: int) -> float:
         print("step", file=process.stdin, flush=True)
-        answer = json.loads(process.stdout.readline() or '{"error": "the worker died"}')  # pyright: ignore[reportOptionalMemberAccess]
+        answer = json.loads(process.stdout.readline() or '{"error": "the worker exited"}')  # pyright: ignore[reportOptionalMemberAccess]
         if "error" in answer:
             raise RuntimeError(f"TRL step {i}: {answer['error']}")
         return answer["seconds"]
@@ -122,10 +132,12 @@ def trl_step(folder: Path, prompts: Path) -> tuple[Callable[[int], float], Calla
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=30, help="timed steps of each side, after 5 untimed")
+    parser.add_argument("--steps", type=int, default=30, help="timed steps per side, after 5 untimed steps")
     parser.add_argument("--ours-only", action="store_true", help="do not install or run TRL")
-    parser.add_argument("--micro-batch", type=int, default=0, help="prompts in our backward pass; 0: all")
-    parser.add_argument("--devices", type=int, default=2, help="CPU devices that share our batch")
+    parser.add_argument(
+        "--micro-batch", type=int, default=0, help="prompts per sea_jax backward pass; 0: all"
+    )
+    parser.add_argument("--devices", type=int, default=2, help="CPU devices that share the batch of sea_jax")
     args = parser.parse_args()
     keep_freed_memory()  # as sea_jax.main does
     mesh = make_mesh(args.devices)
@@ -141,19 +153,19 @@ def main() -> None:
             sides["trl"], close = trl_step(folder, folder / "prompts.npy")
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for i in range(args.steps + 5):
-            for side, step in sides.items():  # in turn, so that both see the same load of the machine
+            for side, step in sides.items():  # alternating, so that both have the same machine load
                 time.sleep(PAUSE)
                 seconds[side].append(step(i))
         close()
     for side, values in seconds.items():
         timed = np.array(values[5:])
         print(
-            f"{side:8s} seconds a step: min {timed.min():.4f}, median {np.median(timed):.4f}, "
+            f"{side:8s} seconds per step: min {timed.min():.4f}, median {np.median(timed):.4f}, "
             f"max {timed.max():.4f} ({len(timed)} steps)"
         )
     if "trl" in seconds:
         ratio = np.array(seconds["trl"][5:]) / np.array(seconds["sea_jax"][5:])
-        print(f"trl / sea_jax, pair by pair: median {np.median(ratio):.2f}, min {ratio.min():.2f}")
+        print(f"ratio trl / sea_jax per step: median {np.median(ratio):.2f}, min {ratio.min():.2f}")
     print(f"python {sys.version.split()[0]}, jax {jax.__version__}, {jax.devices()[0].platform}")
 
 

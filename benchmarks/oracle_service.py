@@ -1,13 +1,14 @@
-"""Measures throughput and latency of the oracle service, batched and unbatched in turn, on one machine.
+"""Measures the throughput and latency of the oracle service with and without batching, on one machine.
 
     python -m benchmarks.oracle_service
-    python -m benchmarks.oracle_service --model=mini_tldr     # a cheap reward: the service's own cost
+    python -m benchmarks.oracle_service --model=mini_tldr    # a cheap reward: shows the service's overhead
 
-The model is a GPT-NeoX reward model of 2 layers, width 128, random weights, fp32. Posts have 40-64 tokens
-and summaries 8-24, so that padded texts have 64 or 128 tokens. A client sends one request for one comparison
-(two texts) after the other. Both services have one worker. The unbatched worker takes one request and scores
-its two texts at once; the batched one takes up to 32 requests and scores `--batch_size` texts at once. The
-clients are coroutines of this process.
+The model is a GPT-NeoX reward model of 2 layers and width 128 with random fp32 weights. Posts have 40-64
+tokens and summaries 8-24, so padded texts have 64 or 128 tokens. Each request asks for one comparison (two
+texts), and each client waits for the answer before it sends the next request. Both services have one worker.
+The unbatched worker takes one request and scores its two texts in one forward pass; the batched worker takes
+up to 32 requests and scores `--batch_size` texts per forward pass. The clients are coroutines of this
+process, and the two services are measured alternately.
 """
 
 import argparse
@@ -34,13 +35,13 @@ CLIENTS = (1, 8, 64)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="", help="folder, or mini_tldr; by default the reward model above")
+    parser.add_argument("--model", default="", help="folder, or mini_tldr; default: the reward model above")
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="length of a measurement, after one untimed second"
+        "--seconds", type=float, default=5.0, help="seconds per measurement, after one untimed second"
     )
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--port", type=int, default=18400, help="the first of two")
+    parser.add_argument("--rounds", type=int, default=2, help="measurements per client count and mode")
+    parser.add_argument("--batch_size", type=int, default=8, help="texts per forward pass when batched")
+    parser.add_argument("--port", type=int, default=18400, help="first of the two consecutive ports")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or save_model(Path(folder))
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def save_model(folder: Path) -> str:
-    """Saves the reward model described above, with the embedded task's tokenizer; returns its folder."""
+    """Saves the reward model described above with the tokenizer of mini_tldr, and returns its folder."""
     import jax
     import jax.numpy as jnp
 
@@ -86,7 +87,7 @@ def save_model(folder: Path) -> str:
 
 
 def start(model: str, port: int, flags: list[str]) -> subprocess.Popen:
-    """Starts a service and returns it once it is ready."""
+    """Starts an oracle service, waits until it is ready and returns its process."""
     call = [
         sys.executable, "-m", "sea_jax.serve.oracle_service", f"--model={model}", f"--port={port}",
         "--workers=1", *flags,
@@ -95,11 +96,11 @@ def start(model: str, port: int, flags: list[str]) -> subprocess.Popen:
     for line in service.stdout or []:
         if " ready at " in line:
             return service
-    raise RuntimeError(f"the service ended with status {service.wait()}")
+    raise RuntimeError(f"service on port {port}: exited with status {service.wait()} before it was ready")
 
 
 def requests(number: int = 500) -> list[bytes]:
-    """Returns HTTP requests, each for one comparison of two noisy summaries."""
+    """Returns `number` HTTP requests, each for one comparison of two noisy summaries."""
     rng, out = random.Random(0), []
     for i in range(number):
         post = grammar.make_post(rng)
@@ -112,9 +113,9 @@ def requests(number: int = 500) -> list[bytes]:
 
 
 async def load(port: int, count: int, seconds: float) -> list[float]:
-    """Sends requests from `count` clients, one in flight each; returns the latencies in seconds."""
+    """Sends requests from `count` clients for `seconds` and returns the latencies in seconds."""
     prepared, latencies = requests(), []
-    begin = time.perf_counter() + 1.0  # untimed before
+    begin = time.perf_counter() + 1.0  # the first second is untimed
     end = begin + seconds
 
     async def client(first: int) -> None:
@@ -140,6 +141,7 @@ async def load(port: int, count: int, seconds: float) -> list[float]:
 
 
 def print_row(count: int, mode: str, latencies: list[float], seconds: float) -> None:
+    """Prints one row of the Markdown table."""
     p50, p99 = 1000 * np.percentile(latencies, [50, 99])
     print(f"| {count} | {mode} | {len(latencies) / seconds:,.0f} | {p50:.1f} | {p99:.1f} |", flush=True)
 

@@ -1,11 +1,15 @@
-"""Seconds a step where all devices do everything, and where half of them sample and judge (the paper's Fig. 8).
+"""Measures the seconds per step with collocated and with split devices (Fig. 8 of the paper).
 
     python -m benchmarks.placement --workdir runs/placement
 
-Two devices, which on a machine without accelerators are two parts of its cores: collocated both share each
-batch (config.mesh.data=2), split one learns and scores while the other samples (config.sampler.devices=1),
-the latter also one step ahead (config.train.staleness=1), which only a split makes faster. SEA on the
-quickstart's policy, trained on first use and kept in the work directory. The placements take turns.
+The benchmark uses two devices; on a machine without accelerators, each is a share of the CPU cores.
+
+    collocated    both devices share each batch (config.mesh.data=2)
+    split         one device learns and scores, the other one samples (config.sampler.devices=1)
+
+Each placement is measured with config.train.staleness=0 and 1. Sampling and learning overlap only in a split
+placement with staleness 1. The policy is the quickstart's; the first run trains it and saves it in the work
+directory. The placements are measured alternately.
 """
 
 import argparse
@@ -35,11 +39,11 @@ PLACEMENTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", default="runs/placement", help="where the trained parts are kept")
-    parser.add_argument("--method", default="sea", help="a row of sea_jax.methods.METHODS")
-    parser.add_argument("--batch_size", type=int, default=16, help="prompts a step")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of a placement in a round")
-    parser.add_argument("--rounds", type=int, default=4, help="one more comes first, for the compiler")
+    parser.add_argument("--workdir", default="runs/placement", help="folder of the trained models")
+    parser.add_argument("--method", default="sea", help="a name in sea_jax.methods.METHODS")
+    parser.add_argument("--batch_size", type=int, default=16, help="prompts per step")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps per placement and round")
+    parser.add_argument("--rounds", type=int, default=4, help="timed rounds, after one that compiles")
     args = parser.parse_args()
     keep_freed_memory()
     jax.config.update("jax_compilation_cache_dir", f"{args.workdir}/xla")
@@ -51,17 +55,26 @@ def main() -> None:
             seconds[name] += each if number else []
     baseline = statistics.median(seconds["collocated"])
     print(
-        f"{args.method}, batch {args.batch_size}, {args.rounds} rounds of {args.steps} steps, jax {jax.__version__}"
+        f"{args.method}, batch {args.batch_size}, {args.rounds} rounds of {args.steps} steps, "
+        f"jax {jax.__version__}"
     )
     for name, found in seconds.items():
         middle = statistics.median(found)
         print(
-            f"{name:28} seconds a step: min {min(found):.3f}, median {middle:.3f}; collocated / this {baseline / middle:.2f}"
+            f"{name:28} seconds per step: min {min(found):.3f}, median {middle:.3f}; "
+            f"speed-up over collocated {baseline / middle:.2f}"
         )
 
 
 def prepare(args, mesh: int, devices: int, staleness: int):
-    """What makes a fresh run of a placement; the trained parts are shared by all of them."""
+    """Returns a function that builds a new run of one placement; all runs share the trained models.
+
+    Args:
+        args: the command line.
+        mesh: `config.mesh.data`.
+        devices: `config.sampler.devices`.
+        staleness: `config.train.staleness`.
+    """
     cfg = quickstart.get_config()
     cfg.methods, cfg.mesh.data, cfg.sampler.devices = (args.method,), mesh, devices
     cfg.train.update(dict(batch_size=args.batch_size, staleness=staleness, query_budget=10**6))
@@ -73,14 +86,14 @@ def prepare(args, mesh: int, devices: int, staleness: int):
 
 
 class WithoutEvaluation(Logbook):
-    """Writes metrics as a run does, and evaluates nothing."""
+    """Writes the metrics of a run and skips its evaluations."""
 
     def __init__(self, folder: Path, writer: MetricWriter):
         super().__init__(folder, writer, lambda *_: {})  # pyright: ignore[reportArgumentType]
 
 
 def timed(run: Run, steps: int) -> list[float]:
-    """Returns the seconds of each step after the first few."""
+    """Runs 3 untimed and `steps` timed steps, and returns the seconds of each timed step."""
     warm, marks = 3, []
     with tempfile.TemporaryDirectory() as folder, MetricWriter(Path(folder)) as writer:
         logbook = WithoutEvaluation(Path(folder), writer)

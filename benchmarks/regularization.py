@@ -1,20 +1,23 @@
-"""Spread and calibration of the ensemble against λ of Eq. 8 and the number of labels.
+"""Measures the ensemble's spread and calibration by λ of Eq. 8 and by number of labels.
 
     python -m benchmarks.regularization --config=configs/quickstart.py --workdir=runs/quickstart
 
-Pairs are two samples of the starting policy at the training temperature, labelled by threshold. Labels arrive
-as in a run, `config.train.batch_size` at a time with `config.ensemble.steps` optimizer steps after each batch,
-but of random pairs: no duel is selected. Each row is a mean over oracle seeds; the columns are
+A pair is two samples of the starting policy at the training temperature. Its label is the response with the
+higher oracle reward; ties are left out. As in a run, labels arrive in batches of `config.train.batch_size`,
+and the ensemble takes `config.ensemble.steps` optimizer steps after each batch. Unlike in a run, the pairs
+are random: no duel is selected. Each row is a mean over oracle seeds. The columns are:
 
-    spread      standard deviation over the K heads of P(y+ ≻ y−), mean over the held-out pairs
-    accuracy    of the mean probability
-    confidence  mean of max(p, 1 − p); a calibrated ensemble's equals its accuracy
-    NLL         of the mean probability, nats, and its standard error over oracle seeds
-    ‖φ − φ⁰‖²   mean over heads
-    gradients   norm of the penalty's gradient over that of the NLL's over D_t, mean over heads
+    spread      standard deviation of P(y+ ≻ y−) over the K heads, mean over the held-out pairs
+    accuracy    accuracy of p, the mean of P(y+ ≻ y−) over the heads
+    confidence  mean of max(p, 1 − p), which equals the accuracy if the ensemble is calibrated
+    NLL         negative log-likelihood of p in nats
+    ± s.e.      standard error of the NLL over oracle seeds
+    ‖φ − φ⁰‖²   squared distance of a head from its initial parameters, mean over heads
+    gradients   gradient norm of the penalty divided by that of the mean NLL over D_t, mean over heads
 
-The paper's first implementation takes the mean over the P parameters and weighs it by B / |D_t|. That is this
-form with λ B / P in the place of λ: 0.0019 for its λ = 0.5, B = 128 and the P = 33,152 of the quickstart.
+The paper's first implementation averages the penalty over the P parameters and weights it by B / |D_t|. This
+equals the form used here with λ B / P in place of λ, which is 0.0019 for λ = 0.5, B = 128 and the
+quickstart's P = 33,152.
 """
 
 import functools
@@ -35,20 +38,22 @@ from sea_jax.tasks import mini_tldr
 from sea_jax.types import Array, Config, EnsembleState, Experience
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Work directory with trained parts.")
-_SEEDS = flags.DEFINE_list("oracle_seeds", ["0", "1", "2"], "Hidden rewards; 0-2 are for tuning.")
-_SPLIT = flags.DEFINE_string("split", "tuning", "Prompts of the held-out pairs.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Work directory that holds the trained models.")
+_SEEDS = flags.DEFINE_list("oracle_seeds", ["0", "1", "2"], "Seeds of hidden rewards; 0-2 are for tuning.")
+_SPLIT = flags.DEFINE_string("split", "tuning", "Split that the held-out prompts come from.")
 _LAMBDAS = flags.DEFINE_list("regularization", ["0", "0.0019", "0.05", "0.5", "5", "50"], "Values of λ.")
-_LABELS = flags.DEFINE_list("labels", ["32", "128", "384"], "Numbers of labels, ascending.")
+_LABELS = flags.DEFINE_list(
+    "labels", ["32", "128", "384"], "Numbers of labels: ascending multiples of config.train.batch_size."
+)
 
 COLUMNS = ("spread", "accuracy", "confidence", "NLL", "± s.e.", "‖φ − φ⁰‖²", "gradients")
 
 
 def collect(config: Config, shared: assets.Assets, split: str, count: int, seed: int):
-    """Samples two responses to each of `count` prompts.
+    """Samples two responses to each of the first `count` prompts and computes their features.
 
     Returns:
-        Features [N, 2, E] f32; the prompts, N texts; the responses, N pairs of texts.
+        Backbone features [N, 2, E] f32, N prompts as texts, and N pairs of responses as texts.
     """
     task, temperature = shared.task, config.train.temperature
     policy = new_version(shared.ref_params)
@@ -65,14 +70,21 @@ def collect(config: Config, shared: assets.Assets, split: str, count: int, seed:
 
 
 def order(oracle, features: np.ndarray, prompts, responses) -> jax.Array:
-    """Puts the preferred response of each pair first; leaves out ties: [N', 2, E] f32."""
+    """Returns the features [N', 2, E] f32 of the pairs without ties, preferred response first."""
     first, second = (oracle.rewards(prompts, [pair[i] for pair in responses]) for i in (0, 1))
     ordered = np.where((first > second)[:, None, None], features, features[:, ::-1])
     return jnp.asarray(ordered[first != second])
 
 
 def gradient_ratio(state: EnsembleState, pairs: Array, regularization: float, scale_by_data: bool) -> Array:
-    """‖∇ of the penalty‖ / ‖∇ of the mean NLL‖ over D_t, mean over heads: [] f32."""
+    """Returns the gradient norm of the penalty divided by that of the mean NLL, mean over heads: [] f32.
+
+    Args:
+        state: the ensemble.
+        pairs: features of D_t, [N, 2, E] f32, axis 1 is (y+, y−).
+        regularization: λ.
+        scale_by_data: divides λ by |D_t|, as in `heads.update`.
+    """
     weight = regularization / (len(pairs) if scale_by_data else 1)
     norms = jax.vmap(optax.global_norm)
     nll = jax.grad(lambda params: preference_nll(heads.rewards(params, pairs)).mean(-1).sum())
@@ -81,7 +93,7 @@ def gradient_ratio(state: EnsembleState, pairs: Array, regularization: float, sc
 
 
 def measure(state: EnsembleState, data: Experience, test: Array, regularization: float, scale_by_data: bool):
-    """Computes one row of the table, in the order of `COLUMNS` but for the standard error."""
+    """Returns one row of the table as floats, in the order of `COLUMNS` without the standard error."""
     rewards = heads.rewards(state.params, test)
     probability = jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1])
     mean = probability.mean(0)
@@ -97,7 +109,7 @@ def measure(state: EnsembleState, data: Experience, test: Array, regularization:
 
 
 def make_update(config: Config):
-    """Compiles the update of the ensemble once for all λ: (key, state, D_t, λ) -> state."""
+    """Returns the jitted ensemble update (key, state, D_t, λ) -> state, compiled once for all λ."""
     cfg = config.ensemble
 
     @jax.jit
@@ -111,7 +123,7 @@ def make_update(config: Config):
 
 
 def fit(config: Config, update, family, train: Array, test: Array, regularization: float, seed: int):
-    """Trains K heads as labels arrive: rows of `measure`, one for each number of labels."""
+    """Trains K heads as labels arrive and returns one row of `measure` for each number of labels."""
     cfg, width, labels, rows = config.ensemble, config.train.batch_size, _labels(), []
     head = heads.Head(tuple(cfg.hidden), cfg.prior_scale)
     optimizer = optax.adam(cfg.learning_rate)
@@ -136,7 +148,7 @@ def main(_: list[str]) -> None:
     shared = assets.prepare(config, cache, mini_tldr.load(cache / "task"))
     family = shared.priors["mlp"] if config.ensemble.prior == "pretrained" else None
     labels, seeds, update = _labels(), [int(s) for s in _SEEDS.value], make_update(config)
-    train = collect(config, shared, "train", labels[-1] + 200, 1)  # more, since ties are left out
+    train = collect(config, shared, "train", labels[-1] + 200, 1)  # 200 spare pairs, since ties are left out
     test = collect(config, shared, _SPLIT.value, 500, 2)
     print(f"{'λ':>8s}{'labels':>8s}" + "".join(f"{name:>12s}" for name in COLUMNS))
     for regularization in map(float, _LAMBDAS.value):

@@ -1,10 +1,10 @@
-"""Measures the tokens that a sampler generates in a second.
+"""Measures a sampler's throughput in generated tokens per second.
 
     python -m benchmarks.sampler
     python -m benchmarks.sampler --kind vllm    # through the vLLM sidecar (make sidecar)
 
-32 prompts of 64 tokens × 20 responses of exactly 53 tokens; GPT-NeoX of 2 layers, width 128, vocabulary
-512, fp32, temperature 0.7. The time includes the prompts' prefill.
+Each call samples 20 responses of exactly 53 tokens to each of 32 prompts of 64 tokens, at temperature 0.7.
+The policy is a GPT-NeoX of 2 layers, width 128 and vocabulary 512 in fp32. The time includes the prefill.
 """
 
 import argparse
@@ -27,13 +27,13 @@ PROMPTS, LENGTH, RESPONSES, NEW_TOKENS = 32, 64, 20, 53
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=20, help="timed calls, after 2 untimed")
-    parser.add_argument("--kind", choices=SAMPLERS, default="jax")
+    parser.add_argument("--calls", type=int, default=20, help="timed calls, after 2 untimed calls")
+    parser.add_argument("--kind", choices=SAMPLERS, default="jax", help="the sampler to measure")
     args = parser.parse_args()
     keep_freed_memory()  # as sea_jax.main does
     model, params = small_policy()
     prompts = np.random.default_rng(0).integers(1, VOCABULARY, (PROMPTS, LENGTH), dtype=np.int32)
-    # The EOS is out of the vocabulary, so that every response has exactly NEW_TOKENS tokens.
+    # The EOS id is outside the vocabulary, so that every response has exactly NEW_TOKENS tokens.
     if args.kind == "vllm":
         options = VllmOptions(".venv-vllm/bin/python", LENGTH, "float32", max_num_seqs=PROMPTS * RESPONSES)
         sampler = VllmSampler(model, NEW_TOKENS, VOCABULARY, 0, make_mesh(), options)
@@ -51,7 +51,7 @@ def main() -> None:
     sampler.close()
     rate = PROMPTS * RESPONSES * NEW_TOKENS / np.array(seconds[2:])
     print(
-        f"{args.kind}, tokens a second: min {rate.min():,.0f}, median {np.median(rate):,.0f}, "
+        f"{args.kind}, tokens per second: min {rate.min():,.0f}, median {np.median(rate):,.0f}, "
         f"max {rate.max():,.0f}"
     )
     print(f"python {sys.version.split()[0]}, jax {jax.__version__}, {jax.devices()[0].platform}")

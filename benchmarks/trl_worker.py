@@ -1,18 +1,19 @@
 """Runs TRL's OnlineDPOTrainer for benchmarks/online_dpo_step.py, one optimizer step per line of stdin.
 
-Run by the Python of TRL's own environment (`environments.ensure("trl", online_dpo_step.TRL)`), never by ours:
+The script runs in TRL's environment (`environments.ensure("trl", online_dpo_step.TRL)`), never in ours:
 
     python trl_worker.py MODEL_DIR PROMPTS.npy [--new-tokens 53] [--threads 2] [--seed 0]
 
-Protocol, one line each way, so that a parent can take turns between our step and TRL's:
+The parent process sends one line per request and reads one line per answer, so that it can alternate between
+the steps of sea_jax and of TRL:
 
-    'step' -> one step of `trainer.train()`: prompts to ids, generation, reward, losses, backward, AdamW.
+    'step' -> runs one step of `trainer.train()`: tokenization, generation, reward, losses, backward, AdamW.
               Answer: {"step": int, "seconds": float, "new_tokens": [least, most]}
-    'quit' or end of input -> exit 0, no answer.
-    any error -> {"error": "one line"} and exit 1.
+    'quit' or end of input -> exits with status 0, without an answer.
+    any error -> answers {"error": "one line"} and exits with status 1.
 
-Nothing is printed before the first answer. The first step's seconds include torch's warm-up; no step's include
-loading. Answers go to stdout, output of the libraries to stderr.
+The worker prints nothing before the first answer. The seconds of the first step include torch's warm-up; the
+time to load the model is never included. Answers go to stdout, and output of the libraries goes to stderr.
 """
 
 from __future__ import annotations
@@ -26,28 +27,28 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-BATCH = 16  # prompts a step; TRL always draws 2 responses to each
+BATCH = 16  # prompts per step; TRL always samples 2 responses to each
 TEMPERATURE, BETA = 0.7, 0.1
 LEARNING_RATE = 5e-7  # TRL's default; the time of a step does not depend on it
 
 
 class Quit(Exception):
-    """Ends train() at the parent's request, before its next step begins."""
+    """Ends train() before its next step, at the parent's request."""
 
 
 def claim_stdout() -> TextIO:
-    """Returns the real stdout for answers and points file descriptor 1 at stderr for everyone else."""
+    """Returns the original stdout for the answers and redirects file descriptor 1 to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
 
 
 def id_tokenizer(vocab_size: int, eos_id: int) -> Any:
-    """Makes a tokenizer whose words are the ids: '<7> <30>' <-> [7, 30].
+    """Returns a tokenizer whose words are the ids: '<7> <30>' <-> [7, 30].
 
-    TRL takes text and tokenizes it in every step. Decoding ids with the model's own BPE and encoding them
-    again may merge them differently, which would change the length of the prompts. The <> keep the special
-    word <0> from matching inside <10>.
+    TRL takes text and tokenizes it in every step. If the model's own BPE decoded the ids and encoded the text
+    again, it could merge tokens differently and change the length of the prompts. The angle brackets prevent
+    the special word <0> from matching inside <10>.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -58,28 +59,28 @@ def id_tokenizer(vocab_size: int, eos_id: int) -> Any:
 
 
 def load_prompts(path: Path, tokenizer: Any) -> list[str]:
-    """Reads prompt ids [N, L] and returns them as N texts that TRL will turn back into exactly these ids."""
+    """Reads prompt ids [N, L] and returns them as N texts, which `tokenizer` maps to the same ids."""
     import numpy as np
 
     ids_NxL = np.load(path)
     if ids_NxL.ndim != 2 or ids_NxL.dtype.kind not in "iu" or len(ids_NxL) < BATCH:
         raise ValueError(
-            f"{path.name}: {ids_NxL.dtype} {list(ids_NxL.shape)}; valid: integers [N >= {BATCH}, L]"
+            f"{path.name}: array {ids_NxL.dtype} {list(ids_NxL.shape)}; valid: integers [N >= {BATCH}, L]"
         )
     if ids_NxL.min() < 0 or ids_NxL.max() >= len(tokenizer):
         raise ValueError(f"{path.name}: ids {ids_NxL.min()}..{ids_NxL.max()}; valid: 0..{len(tokenizer) - 1}")
     texts = [" ".join(f"<{i}>" for i in row) for row in ids_NxL]
     if tokenizer(texts, add_special_tokens=False)["input_ids"] != ids_NxL.tolist():
-        raise ValueError(f"{path.name}: the ids changed on their way through text")
+        raise ValueError(f"{path.name}: tokenizing the texts gives other ids; valid: ids that round-trip")
     return texts
 
 
 def fixed_reward(new_tokens: int, eos_id: int, seen: dict[str, Any]) -> Any:
-    """Makes a cheap reward, a fixed function of the ids, that also checks the lengths of the responses.
+    """Returns a cheap reward function of the ids, which also checks the lengths of the responses.
 
     Args:
-      new_tokens: tokens every response must have.
-      eos_id: a response holding it was cut short: TRL would mask what follows.
+      new_tokens: number of tokens that every response must have.
+      eos_id: id that ends a response; TRL masks the tokens after it.
       seen: receives 'new_tokens', the least and the most unmasked tokens of a response in this step.
     """
 
@@ -88,7 +89,8 @@ def fixed_reward(new_tokens: int, eos_id: int, seen: dict[str, Any]) -> Any:
         seen["new_tokens"] = [min(lengths), max(lengths)]
         if len(lengths) != 2 * BATCH or seen["new_tokens"] != [new_tokens, new_tokens]:
             raise ValueError(
-                f"{len(lengths)} responses of {seen['new_tokens']} tokens, not {2 * BATCH} x {new_tokens}"
+                f"responses: {len(lengths)} of {seen['new_tokens']} tokens (least, most); "
+                f"valid: {2 * BATCH} of {new_tokens}"
             )
         return [float(sum(ids) % 97) for ids in completion_ids]
 
@@ -96,11 +98,11 @@ def fixed_reward(new_tokens: int, eos_id: int, seen: dict[str, Any]) -> Any:
 
 
 def tuned_config(new_tokens: int, seed: int, folder: str) -> Any:
-    """Returns the OnlineDPOConfig that is fastest on CPU for the same work; comments explain each change.
+    """Returns the OnlineDPOConfig that is fastest on CPU for the same work.
 
-    Tried on two cores and left out: torch_compile and a static cache (no gain outside the noise), eager
-    attention (slower), one thread (half as slow again). Clipping stays on: the trainer computes the norm in
-    any case.
+    These settings were measured on two cores and are not used: torch_compile and a static cache (no gain
+    beyond the noise), eager attention (slower) and one thread (1.5 times the time). Gradient clipping stays
+    on, since the trainer computes the norm in any case.
     """
     from trl.experimental.online_dpo import OnlineDPOConfig  # pyright: ignore[reportMissingImports]
 
@@ -108,9 +110,9 @@ def tuned_config(new_tokens: int, seed: int, folder: str) -> Any:
         output_dir=folder,
         use_cpu=True,
         bf16=False,  # TRL's default autocasts to bf16; the comparison is in fp32
-        # The one setting that matters: with checkpointing TRL also generates without a key-value cache.
+        # Only this setting matters: with checkpointing, TRL also generates without a key-value cache.
         gradient_checkpointing=False,
-        optim="adamw_torch_fused",  # one pass over the parameters; has a CPU kernel
+        optim="adamw_torch_fused",  # one pass over the parameters, with a CPU kernel
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         beta=[BETA],
@@ -119,9 +121,9 @@ def tuned_config(new_tokens: int, seed: int, folder: str) -> Any:
         generation_kwargs={"min_new_tokens": new_tokens},  # top-k, top-p and penalties are off by default
         per_device_train_batch_size=BATCH,
         gradient_accumulation_steps=1,
-        dataloader_drop_last=True,  # no short batch at an epoch's end
+        dataloader_drop_last=True,  # drops the incomplete batch at the end of an epoch
         dataloader_pin_memory=False,
-        max_steps=2**31,  # until told to quit
+        max_steps=2**31,  # trains until Quit
         logging_strategy="no",
         save_strategy="no",
         report_to="none",
@@ -131,9 +133,9 @@ def tuned_config(new_tokens: int, seed: int, folder: str) -> Any:
 
 
 def turn_taker(answers: TextIO, seen: dict[str, Any]) -> Any:
-    """Makes a callback that delays each step until the parent asks for it, and times the step.
+    """Returns a callback that waits for the parent before each step and measures the step's seconds.
 
-    The time includes all of a step but the look-up of its 16 texts, which the trainer does before
+    The time includes the whole step except the look-up of its 16 texts, which the trainer does before
     on_step_begin.
     """
     from transformers import TrainerCallback
@@ -158,7 +160,7 @@ def turn_taker(answers: TextIO, seen: dict[str, Any]) -> Any:
 
 
 def train(args: argparse.Namespace, answers: TextIO) -> None:
-    """Builds the trainer and trains, one step per 'step' on stdin, until Quit."""
+    """Builds the trainer and runs one training step per 'step' line on stdin, until Quit."""
     import torch
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM
@@ -166,7 +168,7 @@ def train(args: argparse.Namespace, answers: TextIO) -> None:
 
     if not (args.model / "config.json").is_file():
         raise ValueError(
-            f"model: {args.model.name!r} holds no config.json; valid: a folder of GPTNeoXForCausalLM"
+            f"model: {args.model.name!r} has no config.json; valid: a folder of GPTNeoXForCausalLM"
         )
     torch.set_num_threads(args.threads)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
@@ -186,24 +188,24 @@ def train(args: argparse.Namespace, answers: TextIO) -> None:
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Runs the worker and returns its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, help="Hugging Face folder of a GPTNeoXForCausalLM")
-    parser.add_argument("prompts", type=Path, help=".npy of prompt ids [N, L] int32")
-    parser.add_argument("--new-tokens", type=int, default=53, help="tokens of every response")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (cores)")
+    parser.add_argument("prompts", type=Path, help=".npy file of prompt ids [N, L] int32")
+    parser.add_argument("--new-tokens", type=int, default=53, help="tokens per response")
+    parser.add_argument("--threads", type=int, default=2, help="number of torch threads")
     parser.add_argument("--seed", type=int, default=0, help="seed of the batches and of the sampling")
     args = parser.parse_args()
-    # Set before the libraries are imported: no network access, no notice about experimental modules.
+    # The libraries read these variables on import; they disable network access and the experimental notice.
     os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_PARALLELISM="false")
     answers = claim_stdout()
     try:
         train(args, answers)
     except Quit:
         return 0
-    except Exception as error:  # the parent waits for a line, whatever the error
+    except Exception as error:  # the parent waits for an answer after any error
         message = " ".join(f"{type(error).__name__}: {error}".split())
         print(json.dumps({"error": message}), file=answers, flush=True)
         return 1

@@ -1,12 +1,17 @@
-"""Times the vLLM sidecar: seconds until it is ready, and until it has new weights.
+"""Measures the start-up time of the vLLM sidecar and the time to send it new weights, in seconds.
 
     make sidecar
     python -m benchmarks.weight_push
 
-The model is a GPT-NeoX of Pythia 160M's shape, fp32, with random weights. 'push' is the whole transfer: the
-arrays are copied into shared memory and their digest is computed ('write'), then the sidecar computes its own
-digest, loads them and resets its prefix cache. 'copy' is a plain copy of as many bytes. The first sidecar may
-have to compile Python's files; the second finds them.
+The model is by default a GPT-NeoX of Pythia 160M's shape with random fp32 weights. The timed operations are:
+
+    write    copies the weights into shared memory and computes their digest
+    push     transfers the weights: a write, after which the sidecar computes the digest again, loads the
+             weights and resets its prefix cache
+    copy     copies the same number of bytes within this process, for comparison
+
+The sidecar starts twice: the first start may include the compilation of Python files to bytecode, the second
+does not.
 """
 
 import argparse
@@ -30,10 +35,12 @@ def main() -> None:
         "--python", default=".venv-vllm/bin/python", help="Python of the sidecar's environment"
     )
     parser.add_argument("--model", default="pythia-160m", help=f"one of {sorted(sizes.SIZES)}")
-    parser.add_argument("--pushes", type=int, default=7, help="timed pushes, after 1 untimed")
+    parser.add_argument("--pushes", type=int, default=7, help="timed pushes, after 1 untimed push")
     args = parser.parse_args()
     shape = sizes.shape(args.model, max_length=2048)
-    assert isinstance(shape, PythiaConfig | LlamaConfig), "a policy"
+    assert isinstance(shape, PythiaConfig | LlamaConfig), (
+        f"--model: {args.model!r} is not a policy; valid: a size of GPT-NeoX or Llama"
+    )
     model = shape.build()
     params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     options = VllmOptions(args.python, PROMPT, "float32")
@@ -41,7 +48,7 @@ def main() -> None:
         sampler = VllmSampler(model, RESPONSE, 0, 1, make_mesh(), options)
         start = time.perf_counter()
         sampler.start()
-        print(f"sidecar ready, {name}: {time.perf_counter() - start:.1f} s")
+        print(f"{name} sidecar ready after {time.perf_counter() - start:.1f} s")
         if name == "first":
             sampler.close()
 
@@ -61,8 +68,8 @@ def main() -> None:
             seconds[what].append(time.perf_counter() - start)
     sampler.close()
     print(
-        f"{args.model}, {source.nbytes / 1e6:.0f} MB, {args.pushes} times; "
-        "seconds (lowest, median), GB/s of the median"
+        f"{args.model}, {source.nbytes / 1e6:.0f} MB, {args.pushes} pushes; "
+        "columns: lowest seconds, median seconds, GB/s at the median"
     )
     for what, all_ in seconds.items():
         low, median = np.min(all_[1:]), np.median(all_[1:])

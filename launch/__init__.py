@@ -1,1 +1,1 @@
-"""What is done before a run: plans of the memory, arithmetic and traffic that it will need."""
+"""Plans the memory, operations and traffic of a run, and launches runs and sweeps."""

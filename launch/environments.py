@@ -1,14 +1,14 @@
 """Makes Python environments beside our own, for packages that do not fit into it.
 
 The libraries that we compare ourselves with pin other versions; compilers for accelerators that this machine
-lacks weigh gigabytes. Each list of requirements gets a virtual environment under `.peers/<name>`, made on
+lacks take up gigabytes. Each list of requirements gets a virtual environment under `.peers/<name>`, made on
 first use and kept as long as the list stays the same.
 
     python = environments.ensure("trl", TRL)
     subprocess.Popen([python, "benchmarks/trl_worker.py", …])
 
-Python's venv and pip make them. uv would be faster but not simpler: it would be one more requirement, and it
-ignores pip's settings, by which many machines find their package index.
+Python's venv and pip make them. uv would be faster, but it would be one more requirement, and it ignores
+pip's settings, which hold the address of the package index on many machines.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def ensure(name: str, requirements: list[str]) -> Path:
         Path of the environment's Python interpreter.
 
     Raises:
-        ValueError: `name` is no folder name, or a requirement has no exact pin.
+        ValueError: `name` is not a folder name, or a requirement has no exact pin.
         RuntimeError: the environment could not be made.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -68,7 +68,7 @@ def ensure(name: str, requirements: list[str]) -> Path:
 
 
 def own_requirements(extra: str) -> list[str]:
-    """Returns our own pins with those of an extra of pyproject.toml, such as 'cuda' or 'tpu'."""
+    """Returns our own pins and those of an extra of pyproject.toml, such as 'cuda' or 'tpu'."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return project["dependencies"] + project["optional-dependencies"][extra]
 
@@ -87,7 +87,7 @@ def launch_requirements() -> list[str]:
 def xmanager_launch(script: str, arguments: list[str]) -> NoReturn:
     """Replaces this process by `xmanager launch <script> -- <arguments>`.
 
-    It runs in our environment, or in one of its own if ours lacks XManager.
+    XManager runs in our environment, or in a separate one if ours lacks it.
     """
     python = Path(sys.executable)
     if importlib.util.find_spec("xmanager") is None:
@@ -99,7 +99,7 @@ def xmanager_launch(script: str, arguments: list[str]) -> NoReturn:
 
 
 def _pip_install(name: str, python: Path, requirements: list[str]) -> None:
-    """Installs requirements silently; raises RuntimeError with the line of pip's output that says why not."""
+    """Installs requirements silently; raises RuntimeError with the error line of pip's output."""
     # -I: a PYTHONPATH meant for our own environment must not affect which packages pip finds installed.
     command = [str(python), "-I", "-m", "pip", "install", "--quiet", *requirements]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)

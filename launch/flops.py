@@ -1,4 +1,4 @@
-"""Floating-point operations of a traced program: of its matrix products, with what remat computes again."""
+"""Counts the floating-point operations of a traced program's matrix products, including recomputation."""
 
 import math
 from collections.abc import Callable
@@ -8,14 +8,15 @@ from jax.extend import core
 
 
 def count(jaxpr: Any, while_turns: int = 1, cost: Callable[[Any], float] = lambda dtype: 1.0) -> float:
-    """Operations of one execution on all devices together, two for each multiply-add.
+    """Counts the operations of one execution on all devices together; a multiply-add is two operations.
+
+    A conditional counts as its most expensive branch. Element-wise operations are not counted: they are
+    bound by memory bandwidth, not by arithmetic.
 
     Args:
-        jaxpr: of a trace; a closed one or not.
-        while_turns: how often the body of a loop runs whose end depends on data; of the sampler's, the most.
-        cost: of one operation, by the dtype of its operands; as 1 over the peak, to get seconds.
-
-    A branch counts as its dearest. Element-wise work is left out: it is bound by memory, not by arithmetic.
+        jaxpr: the jaxpr of a trace, closed or not.
+        while_turns: iterations assumed of a loop whose end depends on data; for the sampler, the maximum.
+        cost: maps the dtype of the operands to the cost of one operation; 1 / peak gives seconds.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return sum(_equation(eqn, while_turns, cost) for eqn in jaxpr.eqns)
@@ -39,7 +40,7 @@ def _equation(eqn: Any, while_turns: int, cost: Callable[[Any], float]) -> float
         return while_turns * sum(inner)
     if name == "cond":
         return max(inner)
-    if name == "shard_map":  # inside, shapes are one device's along the axes that it takes over
+    if name == "shard_map":  # shapes inside are per device along the manual axes
         return sum(inner) * math.prod(
             eqn.params["mesh"].shape[axis] for axis in eqn.params["newly_manual_axes"]
         )

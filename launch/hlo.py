@@ -1,7 +1,7 @@
-"""Bytes that the collectives of a compiled program move, read from its optimised HLO.
+"""Reads from optimised HLO the number of bytes that the collectives of a compiled program move.
 
-A collective inside a loop counts once a turn. Each device sends and receives, by the ring algorithms, of an
-operand or result of S bytes among n devices:
+A collective inside a loop counts once per iteration. With the ring algorithms, each of n devices sends and
+receives, for an operand or result of S bytes:
 
     all-gather          S (n - 1) / n   of the result
     reduce-scatter      S (n - 1) / n   of the operand
@@ -19,7 +19,7 @@ import re
 from collections import defaultdict
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-_BITS = dict(pred=8, bf16=16, token=0, opaque=0)  # of other types the name says it
+_BITS = dict(pred=8, bf16=16, token=0, opaque=0)  # the names of other types contain their width
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -32,7 +32,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: its name, the text of its shape, its opcode, what stands in its brackets and behind them."""
+    """One instruction: name, text of its shape, opcode, operands, and the text after the operands."""
 
     name: str
     shape: str
@@ -44,11 +44,11 @@ class Instruction:
 
 @dataclasses.dataclass
 class Traffic:
-    """What one execution of a program moves, per device."""
+    """The traffic of one execution of a program, per device."""
 
     sent: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))  # bytes
     count: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-    bounded: bool = False  # some are in a loop whose end depends on data: counted with its most turns
+    bounded: bool = False  # a loop's end depends on data: it counts with its maximum of iterations
 
     @property
     def total(self) -> float:
@@ -56,14 +56,14 @@ class Traffic:
 
 
 def collectives(text: str, num_devices: int) -> Traffic:
-    """Reads a program.
+    """Returns the traffic of a program.
 
     Args:
-        text: `compiled.as_text()`, of one SPMD program.
-        num_devices: that it runs on.
+        text: `compiled.as_text()` of one SPMD program.
+        num_devices: number of devices that it runs on.
 
     Raises:
-        ValueError: on groups of devices in a notation that is not known here.
+        ValueError: the notation of a device group is unknown.
     """
     program, entry = parse(text)
     turns, bounded = _executions(program, entry)
@@ -74,7 +74,7 @@ def collectives(text: str, num_devices: int) -> Traffic:
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
-            # An all-reduce of which each device keeps its slice is how XLA:TPU writes a reduce-scatter.
+            # XLA:TPU writes a reduce-scatter as an all-reduce of which each device keeps a slice.
             if kind == "all-reduce" and any(
                 i.is_root and i.opcode == "dynamic-slice" for i in scope.values()
             ):
@@ -86,7 +86,7 @@ def collectives(text: str, num_devices: int) -> Traffic:
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """The computations, each a dict of instructions by name; the name of the entry."""
+    """Returns the computations, each a dict of instructions by name, and the name of the entry."""
     program, entry, current = {}, "", {}
     for line in text.splitlines():
         if found := _COMPUTATION.match(line):
@@ -99,7 +99,7 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
 
 
 def _instruction(name: str, line: str, is_root: bool) -> Instruction:
-    """'f32[8] add(%a, %b), metadata=…' and the like; a tuple's shape has brackets of its own."""
+    """Parses a line such as 'f32[8] add(%a, %b), metadata=…'; the shape of a tuple has brackets too."""
     at = _closing(line, 0) if line.startswith("(") else line.index(" ")
     found = _OPCODE.search(line, at)
     assert found, line[:200]
@@ -110,7 +110,7 @@ def _instruction(name: str, line: str, is_root: bool) -> Instruction:
 
 
 def _closing(line: str, start: int) -> int:
-    """Behind the bracket that closes the one at `start`."""
+    """Returns the index after the bracket that closes the one at `start`."""
     depth = 0
     for i in range(start, len(line)):
         depth += (line[i] == "(") - (line[i] == ")")
@@ -120,7 +120,7 @@ def _closing(line: str, start: int) -> int:
 
 
 def _executions(program: dict, entry: str) -> tuple[dict[str, int], set[str]]:
-    """How often each computation runs in one execution; those of which only a bound is known."""
+    """Returns how often each computation runs in one execution, and those whose count is an upper bound."""
     turns: dict[str, int] = defaultdict(int)
     bounded = set()
 
@@ -142,7 +142,7 @@ def _executions(program: dict, entry: str) -> tuple[dict[str, int], set[str]]:
 
 
 def _called(instruction: Instruction) -> list[str]:
-    if instruction.opcode in ("async-update", "async-done"):  # name what their start has begun
+    if instruction.opcode in ("async-update", "async-done"):  # their async-start names it too
         return []
     called = _CALLED.findall(instruction.rest)
     for names in _BRANCHES.findall(instruction.rest):
@@ -151,10 +151,10 @@ def _called(instruction: Instruction) -> list[str]:
 
 
 def _trips(program: dict, scope: dict, loop: Instruction) -> tuple[int, bool]:
-    """Turns of a loop, and whether they are exactly these.
+    """Returns the trip count of a loop, and whether the count is exact.
 
-    Where the compiler has not written them down, they are what the condition compares the counter with, less
-    the counter's start. A condition that asks for more than that may end the loop before.
+    Without the compiler's own count, it is the limit in the loop's condition less the counter's initial
+    value. This is an upper bound if the condition has further terms, which can end the loop earlier.
     """
     if found := _TRIPS.search(loop.rest):
         return int(found[1]), True
@@ -176,7 +176,7 @@ def _is_number(instruction: Instruction) -> bool:
 
 
 def _start(inside: dict, scope: dict, loop: Instruction) -> int:
-    """Where the counter begins: the constant in its place of the loop's first state; 0 if it is none."""
+    """Returns the counter's initial value: a constant in the loop's initial state; else 0."""
     read = [i for i in inside.values() if i.opcode == "get-tuple-element" and i.shape.startswith("s32[]")]
     state = scope[loop.operands[0]]
     starts = []
@@ -198,7 +198,7 @@ def _sent(scope: dict, instruction: Instruction, kind: str, num_devices: int) ->
 
 
 def num_bytes(shape: str) -> int:
-    """Of an array's or a tuple's shape in HLO's text."""
+    """Returns the bytes of an array or a tuple from its shape in HLO text."""
     total = 0
     for dtype, dims in _ARRAY.findall(shape):
         bits = _BITS[dtype] if dtype in _BITS else 8 if dtype.startswith("f8") else int(dtype[1:])
@@ -207,7 +207,7 @@ def num_bytes(shape: str) -> int:
 
 
 def _group_size(rest: str, num_devices: int) -> int:
-    """Devices that exchange: '{{0,1},{2,3}}', '[groups,size]<=[…]', or "mesh['x'=4,'y'=2] {'x'}"."""
+    """Returns the size of a group: '{{0,1},{2,3}}', '[groups,size]<=[…]', or "mesh['x'=4,'y'=2] {'x'}"."""
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
         return found[1].count(",") + 1
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):

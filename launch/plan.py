@@ -1,16 +1,16 @@
-"""What a run will need of an accelerator, found out without having one.
+"""Plans the memory, operations and traffic of a run on accelerators that this machine need not have.
 
     python -m launch.plan --config=configs/tldr.py:size=6.9b --topology=a100-40gb:8
     python -m launch.plan --config=configs/tldr.py:size=1b --topology=v5p:8,v5p:64,v5p:1024
     python -m launch.plan --config=configs/tldr.py:size=6.9b --topology=a100-40gb:8 --search
 
-Compiles the very programs of a training step (train, generate, features; of APL also the pool of prompts and
-the implicit rewards) for the topology, and prints what
-each device holds of parameters, optimizer state, gradients and activations against its memory, the
-operations, the bytes that collectives move, and whether it fits. `--search` proposes the mesh, remat and
-micro-batches that do. No weights are read; a model is known by its folder's config.json or by its name.
+The command compiles the programs of a training step (train, generate, features; for APL also the pool of
+prompts and the implicit rewards) for the topology. It prints the memory per device of the parameters, the
+optimizer state, the gradients and the activations, whether they fit, the operations, and the bytes that the
+collectives move. `--search` proposes a mesh, remat and micro-batches that fit. The shape of a model comes
+from its folder's config.json or from its name; no weights are read.
 
-The compilers weigh gigabytes: they have environments of their own, made on first use.
+The compilers take up gigabytes, so each has an environment of its own, made on first use.
 """
 
 import os
@@ -27,7 +27,7 @@ from sea_jax.errors import InputError
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/tldr.py:size=6.9b.")
 _TOPOLOGY = flags.DEFINE_list(
     "topology", None,
-    f"Kind and number of devices, as a100-40gb:8, v5p:64 or v5p:4x4x4; several to see what grows. "
+    f"Kind and number of devices, as a100-40gb:8, v5p:64 or v5p:4x4x4; several are compared. "
     f"Kinds: {', '.join(topology.DEVICES)}.", required=True,
 )  # fmt: skip
 _SEARCH = flags.DEFINE_bool("search", False, "Propose a mesh, remat and micro-batches that fit.")
@@ -36,7 +36,7 @@ _EXTRAS = {"cuda": "cuda", "tpu": "tpu"}  # platform -> extra of pyproject.toml 
 
 
 def main(argv: list[str]) -> None:
-    """Checks the command, then compiles in the environment that has the topology's compiler."""
+    """Checks the command and runs launch.planner in the environment that has the topology's compiler."""
     if len(argv) > 1:
         fail(f"unexpected argument {argv[1]!r}: valid are --config, --config.<field>, --topology, --search")
     read_config(_CONFIG)
@@ -53,14 +53,14 @@ def main(argv: list[str]) -> None:
     if platforms[0] == "cpu":
         environment["JAX_NUM_CPU_DEVICES"] = str(count)
     if platforms[0] == "cuda":
-        # Triton's products are chosen by timing them, and without a device some cannot be compiled.
+        # XLA chooses Triton's matrix products by timing them; some cannot be compiled without a device.
         environment["XLA_FLAGS"] = "--xla_gpu_enable_triton_gemm=false"
-    # libtpu asks a machine's metadata server for these, and waits where there is none.
+    # libtpu requests these from the machine's metadata server, and waits if there is none.
     environment |= {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5p-8",
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock is for chips; two plans share none
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the lock protects chips, which plans do not use
     }
     environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
     done = subprocess.run([python, "-m", "launch.planner", *sys.argv[1:]], env=environment, check=False)

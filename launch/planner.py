@@ -1,4 +1,4 @@
-"""Compiles an experiment's programs for a topology and tells what they need. Run by `launch.plan`."""
+"""Compiles an experiment's programs for a topology and prints what they need; `launch.plan` runs it."""
 
 import dataclasses
 import math
@@ -22,19 +22,19 @@ _HEAD = "  {:<10}{:>9}{:>11}{:>13}{:>9}{:>6}{:>9}{:>11}{:>11}"
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One compiled step; bytes are a device's.
+    """One compiled step; all bytes are per device.
 
     Attributes:
-        name: of the step.
-        inputs: bytes of the arguments that are not resident, as a batch.
-        gradients: bytes of the policy's gradients, f32, in its sharding; 0 but in training.
-        activations: bytes of all else that lives within the program.
-        outputs: bytes of results that do not take an argument's place.
+        name: name of the step.
+        inputs: bytes of the arguments that are not resident, such as a batch.
+        gradients: bytes of the policy's f32 gradients, sharded as the policy; 0 except in training.
+        activations: bytes of all other temporary buffers.
+        outputs: bytes of the results that do not reuse an argument's buffer.
         flops: operations of the step on all devices together.
-        at_peak: seconds that they take where every device multiplies at its peak.
-        traffic: of the collectives, all calls of a step.
-        calls: of the program in a step.
-        seconds: that the compiler took.
+        at_peak: seconds that the operations take at the devices' peak.
+        traffic: traffic of the collectives in all calls of a step.
+        calls: calls of the program per step.
+        seconds: compilation time.
     """
 
     name: str
@@ -50,13 +50,13 @@ class Program:
 
     @property
     def own(self) -> int:
-        """Bytes beside what is resident."""
+        """Returns the bytes that the program needs in addition to resident memory."""
         return self.inputs + self.gradients + self.activations + self.outputs
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """An experiment on a topology: bytes a device, by name of what is resident and by program."""
+    """An experiment on a topology: bytes per device of each resident group, and the programs by name."""
 
     topology: topology.Topology
     config: Config
@@ -70,11 +70,11 @@ class Plan:
 
     @property
     def unit(self) -> tuple[str, int]:
-        """What its tables tell sizes in, and the bytes of that."""
+        """Returns the unit of the tables, and its size in bytes."""
         return ("GiB", GIB) if max(map(self.needed, self.programs)) > GIB else ("MiB", MIB)
 
     def needed(self, name: str) -> int:
-        """Bytes of a device while a program runs."""
+        """Returns the bytes in use per device while a program runs."""
         return sum(self.resident.values()) + self.programs[name].own
 
     @property
@@ -86,9 +86,9 @@ def make_plan(config: Config, where: topology.Topology, names: tuple[str, ...] =
     """Compiles programs for a topology.
 
     Args:
-        config: its mesh is the topology's.
+        config: a config whose mesh has as many devices as the topology.
         where: the topology.
-        names: which programs; none given: all.
+        names: names of the programs; empty: all.
     """
     experiment = Experiment(config, topology.devices(where))
     resident = {name: device_bytes(tree) for name, tree in experiment.resident.items()}
@@ -99,7 +99,7 @@ def make_plan(config: Config, where: topology.Topology, names: tuple[str, ...] =
 
 
 def compile_step(experiment: Experiment, step: Step, where: topology.Topology) -> Program:
-    """Compiles one program and reads what it needs."""
+    """Compiles one program and returns what it needs."""
     start = time.perf_counter()
     compiled = step.traced.lower().compile()
     seconds = time.perf_counter() - start
@@ -129,15 +129,15 @@ def _copy(config: Config) -> Config:
 
 
 def with_mesh(config: Config, count: int, tensor: int | None = None) -> Config:
-    """A copy of the config whose mesh has `count` devices: its own if that does, else fsdp first.
+    """Returns a copy of the config whose mesh has `count` devices.
 
-    Prompts are shared by data · fsdp devices, so that there are at most as many of these as prompts; the rest
-    is tensor, and micro-batches are raised to a multiple of them.
+    A mesh of that size is kept unless `tensor` is given. Otherwise fsdp has at most one device per prompt,
+    and tensor has the remaining factor; micro-batches are raised to a multiple of fsdp.
 
     Args:
-        config: of the experiment.
-        count: devices.
-        tensor: size of that axis; None: as said.
+        config: config of the experiment.
+        count: number of devices.
+        tensor: size of the tensor axis; None: chosen as above.
     """
     config = _copy(config)
     if tensor is None and math.prod(config.mesh.values()) == count:
@@ -151,7 +151,7 @@ def with_mesh(config: Config, count: int, tensor: int | None = None) -> Config:
 
 
 def raised(size: int, shards: int, most: int) -> int:
-    """The smallest multiple of `shards` from `size` on that divides `most`; `most` if there is none."""
+    """Returns the smallest multiple of `shards`, at least `size`, that divides `most`; else `most`."""
     return next((n for n in range(shards, most, shards) if most % n == 0 and n >= size), most)
 
 
@@ -159,7 +159,7 @@ _COLUMNS = ("program", "inputs", "gradients", "activations", "needed", "fits", "
 
 
 def describe(plan: Plan) -> str:
-    """The tables of a plan."""
+    """Returns the tables of a plan."""
     cfg, device, count = plan.config, plan.topology.device, plan.topology.count
     B = cfg.train.batch_size
     mesh = " ".join(f"{axis}={size}" for axis, size in cfg.mesh.items())
@@ -200,7 +200,7 @@ def _sent(p: Program, unit: int) -> str:
 
 
 def growth(plans: list[Plan]) -> str:
-    """How a device's memory and traffic change with the number of devices: a table in Markdown."""
+    """Returns a Markdown table of memory and traffic per device for each topology."""
     names, (unit, size) = list(plans[0].programs), plans[0].unit
     head = ["topology", "devices", "mesh", f"resident {unit}"]
     head += [f"{name}: {what} {unit}" for name in names for what in ("needed", "sent")]
@@ -220,18 +220,18 @@ def growth(plans: list[Plan]) -> str:
 
 
 def search(config: Config, where: topology.Topology) -> Plan | None:
-    """The mesh, micro-batches and remat that fit, of the least communication and recomputation.
+    """Searches for a mesh, micro-batches and remat that fit with little communication and recomputation.
 
-    Meshes are tried from tensor=1 up. On each, the largest micro-batches that fit are looked for under the
-    remat that keeps least, then the remat that keeps most and still fits with them.
+    The search tries meshes from tensor=1 up. For each, it finds the largest micro-batches that fit under full
+    remat, then the remat that saves the most activations and still fits with these micro-batches.
 
     Returns:
-        The plan; None if nothing fits.
+        The plan of the first mesh that fits; None if no mesh fits.
     """
     for mesh in meshes(config, where.count):
         try:
             chosen = _fit(mesh, where)
-        except InputError as error:  # heads or widths that the axis does not divide
+        except InputError as error:  # the tensor axis does not divide the heads or a width
             print(f"  tensor={mesh.mesh.tensor}: {error}", flush=True)
             continue
         if chosen is not None:
@@ -240,7 +240,7 @@ def search(config: Config, where: topology.Topology) -> Plan | None:
 
 
 def meshes(config: Config, count: int) -> list[Config]:
-    """Every tensor axis that leaves at most as many devices to share prompts as there are prompts."""
+    """Returns a config per size of the tensor axis for which data · fsdp divides the batch."""
     B = config.train.batch_size
     sizes = [t for t in range(1, count + 1) if count % t == 0 and B % (count // t) == 0]
     return [with_mesh(config, count, t) for t in sizes]
@@ -264,7 +264,7 @@ def _fit(config: Config, where: topology.Topology) -> Plan | None:
 
 
 def _shrink(config: Config, where: topology.Topology, name: str, part: Any) -> bool:
-    """Sets the largest micro-batch under which a program fits."""
+    """Sets the largest micro-batch with which a program fits; returns whether there is one."""
     B, shards = config.train.batch_size, config.mesh.data * config.mesh.fsdp
     for size in sorted((n for n in range(shards, B + 1, shards) if B % n == 0), reverse=True):
         part.micro_batch = size
@@ -285,7 +285,7 @@ def _tried(config: Config, where: topology.Topology, name: str) -> bool:
 
 
 def proposal(plan: Plan) -> str:
-    """The flags of a plan."""
+    """Returns the flags that reproduce a plan."""
     cfg = plan.config
     mesh = " ".join(f"--config.mesh.{axis}={size}" for axis, size in cfg.mesh.items() if size > 1)
     return (
@@ -296,7 +296,7 @@ def proposal(plan: Plan) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the plans; status 1 where one does not fit."""
+    """Prints the plans; exits with status 1 if one does not fit."""
     del argv
     config = read_config(_CONFIG)
     try:
@@ -323,8 +323,8 @@ def _told(config: Config, where: topology.Topology) -> Plan:
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", None, "As launch.plan's.")
-    _TOPOLOGY = flags.DEFINE_list("topology", None, "As launch.plan's.", required=True)
-    _SEARCH = flags.DEFINE_bool("search", False, "As launch.plan's.")
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "See launch.plan.")
+    _TOPOLOGY = flags.DEFINE_list("topology", None, "See launch.plan.", required=True)
+    _SEARCH = flags.DEFINE_bool("search", False, "See launch.plan.")
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse)

@@ -1,4 +1,4 @@
-"""Runs a config on a Ray cluster: learners, actors that sample, and workers of the oracle.
+"""Runs a config on a Ray cluster with learners, actors that sample, and oracle workers.
 
     pip install 'sea_jax[ray]'
     python -m launch.ray_run --config=configs/quickstart.py --workdir=runs/ray --actors=2 --oracles=1
@@ -8,9 +8,9 @@
 The commands sft and rm stand before the flags, as for sea_jax.main.
 
 Without --address (or RAY_ADDRESS) the cluster is this machine, for the duration of the command. Start a
-cluster of several machines as Ray's documentation says (`ray start --head`, then `ray start --address=<head>`
-on the others). All machines have this folder and its environment at the same path, and --workdir is on a disk
-that the learners share.
+cluster of several machines with `ray start --head` on one and `ray start --address=<head>` on the others, as
+Ray's documentation describes. All machines must have this folder and its environment at the same path, and
+--workdir must be on a disk that the learners share.
 
 All processes are reserved together, in one placement group. With --learners=n the learners are the processes
 of one run on n hosts, as with `python -m sea_jax.main --coordinator`. A lost actor or oracle worker is
@@ -36,7 +36,7 @@ from sea_jax.types import Config
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.", required=True)
 _ADDRESS = flags.DEFINE_string(
-    "address", "", "Of the cluster's head, or auto; default: RAY_ADDRESS, or none."
+    "address", "", "Address of the cluster's head, or auto; default: RAY_ADDRESS, or none."
 )
 _LEARNERS = flags.DEFINE_integer("learners", 1, "Number of learners.", 1)
 _ACTORS = flags.DEFINE_integer("actors", None, "Number of actors; default: config.ray.actors.", 0)
@@ -50,10 +50,10 @@ _ORACLE_GPUS = flags.DEFINE_float(
 
 
 class Learner:
-    """A learner's process: one of a run on several hosts, or the only one."""
+    """A learner's process: the only one, or one of several on different hosts."""
 
     def coordinator_address(self) -> str:
-        """Returns host:port, free on this machine, for learner 0 to coordinate the others."""
+        """Returns host:port with a free port of this machine, at which learner 0 coordinates the others."""
         host = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind((host, 0))
@@ -68,14 +68,14 @@ class Learner:
         prepare_jax(config, workdir)
         if count > 1:
             meet(coordinator, count, index)
-        from sea_jax.experiment import commands  # starts JAX, which the lines above prepare
+        from sea_jax.experiment import commands  # this import starts JAX, so it follows prepare_jax and meet
         from sea_jax.experiment import run as experiment
 
         return commands.run(command, config, workdir) if command else experiment.run(config, workdir)
 
 
 def main(argv: list[str]) -> None:
-    """Reserves the processes and runs the config or a command on them; mistakes end it with status 2."""
+    """Reserves the processes and runs the config or a command on them; exits with status 2 on an error."""
     command = command_of(argv, COMMANDS, "--config, --workdir, --config.<field>, --actors, …")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)

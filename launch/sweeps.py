@@ -1,6 +1,6 @@
-"""Plans a sweep: from a command to its units and their commands, checked before anything starts.
+"""Plans a sweep: turns a command into units and their commands, and checks it before any unit starts.
 
-Independent of the launcher; launch/xm_sweep.py starts the units through XManager.
+This module does not depend on the launcher; launch/xm_sweep.py starts the units through XManager.
 """
 
 import json
@@ -21,8 +21,8 @@ from sea_jax.report import sweep as sweeps
 from sea_jax.report.sweep import Sweep, Unit
 from sea_jax.types import Config
 
-# Fields that a sweep sets for each unit, and what to give instead. It also sets seed and oracle seed, which
-# may be given: they are those of replicate 0.
+# Fields that a sweep sets for each unit, and what to give instead. A sweep also derives the seed and the
+# oracle seed, which may be given: the given values are those of replicate 0.
 SET_BY_SWEEP = {
     "methods": "--methods",
     "num_seeds": "--seeds",
@@ -31,10 +31,10 @@ SET_BY_SWEEP = {
 
 
 def overrides(argv: list[str]) -> tuple[str, ...]:
-    """Returns the --config.<field>=<value> of a command line, as they were given.
+    """Returns the --config.<field>=<value> arguments of a command line unchanged.
 
     Raises:
-        InputError: on a field that the sweep sets.
+        InputError: the sweep itself sets one of the fields.
     """
     found = []
     for arg, following in zip(argv, [*argv[1:], ""], strict=True):
@@ -53,15 +53,15 @@ def plan(
     sizes: list[str] | None,
     root: str | None,
 ) -> Sweep:
-    """Makes the sweep that a command asks for.
+    """Returns the sweep that a command describes.
 
     Args:
-        file: config file with its options, as 'configs/tldr.py:size=1b,dap=ipo'.
-        given: as `overrides`.
+        file: config file with its options, such as 'configs/tldr.py:size=1b,dap=ipo'.
+        given: the result of `overrides`.
         methods, seeds, sizes, root: flags of launch/xm_sweep.py; None where they were left out.
 
     Raises:
-        InputError: at the first flag or field that cannot work.
+        InputError: a flag or field is invalid; the message names the first one.
     """
     files = _files(file, sizes)
     configs = {size: read_config(name, given) for size, name in files.items()}
@@ -79,7 +79,7 @@ def plan(
 
 
 def _files(file: str, sizes: list[str] | None) -> dict[str, str]:
-    """Returns size -> config file with options; a config without sizes has one, named as its file."""
+    """Returns size -> config file with options; a config without sizes has one size, named after its file."""
     name, _, options = file.partition(":")
     parts = [part for part in options.split(",") if part]
     if sizes is None:
@@ -96,13 +96,13 @@ def _stem(file: str) -> str:
 
 
 def read_config(file: str, given: tuple[str, ...]) -> dict[str, Any]:
-    """Reads a config by the parser that a unit uses, from the same arguments.
+    """Reads a config with the parser and the arguments of a unit.
 
     Returns:
-        The config as JSON holds it.
+        The config as parsed JSON.
 
     Raises:
-        InputError: on options or fields that the config does not have, and on unknown names.
+        InputError: the config lacks an option or a field, or a name is unknown.
     """
     arguments = [f"--config={file}", *given]
     if wrong := config_mistake(arguments):
@@ -116,13 +116,13 @@ def read_config(file: str, given: tuple[str, ...]) -> dict[str, Any]:
 
 
 def claim(sweep: Sweep) -> Sweep:
-    """Writes a sweep into its root, merged with the sweep that is there; refuses a root of another sweep.
+    """Merges a sweep with the one in its root and writes it there; refuses the root of another sweep.
 
     Returns:
         The sweep with the sizes, methods and replicates of earlier calls.
 
     Raises:
-        InputError: naming the first field that differs.
+        InputError: the root holds another sweep; the message names the first field that differs.
     """
     root = sweep.root
     require_writable("--root", root)
@@ -146,7 +146,7 @@ def claim(sweep: Sweep) -> Sweep:
 
 
 def _config_of(sweep: Sweep, size: str) -> dict[str, Any]:
-    """Returns the config that this command makes of a size, asked for or not; {} if it cannot."""
+    """Returns this command's config for any size, requested or not; {} if the size is invalid."""
     if size in sweep.configs:
         return sweep.configs[size]
     try:
@@ -172,10 +172,10 @@ def unit_arguments(sweep: Sweep, unit: Unit) -> list[str]:
 
 
 def unfinished_units(sweep: Sweep) -> dict[str, tuple[Unit | None, list[Unit]]]:
-    """Returns size -> (the unit that trains the shared parts, the runs that have not finished).
+    """Returns size -> (the unit that trains the shared parts, the unfinished runs).
 
-    The former is None where there is nothing to train, which is so with a given policy and a pretrained
-    encoder, and where a single run shares its parts with no other.
+    The first is None if the policy is given and the encoder is pretrained, so that nothing needs training,
+    and if at most one run is unfinished, which then trains its own parts.
     """
     found = {}
     for size, config in sweep.configs.items():

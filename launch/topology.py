@@ -1,4 +1,4 @@
-"""Accelerators by name, and their devices without having them.
+"""Describes accelerators by name, and makes abstract devices to compile for.
 
 References:
     NVIDIA A100 (2021) and H100 (2023) data sheets, SXM: peak of dense bfloat16, TF32; memory, bandwidth.
@@ -23,12 +23,12 @@ class Device:
     Attributes:
         platform: 'cuda', 'tpu' or 'cpu'.
         memory: bytes that a program sees.
-        flops: peak a second, dense products of bfloat16.
-        flops_f32: of float32 as JAX multiplies it by default: TF32 on a GPU, one pass of bfloat16 on a TPU.
-        bandwidth: bytes a second of its memory.
-        usable: share of the memory for arrays; the rest is the driver's and the collectives'. On a GPU a run
-            needs XLA_PYTHON_CLIENT_MEM_FRACTION of this, since JAX's default is 0.75.
-        target: CUDA: what XLA must know of the chip, by field of its device description.
+        flops: peak operations per second of dense bfloat16 products.
+        flops_f32: the same for float32 at JAX's default precision: TF32 on a GPU, one bfloat16 pass on a TPU.
+        bandwidth: memory bandwidth in bytes per second.
+        usable: share of the memory for arrays; the driver and the collectives use the rest. On a GPU, set
+            XLA_PYTHON_CLIENT_MEM_FRACTION to this share, since JAX's default is 0.75.
+        target: CUDA only: fields and values of XLA's device description.
     """
 
     platform: str
@@ -40,7 +40,7 @@ class Device:
     target: tuple[tuple[str, Any], ...] = ()
 
     def seconds(self, dtype: Any) -> float:
-        """Of one operation on operands of this dtype, at the peak."""
+        """Returns the seconds of one operation on operands of this dtype at the peak."""
         return 1.0 / (self.flops_f32 if dtype.itemsize > 2 else self.flops)
 
 
@@ -71,7 +71,7 @@ DEVICES: dict[str, Device] = {
     "v5e": Device("tpu", 16 * GIB, 197e12, 197e12, 0.819e12, 0.98),
     "v5p": Device("tpu", 95 * GIB, 459e12, 459e12, 2.765e12, 0.98),
     "v6e": Device("tpu", 32 * GIB, 918e12, 918e12, 1.638e12, 0.98),
-    # The host's own devices, to try a plan out: a core's memory and peak are not known, so a guess.
+    # The host's own devices, to try out a plan; their memory and peaks are guesses.
     "cpu": Device("cpu", 4 * GIB, 1e11, 1e11, 2e10),
 }
 _DIMENSIONS = {"v5p": 3, "v5e": 2, "v6e": 2}
@@ -79,7 +79,7 @@ _DIMENSIONS = {"v5p": 3, "v5e": 2, "v6e": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """`count` devices of a kind; a TPU's lie in a mesh or torus of `shape`."""
+    """`count` devices of a kind; those of a TPU form a mesh or torus of `shape`."""
 
     kind: str
     count: int
@@ -94,10 +94,10 @@ class Topology:
 
 
 def parse(text: str) -> Topology:
-    """'a100-40gb:8', 'v5p:64', 'v5p:4x4x4'.
+    """Parses a topology such as 'a100-40gb:8', 'v5p:64' or 'v5p:4x4x4'.
 
     Raises:
-        InputError: on an unknown kind, or a number or shape that there is not.
+        InputError: the kind is unknown, or the kind has no such number or shape.
     """
     kind, _, size = text.partition(":")
     valid = f"one of {', '.join(DEVICES)}, a colon and the number of devices, or a TPU's shape as v5p:4x4x4"
@@ -117,7 +117,7 @@ def parse(text: str) -> Topology:
 
 
 def _cuboid(count: int, dimensions: int, text: str) -> tuple[int, ...]:
-    """The shape nearest to a cube of a power of two chips, shorter sides first."""
+    """Returns the shape nearest to a cube for a power of two chips, shorter sides first."""
     if count < 4 or count & (count - 1):
         raise InputError(f"--topology={text}: valid is a power of two from 4, or a shape")
     power = count.bit_length() - 1
@@ -126,7 +126,7 @@ def _cuboid(count: int, dimensions: int, text: str) -> tuple[int, ...]:
 
 
 def devices(topology: Topology) -> list[Any]:
-    """Devices that programs can be compiled for, and that none can run on; the CPU's own are real."""
+    """Returns abstract devices, for which programs can only be compiled; CPU devices are real."""
     import jax
     from jax.experimental import topologies
 
@@ -143,7 +143,7 @@ def devices(topology: Topology) -> list[Any]:
 
 
 def _target(device: Device) -> str:
-    """XLA's description of a GPU, a protocol buffer in text form."""
+    """Returns XLA's description of a GPU, a protocol buffer in text form."""
     chip = dict(device.target)
     major, minor = chip.pop("capability")
     name = chip.pop("name")

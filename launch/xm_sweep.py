@@ -1,15 +1,15 @@
-"""Launches a sweep of methods × seeds × sizes through XManager, each run a work unit with its own folder.
+"""Launches a sweep of methods × seeds × sizes through XManager; each run is a work unit with its own folder.
 
     xmanager launch launch/xm_sweep.py -- --config=configs/tldr.py:size=1b --seeds=3 --methods=passive,sea
     xmanager launch launch/xm_sweep.py -- --config=configs/tldr.py --sizes=1b,2.8b,6.9b --methods=passive,sea
-    python -m launch.xm_sweep --config=configs/quickstart.py --seeds=2    # the same, in its environment
+    python -m launch.xm_sweep --config=configs/quickstart.py --seeds=2    # makes the environment itself
 
-XManager's `xm_local` starts `python -m sea_jax.main` on this machine for every unit, without containers and
-one after the other unless --parallel says more. The first unit of a size trains the parts that its runs
+XManager's `xm_local` starts `python -m sea_jax.main` on this machine for every unit, without containers;
+--parallel units run at a time, one by default. The first unit of a size trains the parts that its runs
 share. sea_jax/report/sweep.py describes the folder --root.
 
-The same command again runs the units that have not finished; seeds, methods and sizes may be added. It ends
-with the report that `python -m sea_jax.report <root>` prints at any time, and with status 1 if a run failed.
+The same command, run again, runs the unfinished units; seeds, methods and sizes may be added. At its end it
+prints the report of `python -m sea_jax.report <root>`; its status is 1 if a run failed.
 
 The first two commands need `pip install -r requirements-launch.txt`, which downgrades two packages. The third
 makes an environment for XManager (launch/environments.py), in which the units run too.
@@ -34,12 +34,12 @@ from sea_jax.config.flags import config_mistake, fail, read_config  # noqa: E402
 if __name__ == "__main__":
     environments.xmanager_launch(__file__, sys.argv[1:])
 if __name__ == "xm_sweep" and (wrong := config_mistake(sys.argv)):
-    fail(wrong)  # `xmanager launch` parses the flags next, and would end in a traceback
+    fail(wrong)  # else `xmanager launch`, which parses the flags next, prints a traceback
 
 from absl import flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-# Imported here, and not where it is used: xmanager defines flags that `xmanager launch` passes.
+# This import is at the top because xmanager defines flags that `xmanager launch` passes.
 from xmanager import xm, xm_local  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from launch import sweeps  # noqa: E402
@@ -57,7 +57,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print the commands that wou
 
 
 def main(argv: list[str]) -> int:
-    """Plans, launches and reports; exits with 2 and one line on a wrong flag, with 1 if a run failed."""
+    """Plans, launches and reports; exits with 2 and one line on a wrong flag, returns 1 if a run failed."""
     if len(argv) > 1:
         fail(f"unexpected argument {argv[1]!r}: valid are --config, --config.<field>, --methods, --seeds, …")
     if not flags.FLAGS["verbosity"].present:
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
             return 0
         root = sweeps.claim(sweep).root
         launch = _Launcher(sweep, _PARALLEL.value)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's kill ends the units too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM also ends the units
         asyncio.run(launch.run())
         print("\n" + report.write_sweep(root), flush=True)
     except InputError as error:
@@ -107,7 +107,7 @@ class _Launcher:
         parallel: units at a time.
 
     Attributes:
-        failed: a line for each unit that failed, or that was not started since its size's first unit failed.
+        failed: one line per unit that failed, or that did not start because its size's first unit failed.
     """
 
     def __init__(self, sweep: Sweep, parallel: int):
@@ -148,8 +148,8 @@ class _Launcher:
             print(f"[{self._begun}/{self._total}] {unit.name}: {unit.log}", flush=True)
             started = time.monotonic()
             unit.folder.mkdir(parents=True, exist_ok=True)
-            # A job of xm_local is a shell command, whose output would be shown and not kept. When a sweep is
-            # interrupted, only the shell is ended, so the shell has to end the run.
+            # A job of xm_local is a shell command, whose output is shown but not kept. An interrupted sweep
+            # ends only the shell, so the shell must end the run.
             log = shlex.quote(str(unit.log))
             to_log = xm.ShellSafeArg(f"> {log} 2>&1 & trap 'kill $!' TERM; wait $!")
             job = xm.Job(self._executable, xm_local.Local(experimental_stream_output=False))

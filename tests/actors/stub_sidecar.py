@@ -1,6 +1,6 @@
-"""A sidecar without vLLM: speaks its protocol, and misbehaves as test_sidecar.py asks.
+"""A stub sidecar without vLLM, which speaks the protocol and injects the faults of test_sidecar.py.
 
-It "samples" the last digits of its seeds.
+Its responses repeat the last digits of the seed.
 """
 
 import mmap
@@ -17,7 +17,7 @@ from sea_jax.actors import framing, weight_sync
 
 def main(how, sock_fd, weights_fd):
     sock, weights = socket.socket(fileno=sock_fd), None
-    asked = 0  # for responses
+    asked = 0  # requests for responses
     print("a line of the log", flush=True)
     while True:
         header, arrays = framing.receive(sock, 30)
@@ -49,7 +49,7 @@ def main(how, sock_fd, weights_fd):
 
 
 def first(how):
-    """Whether this is asked for the first time, by any process that is told the same file."""
+    """Returns whether this is the first call by any process with the same file."""
     file = pathlib.Path(how.removeprefix("die once "))
     if file.exists():
         return False

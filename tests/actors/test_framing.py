@@ -1,4 +1,4 @@
-"""Messages arrive as they were sent, waits end, and what is no message is refused."""
+"""Messages arrive unchanged, waits time out, and malformed messages are refused."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ def pair():
 
 
 def test_header_and_arrays_arrive(pair):
-    """Also more than a socket holds, a transposed array and empty ones."""
+    """The arrays include one larger than the socket's buffer, a transposed one and empty ones."""
     rng = np.random.default_rng(0)
     arrays = [
         rng.integers(0, 9, (700, 900)), rng.normal(size=(3, 4)).astype(np.float32).T,
@@ -41,12 +41,12 @@ def test_waits_end(pair):
     with pytest.raises(TimeoutError):
         framing.receive(pair[0], 0.1)
     framing.send(pair[0], {}, timeout=1)
-    prefix = pair[1].recv(3)  # a message that stops in the middle
+    prefix = pair[1].recv(3)  # a truncated message
     pair[0].sendall(prefix)
     pair[1].sendall(prefix)
     with pytest.raises(TimeoutError):
         framing.receive(pair[0], 0.1)
-    with pytest.raises(TimeoutError):  # nobody reads
+    with pytest.raises(TimeoutError):  # no process reads the socket
         framing.send(pair[1], {}, np.zeros(10_000_000), timeout=0.1)
     assert time.monotonic() - start < 5
 

@@ -1,4 +1,4 @@
-"""Ray's workers give what this process would, lost or not; a whole run on them is the same run."""
+"""Ray workers return the results of this process, even after a loss; so does a whole run on them."""
 
 import itertools
 import json
@@ -31,12 +31,12 @@ from sea_jax.tasks import mini_tldr
 from sea_jax.tasks import mini_tldr_grammar as grammar
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the tests
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
 LENGTHS = Lengths(prompt_length=6, response_length=5, eos_id=3, pad_id=1)
 
 
 def listening():
-    """(address, port) of all who listen on this machine, as Linux writes them: 127.0.0.1 ends in 0100007F."""
+    """Returns (address, port) of all listening sockets in Linux's notation: 127.0.0.1 ends in 0100007F."""
     lines = [
         line.split()
         for kind in ("tcp", "tcp6")
@@ -47,7 +47,7 @@ def listening():
 
 @pytest.fixture(scope="module")
 def cluster():
-    """One of our own, with more logical CPUs than cores; nobody else can reach it."""
+    """Starts a private cluster with more logical CPUs than cores, which only this machine can reach."""
     before = listening()
     ray_pool.connect(cpus=12)
     ray.get(ray.remote(lambda: None).remote())
@@ -77,7 +77,7 @@ def oracle(cluster, config):
 
 
 def lose(pool, index):
-    """What it returns is a function that kills a worker, which has stopped before it is asked anything."""
+    """Stops a worker before its next call; returns a function that kills it."""
     pid = ray.get(pool._workers[index].pid.remote())
     os.kill(pid, signal.SIGSTOP)
     return lambda: os.kill(pid, signal.SIGKILL)
@@ -99,7 +99,7 @@ def assert_same(got, expected):
 
 
 def test_actors_write_what_the_learner_would(sampler, tiny):
-    """Five prompts among two; the policy's last version, whatever was asked before."""
+    """Two actors share five prompts; they use the policy's latest version, whatever came before."""
     here, written = JaxSampler(tiny[0], 5, 3, 1, make_mesh(), 0), []
     for version in (1, 2, 2):
         params = helpers.random_params(tiny[0], version)
@@ -119,7 +119,7 @@ def test_a_part_of_a_batch_is_written_as_in_the_whole(tiny):
 
 
 def test_an_actor_killed_while_it_samples_is_replaced_and_writes_the_same(sampler, tiny):
-    """With the weights of then, which the one that replaces it has never seen."""
+    """The new actor uses the weights of the call, which it has not received before."""
     params = helpers.random_params(tiny[0], 7)
     before = ray.get([worker.pid.remote() for worker in sampler.pool._workers])
     kill = lose(sampler.pool, 1)
@@ -161,7 +161,7 @@ def test_an_answer_that_is_none_ends_the_run(answer):
 
 
 def pool(*arguments, count=1):
-    """Workers of the class Plain."""
+    """Returns a pool of workers of the class Plain."""
     return ray_pool.Pool(
         "tests", Plain, arguments, count, ray_pool.Resources(), ray_pool.PoolLimits(60.0, 0), 0
     )
@@ -169,7 +169,7 @@ def pool(*arguments, count=1):
 
 @pytest.fixture(scope="module")
 def plain(cluster):
-    """Two workers for all tests of a pool; each test that loses one loses another one."""
+    """Two workers for all tests of a pool; each test that kills a worker kills a different one."""
     return pool(count=2)
 
 
@@ -205,7 +205,7 @@ def test_who_does_not_answer_is_waited_for_so_long_and_named(plain, monkeypatch)
 
 
 def test_who_is_lost_too_often_over_one_question_ends_the_run(plain):
-    """At once, as this pool allows no retries."""
+    """The first loss ends the run, since this pool allows no retries."""
     kill = lose(plain, 0)
     asked = plain.submit("pid", [()])
     kill()
@@ -221,7 +221,7 @@ def test_a_cluster_that_has_not_got_it_or_is_not_there(cluster):
 
 
 def killing(sampler, nth):
-    """Wraps `begin`, so that actor 0 is killed while it writes the nth time for a duel; returns whom it killed."""
+    """Wraps `begin` to kill actor 0 during its nth sampling for a duel; returns the list of killed actors."""
     begin, calls, killed = sampler.begin, itertools.count(1), []
 
     def wrapped(*arguments, num_responses, **options):
@@ -237,7 +237,7 @@ def killing(sampler, nth):
 
 
 def test_a_run_on_workers_is_the_run_of_one_process(cluster, tmp_path):
-    """To the bit: policy, ensemble and D_t; an actor is killed in the middle, and no label is bought twice."""
+    """Policy, ensemble and D_t are bit-identical although an actor is killed; no label is bought twice."""
     killed = []
     fields = {"ray.actors": 2, "ray.oracles": 1, "ray.timeout_s": 100.0}
     prepare = lambda run: killed.append(killing(run.assets.sampler, 3))  # noqa: E731
@@ -297,7 +297,7 @@ def command(module, workdir, *flags):
 
 @pytest.mark.slow
 def test_the_command_on_two_learners_is_the_run_of_one_process(tmp_path):
-    """Learners that met as on two hosts, actors and an oracle: the metrics of `sea_jax.main`."""
+    """Two learners, as on two hosts, with actors and an oracle give the metrics of `sea_jax.main`."""
     done = [
         command("sea_jax.main", tmp_path / "main"),
         command("launch.ray_run", tmp_path / "ray", "--learners=2", "--actors=2", "--oracles=1"),

@@ -1,4 +1,4 @@
-"""The default sampler is `generate` to the bit; options of the other are checked before anything runs."""
+"""The default sampler equals `generate` bit for bit; vLLM's options are checked before a run starts."""
 
 import sys
 
@@ -17,7 +17,7 @@ from sea_jax.runtime.mesh import make_mesh
 
 
 def test_the_default_is_generate(tiny):
-    """Whatever the version says: nothing is kept between calls that could be stale."""
+    """The version has no effect: the sampler keeps no weights between calls."""
     mesh = make_mesh()
     sampler = JaxSampler(tiny[0], 5, 3, 1, mesh, 2)
     tokens, mask = helpers.batch([2, 6, 1, 3], 6, "left", 11)

@@ -1,4 +1,4 @@
-"""A sidecar that dies, hangs, refuses or is stale: what is repeated, what is said, and that every wait ends."""
+"""A sidecar dies, hangs, refuses or is stale: calls are repeated, errors reported, and every wait ends."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ L, T, EOS, PAD = 6, 5, 3, 1
 
 @contextlib.contextmanager
 def stubs(monkeypatch):
-    """A function: how the stub misbehaves, options -> a VllmSampler with it in vLLM's place."""
+    """Yields a function (fault of the stub, options) -> a VllmSampler that runs the stub instead of vLLM."""
     made = []
 
     def make(how="", **options):
@@ -57,7 +57,7 @@ def make(monkeypatch):
 
 @pytest.fixture(scope="module")
 def well():
-    """A sampler whose stub does as it should, and its policy; for all tests that leave it well."""
+    """A sampler whose stub has no fault, and its policy; shared by the tests that do not break it."""
     with pytest.MonkeyPatch.context() as monkeypatch, stubs(monkeypatch) as make:
         sampler, policy = make()
         sampler.start()
@@ -72,7 +72,7 @@ def ask(sampler, policy, key=0, M=3, temperature=0.7):
 
 
 def test_ragged_answers_become_padded_arrays(well):
-    """Against what the stub says it samples: the seed's digits, seeds M apart, the same for the same key."""
+    """The responses are the digits of the seeds; seeds lie M apart and depend only on the key."""
     sampler, policy = well
     out = ask(sampler, policy)
     seeds = vllm_sampler.prompt_seeds(jax.random.key(0), 3, 3)[:, None] + np.arange(3)
@@ -90,7 +90,7 @@ def test_ragged_answers_become_padded_arrays(well):
 
 
 def test_a_part_of_a_batch_is_sampled_as_in_the_whole(well):
-    """Its prompts have the seeds that they have there."""
+    """Its prompts have the same seeds as in the whole batch."""
     sampler, policy = well
     whole = ask(sampler, policy)
     tokens, mask = helpers.batch([2, 6, 1], L, "left", 11)
@@ -104,7 +104,7 @@ def test_a_part_of_a_batch_is_sampled_as_in_the_whole(well):
 
 
 def test_what_was_begun_is_read_in_any_order(well):
-    """A batch begun, then one asked for with other weights, as at an evaluation: each has its own answer."""
+    """A batch is begun, then another with other weights, as at an evaluation: each gets its own answer."""
     sampler, policy = well
     tokens, mask = helpers.batch([2, 6, 1], L, "left", 11)
     pending = sampler.begin(policy, tokens, mask, jax.random.key(0), num_responses=3, temperature=0.7)
@@ -115,7 +115,7 @@ def test_what_was_begun_is_read_in_any_order(well):
 
 
 def test_who_reads_a_batch_does_not_wait_for_the_next(make):
-    """So that a step learns from its responses while the next step's are written (config.train.staleness)."""
+    """A step learns from its responses while the next step's are sampled (config.train.staleness)."""
     sampler, policy = make("sleep in the second generate")
     tokens, mask = helpers.batch([2, 6, 1], L, "left", 11)
     options = dict(num_responses=3, temperature=0.7)
@@ -125,14 +125,14 @@ def test_who_reads_a_batch_does_not_wait_for_the_next(make):
 
 
 def test_a_sidecar_killed_while_nobody_waits_is_replaced(make):
-    """The weights may be gone by then, as the update donates them: the replacement has the memory's."""
+    """The update may have donated the weights, so the replacement reads them from shared memory."""
     sampler, policy = make()
     expected = ask(sampler, policy)
     tokens, mask = helpers.batch([2, 6, 1], L, "left", 11)
     begin = dict(num_responses=3, temperature=0.7)
     mine = new_version(jax.tree.map(jax.numpy.array, policy.params))
     sampler.load(mine)
-    os.kill(sampler.sidecar.pid, signal.SIGSTOP)  # it has not answered when it is killed
+    os.kill(sampler.sidecar.pid, signal.SIGSTOP)  # the kill comes before its answer
     pending = sampler.begin(mine, tokens, mask, jax.random.key(0), **begin)
     os.kill(sampler.sidecar.pid, signal.SIGKILL)
     jax.tree.map(lambda x: x.delete(), mine.params)
@@ -159,7 +159,7 @@ def test_weights_are_sent_once_a_version(well, monkeypatch):
 
 
 def test_one_that_died_is_replaced_and_asked_again(make, well, capfd, tmp_path):
-    """Weights are sent again from the shared memory, and the responses are those of a run without the fault."""
+    """It reloads the weights from shared memory, and the responses equal those of a run without the fault."""
     expected = ask(*well)
     sampler, policy = make(f"die once {tmp_path / 'died'}")
     out = ask(sampler, policy)
@@ -205,7 +205,7 @@ def test_stale_weights_are_refused(make):
 
 
 def test_a_sidecar_that_was_stopped_is_lost_not_waited_for(make):
-    """SIGSTOP: it is there and does nothing."""
+    """After SIGSTOP the process exists but does nothing."""
     sampler, policy = make(timeout=1.0, restarts=0)
     ask(sampler, policy)
     pid = sampler.sidecar.pid
@@ -225,7 +225,7 @@ def test_closing_ends_the_process_and_frees_the_memory(make):
 
 
 def test_what_a_killed_process_left_in_shared_memory_goes():
-    """Semaphores of multiprocessing have names, and vLLM makes some."""
+    """vLLM makes named semaphores of multiprocessing, which outlive a killed process."""
     code = (
         "import multiprocessing, socket, sys; from sea_jax.actors import framing; "
         "lock = multiprocessing.get_context('spawn').Lock(); sock = socket.socket(fileno=int(sys.argv[1])); "
@@ -245,7 +245,7 @@ def test_what_a_killed_process_left_in_shared_memory_goes():
 
 
 def test_no_process_survives_its_parent():
-    """Of a parent that is killed too: the end of the socket is the sidecar's end."""
+    """The sidecar exits when its socket closes, so a killed parent leaves no process either."""
     code = f"""
 import os, signal, sys, time
 sys.path[:0] = [{str(helpers.ROOT)!r}]

@@ -1,4 +1,4 @@
-"""vLLM itself as the sampler: `make test-sidecar`. Same tokens and log-probs as ours, whatever came before."""
+"""vLLM as the sampler (`make test-sidecar`) gives our tokens and log-probs, whatever calls came before."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.sidecar
 PYTHON = helpers.ROOT / ".venv-vllm/bin/python"
 VOCABULARY, L, T, EOS, PAD = 97, 150, 20, 0, 1
 BLOCK = 128  # tokens of a block of vLLM's prefix cache on a CPU; shorter prompts are not cached
-HEAD = 32  # the smallest head that it has a kernel for
+HEAD = 32  # the smallest head size that vLLM has a kernel for
 LLAMA = dict(width=64, num_heads=4, num_kv_heads=2, head_dim=HEAD, mlp_width=96)
 MODELS = {
     "pythia": lambda seed: helpers.decoder(
@@ -45,7 +45,7 @@ MODELS = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def pair(request):
-    """A function seed -> model, versioned parameters; the two samplers of this model."""
+    """Yields a function seed -> (model, versioned parameters), and this model's two samplers."""
     assert PYTHON.exists(), f"no {PYTHON.relative_to(helpers.ROOT)}: make sidecar"
     make, mesh = MODELS[request.param], make_mesh()
     options = vllm_sampler.VllmOptions(str(PYTHON), L, "float32")
@@ -56,21 +56,21 @@ def pair(request):
 
 
 def prompts():
-    """Some fill a block of the prefix cache, some do not; the same at every call."""
+    """Returns the same prompts at every call; some fill a block of the prefix cache, some do not."""
     lengths = [3, L, 40, L - 1, BLOCK + 2, BLOCK + 1]
     assert sum(n > BLOCK for n in lengths) == 4
     return helpers.batch(lengths, L, "left", VOCABULARY)
 
 
 def logprobs(model, params, responses, temperature):
-    """Of the response's tokens, from the whole sequence in one row."""
+    """Returns the log-probs of the response's tokens, from the whole sequence in one row."""
     tokens, mask = prompts()
     logits = helpers.full_logits((model, params), tokens, mask, np.asarray(responses.tokens))
     return helpers.chosen(helpers.log_softmax(logits / temperature), np.asarray(responses.tokens))
 
 
 def test_greedy_tokens_and_log_probs_after_each_update(pair):
-    """The same prompts under four sets of weights: what was cached or packed under older ones would show."""
+    """The same prompts under four sets of weights reveal stale caches and stale packed weights."""
     make, theirs, ours = pair
     seen = []
     for version in range(4):
@@ -95,7 +95,7 @@ def test_greedy_tokens_and_log_probs_after_each_update(pair):
 
 
 def test_draws_follow_the_distribution_and_the_key(pair):
-    """First tokens of two prompts at temperature 0.7, by goodness of fit; the same key, the same responses."""
+    """Goodness of fit of two prompts' first tokens at temperature 0.7; equal keys give equal responses."""
     make, theirs, _ = pair
     model, params = make(0)
     policy = new_version(jax.device_put(params))
@@ -107,7 +107,7 @@ def test_draws_follow_the_distribution_and_the_key(pair):
     logits = helpers.full_logits((model, params), tokens, mask, np.zeros((2, 1, 1), np.int32))
     expected = np.exp(helpers.log_softmax(logits[:, 0, 0] / 0.7))
     for row, probabilities in zip(many, expected, strict=True):
-        order = np.argsort(-probabilities)[:10]  # the likeliest ten, and all others together
+        order = np.argsort(-probabilities)[:10]  # the ten likeliest tokens, and all others as one class
         counts, shares = np.bincount(row, minlength=VOCABULARY)[order], probabilities[order]
         assert helpers.fits([*counts, len(row) - counts.sum()], [*shares, 1 - shares.sum()])
     again, other = draw(0, 8), draw(1, 8)
@@ -132,7 +132,7 @@ def test_what_it_listens_on_is_not_to_be_reached_from_elsewhere(pair):
 
 
 def test_a_sidecar_killed_in_the_midst_of_sampling(tmp_path, monkeypatch):
-    """SIGKILL: another one, the same weights, the step again. What is bought, and learned, is as without it."""
+    """A new sidecar repeats the step with the same weights; the labels and the policy are unaffected."""
     fields = {"sampler.kind": "vllm", "sampler.python": str(PYTHON), "sea.burn_in": 4}
     send, kill_at = framing.send, []
 
@@ -166,7 +166,7 @@ def test_a_sidecar_killed_in_the_midst_of_sampling(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("pair", ["pythia"], indirect=True)
 def test_rays_actors_have_a_vllm_each(pair):
-    """Half of the prompts each; one is killed and another takes its place, and its sidecar is not left behind."""
+    """Each actor samples half of the prompts; a killed actor is replaced and leaves no sidecar behind."""
     make, theirs, ours = pair
     config = quickstart.get_config()
     config.sampler.update(kind="vllm", python=str(PYTHON))
@@ -199,7 +199,7 @@ def test_rays_actors_have_a_vllm_each(pair):
 
 
 def test_the_quickstart_with_vllm(tmp_path):
-    """From task to report in a process of its own; little of everything. No process is left behind."""
+    """A small run from task to report in a separate process; it leaves no process behind."""
     options = {
         "sampler.kind": "vllm", "progress": False, "num_seeds": 1, "methods": "('sea',)",
         "policy.num_layers": 1, "sft.steps": 30, "backbone.steps": 5, "backbone.num_prompts": 64,
@@ -210,7 +210,7 @@ def test_the_quickstart_with_vllm(tmp_path):
         sys.executable, "-m", "sea_jax.main", "--config=configs/quickstart.py", f"--workdir={tmp_path}",
         *(f"--config.{name}={value}" for name, value in options.items()),
     ]  # fmt: skip
-    environment = os.environ | {"OF_THE_TEST": str(tmp_path)}  # its children have it too
+    environment = os.environ | {"OF_THE_TEST": str(tmp_path)}  # its children inherit it
     done = subprocess.run(
         call, cwd=helpers.ROOT, env=environment, capture_output=True, text=True, timeout=280
     )
@@ -220,5 +220,5 @@ def test_the_quickstart_with_vllm(tmp_path):
     assert rows[-1]["queries"] == 16 and any("time/sync_s" in row for row in rows)
     assert (tmp_path / "runs/sea-seed0/policy/model.safetensors").exists()
     for process in pathlib.Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # gone, or not ours
+        with contextlib.suppress(OSError):  # the process has ended or is not ours
             assert f"OF_THE_TEST={tmp_path}".encode() not in process.read_bytes()

@@ -1,4 +1,4 @@
-"""Shared memory holds what was written; the digest tells weights apart; nothing is left behind."""
+"""Shared memory holds the written weights, the digest distinguishes weights, and no memory leaks."""
 
 import os
 
@@ -13,7 +13,7 @@ from sea_jax.models.params import View
 
 
 def read(weights, rows):
-    """By name, from the file itself, as another process would."""
+    """Reads the tensors by name from the file, as another process does."""
     content, found = os.pread(weights.fd, os.fstat(weights.fd).st_size, 0), {}
     for name, dtype, shape, transposed, offset in rows:
         kind = jnp.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
@@ -24,7 +24,7 @@ def read(weights, rows):
 
 @pytest.mark.parametrize("make", [helpers.decoder, helpers.llama, lambda s: helpers.llama(s, tied=False)])
 def test_every_tensor_under_its_name(make):
-    """Written three times, the last with other sizes: what `to_hf` exports, bit for bit."""
+    """The memory holds the tensors of `to_hf` bit for bit; a third write replaces them by bfloat16 ones."""
     weights = SharedWeights()
     for seed in (0, 1):
         model, params = make(seed)

@@ -1,4 +1,4 @@
-"""The plan's figures against pencil and paper: ZeRO's bytes, and operations by the shapes of the matrices."""
+"""The plan's figures equal hand calculations: ZeRO's bytes, and operations from the matrices' shapes."""
 
 import sys
 
@@ -11,7 +11,7 @@ PARAMS = {"1b": 1_011_781_632, "2.8b": 2_775_208_960, "6.9b": 6_857_302_016}  # 
 
 @pytest.mark.parametrize("case", [*PARAMS, "traffic"])
 def test_by_hand(case):
-    """In a process of its own, since the number of devices is fixed when JAX starts."""
+    """The check runs in a separate process, since JAX fixes the number of devices at its start."""
     helpers.in_own_process(__file__, case, devices=DEVICES)
 
 
@@ -21,11 +21,12 @@ def close(found, expected, share):
 
 
 def products(config, L, T, M):
-    """Multiply-adds of reading a prompt of L tokens and M responses of T, by what is computed again.
+    """Returns the multiply-adds of a prompt of L tokens with M responses of T tokens.
 
-    Returns those of one forward pass, of what full remat repeats, and of the head. A layer has 12 W² weights:
-    3 in queries, keys and values, 1 behind attention, 4 and 4 in the MLP. Of the prompt's last layer only the
-    keys and values are wanted. Remat repeats all but the two products that end a layer; attention twice.
+    The three numbers are those of a forward pass, of the recomputation by full remat, and of the head. A
+    layer has 12 W² weights: 3 in queries, keys and values, 1 in the output of attention, 4 and 4 in the MLP.
+    The prompt's last layer needs only keys and values. Remat repeats attention and all matrix products of a
+    layer but the output products of attention and MLP.
     """
     N, W = config.num_layers, config.width
     tokens = (N - 1) * L + N * M * T
@@ -49,15 +50,15 @@ def check_size(size):
     close(held["optimizer"], 8 * number / DEVICES, 5e-3)
     close(held["reference"], 2 * number / DEVICES, 1e-2)  # norms and biases stay in f32
     close(held["oracle"], 2 * 7_504_928_768 / DEVICES, 1e-2)  # Skywork's safetensors
-    close(held["backbone"], 2 * 434_012_160, 1e-2)  # DeBERTa-v3 large, whole on each
-    heads = 20 * (2048 * 128 + 128 * 128)  # K of them; kept are φ, φ⁰ and two moments
+    close(held["backbone"], 2 * 434_012_160, 1e-2)  # DeBERTa-v3 large, replicated
+    heads = 20 * (2048 * 128 + 128 * 128)  # K heads; each has φ, φ⁰ and two moments
     close(held["ensemble"], 65_536 * 2 * 2048 * 4 + 4 * 4 * heads, 1e-2)  # pairs in D_t
 
     shape, B, M = made.policy.config, 128, 20
     L, T = 512, 53
     forward, repeated, head = products(shape, L, T, 2)
     head *= 64 / T  # in chunks of 16 tokens
-    # The reference forward; the policy forward, again, and backward, which is twice forward.
+    # Reference: forward. Policy: forward, recomputation, and backward, which is twice forward.
     by_hand = 2 * B * (4 * forward + repeated + 5 * head)
     close(flops.count(made.step("train").traced.jaxpr), by_hand, 0.01)
     close(by_hand, 10 * number * B * (L + 2 * T), 0.25)  # the rule of thumb: 6 N, 2 for remat, 2 for π_ref
@@ -68,7 +69,7 @@ def check_size(size):
 
 
 def check_traffic():
-    """Of a policy in f32, six layers deep so that they are scanned: by ZeRO, each walk gathers what it reads."""
+    """Checks an f32 policy of six layers, which are scanned: with ZeRO, each pass gathers its weights."""
     import jax
 
     from configs import quickstart
@@ -81,18 +82,18 @@ def check_traffic():
     config.train.batch_size = 16
     made = Experiment(planner.with_mesh(config, DEVICES), jax.devices())
     share = (DEVICES - 1) / DEVICES
-    layers = 4 * 6 * (12 * 64 * 64 + 6 * 64)  # with norms, and the biases that are split
+    layers = 4 * 6 * (12 * 64 * 64 + 6 * 64)  # includes norms and the sharded biases
     ends = 4 * 2 * mini_tldr.VOCAB_SIZE * 64  # embedding and head
     train, generate = (
         hlo.collectives(made.step(name).traced.lower().compile().as_text(), DEVICES).sent
         for name in ("train", "generate")
     )
     close(generate["all-gather"], share * (layers + ends), 0.02)
-    # Prompt and responses are two walks through the layers: of π_ref, of π_θ, and again for its gradient, which
-    # keeps the prompt's last layer from before.
+    # Prompt and responses pass separately through the layers in π_ref, π_θ and the backward pass of π_θ,
+    # which keeps the prompt's last layer.
     close(train["all-gather"], share * ((6 - 1 / 6) * layers + 2 * ends), 0.02)
-    # The host's compiler reduces without scattering, which sends twice as much, and sums what embedding the
-    # prompts gives with what the responses do on every device alone.
+    # XLA:CPU uses all-reduce instead of reduce-scatter, which sends twice as much, and each device sums the
+    # gradients of the prompts' and the responses' embeddings locally.
     close(train["reduce-scatter"] + train["all-reduce"] / 2, share * (2 * layers + 1.5 * ends), 0.03)
 
 

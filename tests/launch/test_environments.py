@@ -1,4 +1,4 @@
-"""Environments beside our own: when one is made, when it is kept, and what is refused."""
+"""Separate environments: when one is made, when it is kept, and which arguments are refused."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """pip's calls; nothing is installed, and `venv` puts no pip into the environment."""
+    """Returns the recorded calls of pip; no package is installed, not even pip by `venv`."""
     calls = []
     create = environments.venv.create
     monkeypatch.setattr(environments.venv, "create", lambda *a, **kw: create(*a, **kw | {"with_pip": False}))
@@ -66,7 +66,7 @@ def test_mistakes(folder, installed, name, requirements, said):
 
 
 def test_why_pip_failed_is_one_line(tmp_path):
-    """By a program in pip's place that says a few things and fails."""
+    """A program that prints a few lines and fails replaces pip."""
     pip = tmp_path / "python"
     pip.write_text("#!/bin/sh\necho WARNING: old; echo 'ERROR: no such version'; echo 'see above'; exit 1\n")
     pip.chmod(0o755)

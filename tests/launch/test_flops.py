@@ -1,4 +1,4 @@
-"""Operations against hand calculations."""
+"""The counted operations equal hand calculations."""
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +49,9 @@ def test_operations_cost_by_their_precision():
 
 
 def test_what_remat_computes_again_is_counted():
-    """Of x ↦ sin(xW)W: forward 2 products, backward 4; under remat the first is computed once more."""
+    """x ↦ sin(xW)W has 2 products forward and 4 backward; remat repeats the first product."""
     f = lambda w: jnp.sin(jnp.sin(X @ w) @ w).sum()  # noqa: E731
-    assert count(jax.grad(f), W) == 5 * PRODUCT  # X's own gradient is not asked for
+    assert count(jax.grad(f), W) == 5 * PRODUCT  # X's gradient is not computed
     assert count(jax.grad(jax.checkpoint(f)), W) == 7 * PRODUCT
 
 

@@ -1,4 +1,4 @@
-"""Bytes of collectives in programs compiled for eight devices, against hand calculations."""
+"""Bytes of collectives in programs compiled for eight devices equal hand calculations."""
 
 import helpers
 import pytest
@@ -7,7 +7,7 @@ from launch import hlo
 
 
 def test_bytes_of_compiled_programs():
-    """In a process of its own, since the number of devices is fixed when JAX starts."""
+    """The check runs in a separate process, since JAX fixes the number of devices at its start."""
     assert "bytes agree" in helpers.in_own_process(__file__, devices=8)
 
 
@@ -53,7 +53,7 @@ def main():
     assert not traffic(nested).bounded
 
     def until(x):
-        """At most six turns; whether it takes them depends on x."""
+        """Runs a loop of at most six iterations; their number depends on x."""
         go = lambda s: (s[0] < 6) & (s[1].sum() < 1e9)  # noqa: E731
         return jax.lax.while_loop(go, lambda s: (s[0] + 1, jnp.sin(gather(s[1])).sum(0)), (0, x))[1]
 

@@ -1,4 +1,4 @@
-"""The planner on this machine's own devices, whose compiler needs no environment of its own."""
+"""Tests the planner on CPU devices, whose compiler needs no separate environment."""
 
 import json
 import pathlib
@@ -27,12 +27,12 @@ def test_a_plan_that_fits_and_how_it_grows():
         assert re.search(rf"^  {name} .* yes ", run.stdout, re.MULTILINE)
     two, four = (line.split("|") for line in run.stdout.splitlines() if line.startswith("| cpu:"))
     assert (two[3].strip(), four[3].strip()) == ("fsdp=2", "fsdp=4")
-    assert float(two[6]) < float(four[6])  # more devices, more to send
+    assert float(two[6]) < float(four[6])  # traffic grows with the number of devices
 
 
 @pytest.mark.slow
 def test_a_search_finds_what_fits():
-    """A policy that is too large for four devices with a whole batch at once, and fits in parts."""
+    """The policy does not fit four devices with a whole batch, but fits with micro-batches."""
     size = [f"--config.policy.{name}" for name in ("width=3072", "mlp_width=12288", "num_layers=2")]
     size.append("--config.train.batch_size=16")
     assert plan(*size).returncode == 1
@@ -76,13 +76,13 @@ def test_bad_fields_are_one_line(field, error):
 
 
 def test_the_plans_arrays_lie_as_a_runs_do():
-    """Abstract state against a real run's: shapes, dtypes, shardings and a device's bytes."""
+    """The abstract state has a real run's shapes, dtypes, shardings and bytes per device."""
     mesh = json.dumps(dict(fsdp=2, tensor=2))
     assert "agree" in helpers.in_own_process(__file__, mesh, devices=4)
 
 
 def others_programs(config, sea, experiment):
-    """APL's pool and scores, XPO's y_ref among the inputs of `update`; features for an ensemble alone."""
+    """APL has a pool and scores, XPO's `update` reads y_ref, and only an ensemble needs features."""
     import jax
 
     assert sea.names == ("train", "generate", "features")

@@ -1,4 +1,4 @@
-"""A sweep from its command to its report: what is planned, what is refused, and a real one through XManager."""
+"""Tests a sweep from command to report: its plan, its refusals, and a real run through XManager."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from launch import sweeps
 from sea_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # XLA's: these programs run for milliseconds
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # XLA flags: these programs run for milliseconds
 TINY = str(ROOT / "tests/tiny_sweep.py")
 
 
@@ -22,7 +22,7 @@ def plan(file=TINY, given=(), methods=("passive", "sea"), seeds=2, sizes=None, r
 
 
 def commands(sweep):
-    """Name of each unit that would run -> its arguments, by flag."""
+    """Returns the name of each unit that would run -> its arguments by flag."""
     found = {}
     for first, units in sweeps.unfinished_units(sweep).values():
         for unit in [*([first] if first else []), *units]:
@@ -46,7 +46,7 @@ def test_every_method_seed_and_size_is_a_unit_with_the_replicates_seeds():
     )  # fmt: skip
     assert unit["config.methods"] == "('sea',)" and unit["workdir"] == "r/24/sea-seed101"
     assert {command["config.cache_dir"] for command in found.values()} == {"r/cache"}
-    first = found["16/prepare"]  # trains what any of the methods needs
+    first = found["16/prepare"]  # trains the parts that any of the methods needs
     assert "prepare" in first and first["config.methods"] == "('passive', 'sea')"
     assert [name for name, command in found.items() if "prepare" in command] == ["16/prepare", "24/prepare"]
 
@@ -55,7 +55,7 @@ def test_what_is_left_out_is_the_configs(monkeypatch):
     sweep = sweeps.plan("configs/tldr.py:dap=ipo,size=2.8b", (), None, None, None, None)
     assert list(sweep.configs) == ["2.8b"] and sweep.root == pathlib.Path("runs/sweep-tldr")
     assert (sweep.methods, sweep.replicates) == (("sea",), (0, 1, 2))
-    assert list(commands(sweep)) == [f"2.8b/sea-seed{i}" for i in range(3)]  # given models: nothing to train
+    assert list(commands(sweep)) == [f"2.8b/sea-seed{i}" for i in range(3)]  # no shared parts to train
     assert list(sweeps.plan("configs/quickstart.py", (), None, 1, None, None).configs) == ["quickstart"]
     both = sweeps.plan("configs/tldr.py:dap=ipo,size=1b", (), None, 1, ["1b", "6.9b"], None)
     assert list(both.files.values()) == [f"configs/tldr.py:size={s},dap=ipo" for s in ("1b", "6.9b")]
@@ -115,7 +115,7 @@ def test_a_root_takes_more_of_its_sweep_and_no_other_sweep(tmp_path):
 
 
 def launch(home, *arguments):
-    """`xmanager launch launch/xm_sweep.py -- …`; XManager keeps a list of experiments in the home folder."""
+    """Runs `xmanager launch launch/xm_sweep.py -- …`; XManager keeps its experiments in the home folder."""
     environment = os.environ | {"HOME": str(home)} | QUICK
     call = [sys.executable, "-m", "launch.xm_sweep", *arguments]
     return subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
@@ -142,7 +142,7 @@ def test_an_interrupted_sweep_ends_its_units(tmp_path):
         wait_until((root / "tiny_sweep/prepare/log.txt").exists)
         run.terminate()
         out, err = run.communicate(timeout=60)
-    said = err.splitlines()[-1]  # after a word on the environment, where it was made for this
+    said = err.splitlines()[-1]  # a line about a new environment may precede it
     assert run.returncode == 130 and said.startswith("interrupted; the same command goes on"), err
     assert out.startswith("[1/3] tiny_sweep/prepare: ")
     wait_until(lambda: not running())
@@ -150,7 +150,7 @@ def test_an_interrupted_sweep_ends_its_units(tmp_path):
 
 @pytest.mark.xmanager
 def test_a_sweep_through_xmanager_with_a_unit_that_fails(tmp_path):
-    """Two methods × two seeds; one unit's folder holds a spoilt config at first. Then it runs alone."""
+    """One of four units fails on a corrupt config; without it, a second sweep runs this unit alone."""
     root = tmp_path / "sweep"
     command = [f"--config={TINY}:size=16", "--methods=passive,sea", "--seeds=2", "--parallel=2"]
     command.append(f"--root={root}")
@@ -158,7 +158,7 @@ def test_a_sweep_through_xmanager_with_a_unit_that_fails(tmp_path):
     spoilt.parent.mkdir(parents=True)
     spoilt.write_text("{")
     (root / "cache").mkdir()
-    compiled = ROOT / ".cache/jax"  # the other tests' programs too
+    compiled = ROOT / ".cache/jax"  # shares the programs of the other tests
     compiled.mkdir(parents=True, exist_ok=True)
     (root / "cache/xla").symlink_to(compiled)
     run = launch(tmp_path, *command)

@@ -1,4 +1,4 @@
-"""A language model as judge, against a small server that speaks OpenAI's chat completions."""
+"""Tests a language model as judge with a small server of OpenAI's chat completions."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick_retries")
 
 QUICK = RequestLimits(timeout_s=1.0, patience_s=3.0, attempts=3, in_flight=4)
 
-# Fig. 10 with the quotation mark that it lacks; line breaks within its paragraphs are the page's.
+# Fig. 10, with its missing quotation mark added; line breaks within paragraphs are those of the page.
 FIGURE_10 = """
 I require a leaderboard for various large language models. I’ll provide you with prompts
 given to these models and their corresponding outputs. Your task is to assess these responses,
@@ -71,7 +71,7 @@ def test_the_template_is_the_papers():
 
 
 def test_what_is_asked(monkeypatch):
-    """Texts go in as they are, also those that look like the template's own fields."""
+    """The prompt contains the texts unchanged, even those that look like fields of the template."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     first, second = "{response1} {0}", 'b\n"quoted"'
     with Http(judging := Judging()) as server:
@@ -87,7 +87,7 @@ def test_what_is_asked(monkeypatch):
 
 
 def test_probabilities_are_those_of_the_logprobs_in_either_order():
-    """σ(length − length'), by hand, whichever stood first; both orders occur."""
+    """The probability is σ(length − length'), by hand, in either order; both orders occur."""
     prompts, first, second, lengths = texts(60)
     with Http(judging := Judging()) as server:
         found = judge(server).answers(prompts, first, second)
@@ -98,7 +98,7 @@ def test_probabilities_are_those_of_the_logprobs_in_either_order():
 
 
 def test_a_liking_for_a_place_cancels():
-    """A judge that gives 2 nats to what stands first: half of the comparisons gain by it, half lose."""
+    """A judge adds 2 nats to the first response, which favours half of the comparisons and harms half."""
     prompts, first, second, lengths = texts(50)
     with Http(Judging(bias=2.0)) as server:
         found = judge(server).answers(prompts, first, second).probability
@@ -116,7 +116,7 @@ def test_the_order_is_a_fair_coin_that_comes_out_the_same_again():
 
 
 def top(**logprobs):
-    """An answer of the openai package's own types, from its bytes."""
+    """Returns an answer in the openai package's types, parsed from its bytes."""
     told = [dict(token=token, logprob=p, bytes=None) for token, p in logprobs.items()]
     return openai.types.chat.ChatCompletion.model_validate_json(completion(told))
 
@@ -167,7 +167,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_an_answer_that_cannot_be_read_is_asked_for_again_then_dropped(kind):
-    """Prompt x3 is never answered, all others the second time: 3 calls and 2 a comparison, and no label for x3."""
+    """x3 never gets an answer, the others get one at the second call: 3 and 2 calls, and no label for x3."""
     prompts, first, second, _ = texts(8)
     calls = dict.fromkeys(prompts, 0)
 
@@ -215,10 +215,10 @@ BUSY = (
     "fault", [BUSY, (503, {}, b"busy"), (500, {}, b"oops"), None], ids=["429", "503", "500", "hung up"]
 )
 def test_an_endpoint_that_is_busy_is_asked_again(fault):
-    """Every label comes once, and every call is counted."""
+    """Every label arrives once, and every call is counted."""
     prompts, first, second, lengths = texts(12)
     with Http(judging := Judging(spoil=lambda n, good: fault if n < 4 else good)) as server:
-        # One request may meet all four, where its thread is quicker than the others.
+        # One request may get all four errors if its thread is faster than the others.
         labeller = Labeller(oracle := judge(server, limits=dataclasses.replace(QUICK, attempts=5)))
         start = time.monotonic()
         found = labeller.label(prompts, first, second, 0)

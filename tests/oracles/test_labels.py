@@ -1,4 +1,4 @@
-"""Labels bought from an oracle: how they are drawn, counted and checked."""
+"""Tests how the labels of an oracle are drawn, counted and checked."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from sea_jax.oracles import bradley_terry, labels, protocol
 
 
 class Fixed:
-    """Answers with given probabilities and remembers what it was asked."""
+    """An oracle that answers with given probabilities and records its queries."""
 
     def __init__(self, probability):
         self.answer = np.asarray(probability, np.float64)
@@ -96,7 +96,7 @@ def test_an_oracle_that_fails_costs_nothing_and_an_unusable_answer_costs_its_que
 
 
 class Hesitant:
-    """Has no answer to some comparisons."""
+    """An oracle that does not answer some comparisons."""
 
     def __init__(self, probability, answered):
         self.reply = protocol.Answers(np.asarray(probability), np.asarray(answered))
@@ -107,7 +107,7 @@ class Hesitant:
 
 @pytest.mark.parametrize("mode", labels.MODES)
 def test_what_is_not_answered_gets_no_label(mode):
-    """Half is dropped: neither labelled, not even at random or by a flip, nor bought; the rest as ever."""
+    """Half of the comparisons are dropped: they get no label and cost none; the rest are unaffected."""
     size = 10_000
     answered = np.arange(size) % 2 == 0
     whole = np.where(np.arange(size) % 3 == 0, 0.0, 1.0)

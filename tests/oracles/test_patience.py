@@ -1,4 +1,4 @@
-"""Waiting with a bound: retries, order, and that nothing hangs."""
+"""Tests bounded waits: retries, order, and that no call hangs."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from sea_jax.oracles.patience import RateLimiter, RetryableError, map_in_order, 
 
 
 class Clock:
-    """A stop event and a clock in one: waits pass at once, and are remembered."""
+    """A stop event and a clock in one: waits return immediately and are recorded."""
 
     def __init__(self, monkeypatch):
         self.now, self.waits = 100.0, []
@@ -24,7 +24,7 @@ class Clock:
 
 
 def failing(times, **kind):
-    """An attempt that fails so often, and remembers how many seconds it was told are left."""
+    """Returns an attempt that fails `times` times, and the seconds left that each call received."""
     calls = []
 
     def attempt(left):
@@ -76,7 +76,7 @@ def test_the_other_side_may_ask_for_a_longer_pause(monkeypatch):
     retry(failing(1, retry_after_s=4.0)[0], "it", 10, 1, clock)
     assert clock.waits == [4.0]
     with pytest.raises(ServiceError, match="no answer within 10 s"):
-        retry(failing(1, retry_after_s=40.0)[0], "it", 10, 1, clock)  # at once: waiting would not help
+        retry(failing(1, retry_after_s=40.0)[0], "it", 10, 1, clock)  # immediately: waiting does not help
     assert clock.waits == [4.0]
 
 

@@ -1,4 +1,4 @@
-"""The client of the oracle service against a small server that fails as real ones do."""
+"""Tests the client of the oracle service with a small server that fails as real servers do."""
 
 import threading
 import time
@@ -34,7 +34,7 @@ def assert_right(oracle, size=50):
 
 
 def test_order_is_kept_whatever_is_answered_first():
-    """Requests end in a random order; sizes that requests divide, and that they do not."""
+    """Requests end in a random order; the request size divides some batches and not others."""
     rng = np.random.default_rng(0)
 
     def late(request, good):
@@ -67,7 +67,7 @@ def test_no_more_than_the_limit_are_in_flight():
 
 
 def sometimes(spoilt, every=5):
-    """Spoils the first answer to every fifth request; sent again, it is answered well."""
+    """Spoils the first answer to every fifth request; a repeated request gets a correct answer."""
     lock, seen = threading.Lock(), set()
 
     def spoil(request, good):
@@ -103,7 +103,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_that_passes_changes_nothing(fault):
-    """Each number comes once, and right; a label is counted once, however often its request was sent."""
+    """Each number arrives once and is correct; a label counts once, however often its request is sent."""
     with oracle_http(sometimes(FAULTS[fault])) as server:
         oracle = RemoteOracle(server.url, limits=QUICK)
         assert_right(oracle)
@@ -149,7 +149,7 @@ def test_a_fault_that_stays_is_told_within_the_bound_and_buys_nothing(fault, sai
 
 
 def test_an_outage_within_the_patience_is_waited_out():
-    """The server goes away for a while when 120 comparisons are under way, and comes back at the same port."""
+    """The server stops during 120 comparisons and restarts at the same port."""
     port = free_port()
     prompts, first, second, lengths = texts(120)
     found = {}
@@ -207,7 +207,7 @@ def test_another_service_at_that_address():
 
 
 def test_what_is_sent():
-    """Seed and token go with every request; no text is changed."""
+    """Every request contains the seed and the token; the texts are unchanged."""
     seen = []
     with oracle_http(lambda request, good: seen.append(request) or good) as server:
         oracle = RemoteOracle(server.url + "/", 7, QUICK, token="secret")

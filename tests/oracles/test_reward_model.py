@@ -1,4 +1,4 @@
-"""Oracles whose reward is a model's: batches and buckets that change no number, and what is refused.
+"""Tests reward-model oracles: batches and buckets change no number, and invalid inputs are refused.
 
 A program is compiled for each model, batch size and bucket, and for each length of a bare sequence. So the tests
 share models, the batch size 3 and the programs of bare sequences.
@@ -23,12 +23,12 @@ CONTEXT = 64  # of the tiny models
 
 
 def encode(prompts, responses):
-    """A letter is a token: a is 0."""
+    """Encodes each letter as one token: a is 0."""
     return [[ord(c) - ord("a") for c in p + r] for p, r in zip(prompts, responses, strict=True)]
 
 
 def texts(lengths, seed=0):
-    """Prompts and responses of one to `lengths` - 1 letters each, together as long as asked."""
+    """Returns random prompts and responses; the two together have `lengths` letters."""
     rng = np.random.default_rng(seed)
     rows = ["".join(rng.choice(list("abcdefghijk"), n)) for n in lengths]
     cuts = [int(rng.integers(0, n)) for n in lengths]
@@ -37,7 +37,7 @@ def texts(lengths, seed=0):
 
 
 def one_by_one(model, params, prompts, responses):
-    """Rewards of bare sequences: no padding, no batch."""
+    """Returns the rewards of single sequences, without padding or batches."""
     apply = bare_program(model)
     rows = [np.array([row], np.int32) for row in encode(prompts, responses)]
     return np.array([apply({"params": params}, row)[0, 0] for row in rows])
@@ -76,7 +76,7 @@ def test_rewards_are_those_of_bare_sequences(tiny_reward):
 
 
 def test_the_scoring_function_sees_padded_batches_and_all_begin_before_any_is_awaited():
-    """Without a model: what a batch holds, and that the host waits only when all batches are under way."""
+    """A stub model records the batches; the host waits only after it has dispatched all of them."""
     log = []
 
     def start(tokens, mask):
@@ -110,7 +110,7 @@ def test_neither_order_nor_company_matters(tiny_reward):
 
 
 def test_probabilities(llama_reward):
-    """σ of the difference; 1/2 for a response against itself; labels follow."""
+    """Probabilities are σ of the difference, 1/2 for a response against itself; labels agree with them."""
     prompts, first = texts([16, 17, 40, 40, 5])
     _, second = texts([17, 16, 16, 17, 40], seed=1)
     second[3] = first[3]
@@ -126,7 +126,7 @@ def test_probabilities(llama_reward):
 
 
 def test_gated_rewards():
-    """ArmoRM through the same door; a text without its prompt's end has no reward."""
+    """ArmoRM has the same interface; a text without its prompt's end has no reward."""
     model, params = rewarder("gated", max_length=CONTEXT)
     end = "".join(chr(ord("a") + token) for token in TINY_GATE["prompt_end"])
     prompts, responses = ["abc" + end, "ddk" + end, "a" * 30 + end], ["aab", "cad", end + "bad"]
@@ -141,14 +141,14 @@ def test_gated_rewards():
 
 
 def test_buckets():
-    """By hand: powers of two from 16 on, cut at the context."""
+    """Buckets are powers of two from 16 up to the context length."""
     lengths = [1, 15, 16, 17, 32, 33, 64, 65, 90]
     assert [bucket(n, 90) for n in lengths] == [16, 16, 16, 32, 32, 64, 64, 90, 90]
     assert bucket(3, 8) == 8
 
 
 def test_one_program_a_bucket():
-    """What is compiled, over many calls: the shapes that the model is traced with."""
+    """Over many calls, the model is traced once per bucket."""
     traced = []
 
     class Counted(RewardModel):
@@ -166,7 +166,7 @@ def test_one_program_a_bucket():
 
 @pytest.mark.parametrize(("longest", "buckets"), [(0, [16, 32, 64]), (40, [16, 32, 40]), (9, [9])])
 def test_everything_can_be_compiled_beforehand(longest, buckets):
-    """Then no text of any length needs another program."""
+    """After that, no text of any length needs another program."""
     traced = []
 
     class Counted(RewardModel):

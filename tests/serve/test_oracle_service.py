@@ -1,4 +1,4 @@
-"""The oracle service itself: Mosec with its workers, as a user starts it."""
+"""Tests the oracle service: Mosec with its workers, as a user starts it."""
 
 import os
 import signal
@@ -65,7 +65,7 @@ def without(rows, *prefixes):
 
 
 def test_the_quickstart_through_the_service_is_the_quickstart(service, tmp_path, monkeypatch):
-    """Same labels to the bit, so the same metrics and the same policy as with the oracle in this process."""
+    """Labels are bit-identical to those of the in-process oracle, and so are metrics and policy."""
     monkeypatch.setenv(messages.TOKEN_VARIABLE, TOKEN)
     remote = {"oracle.kind": "remote", "oracle.url": service.url, "oracle.request_size": 3}
     (here, rows), (there, remote_rows) = local_run(), finished_run(tmp_path, **remote)
@@ -78,7 +78,7 @@ def test_the_quickstart_through_the_service_is_the_quickstart(service, tmp_path,
 
 
 def test_thousands_of_comparisons_while_workers_are_killed(service):
-    """None is lost, none comes twice or out of order; the dead are replaced."""
+    """No comparison is lost, duplicated or reordered; killed workers are replaced."""
     prompts, first, second = comparisons(4_000)
     wanted = BradleyTerryOracle(mini_tldr.reward_fn(3)).probability(prompts, first, second)
     assert len(np.unique(wanted)) > 3_200
@@ -86,7 +86,7 @@ def test_thousands_of_comparisons_while_workers_are_killed(service):
     killed, ended, delays = [], threading.Event(), np.random.default_rng(0)
 
     def kill():
-        """One after the other: if both workers were dead at once, that would be the end of the service."""
+        """Kills one worker at a time, since the service ends if both are dead."""
         while not ended.is_set():
             alive = set()
             while len(alive) < 2 and not ended.wait(0.02):
@@ -102,7 +102,7 @@ def test_thousands_of_comparisons_while_workers_are_killed(service):
         while time.monotonic() < until:
             np.testing.assert_array_equal(oracle.probability(prompts, first, second), wanted)
             if killed and oracle.metrics()["oracle/retries"]:
-                break  # one died with requests in its hands
+                break  # a worker died during requests
     finally:
         ended.set()
         killer.join(30)
@@ -116,7 +116,7 @@ def test_thousands_of_comparisons_while_workers_are_killed(service):
 
 
 def test_an_outage_of_the_service_is_waited_out(monkeypatch):
-    """It is killed under the client's hands, workers and all, and started again at the same port."""
+    """The service and its workers are killed during requests and restarted at the same port."""
     monkeypatch.setattr(patience, "_BACKOFF", QUICK_BACKOFF)
     prompts, first, second = comparisons(600)
     wanted = BradleyTerryOracle(mini_tldr.reward_fn(3)).probability(prompts, first, second)
@@ -139,7 +139,7 @@ def test_an_outage_of_the_service_is_waited_out(monkeypatch):
 
 
 def test_a_reward_model_is_served_with_its_own_numbers(tmp_path):
-    """To the bit those of the oracle in this process, in any company; all programs are compiled before it is ready."""
+    """Numbers equal the in-process oracle's to the bit in any batch; all programs are compiled beforehand."""
     user_files(tmp_path)
     config = small_config(tmp_path).oracle
     config.update(dict(chat="no", dtype="float32"))
@@ -230,7 +230,7 @@ def test_mistakes_are_one_line(flags, said):
 
 
 def test_a_model_that_is_no_reward_model(tmp_path):
-    """By its config alone; the command's line for such mistakes is tested above."""
+    """Its config suffices to refuse it; a test above covers the command's error message."""
     user_files(tmp_path)
     check_model(str(tmp_path / "reward"))
     for model, said in (
@@ -243,7 +243,7 @@ def test_a_model_that_is_no_reward_model(tmp_path):
 
 
 def test_a_worker_that_cannot_begin_ends_the_service(tmp_path):
-    """Mosec alone would start it again for ever."""
+    """Mosec on its own restarts such a worker forever."""
     user_files(tmp_path)
     (tmp_path / "reward" / "tokenizer.json").write_text("{}")
     done = command(

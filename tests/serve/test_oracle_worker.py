@@ -1,4 +1,4 @@
-"""What a worker of the oracle service answers, without HTTP."""
+"""Tests the answers of a worker of the oracle service, without HTTP."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def read(answer, id, ask, size):
 
 
 def test_many_requests_at_once_are_answered_as_each_alone():
-    """Of all kinds, sizes and seeds; to the bit, as the oracle in this process."""
+    """Requests of all kinds, sizes and seeds get answers bit-identical to the in-process oracle's."""
     prompts, first, second = comparisons(12)
     requests, expected = [], []
     for i, (start, end) in enumerate([(0, 1), (1, 5), (5, 5), (5, 12)]):
@@ -37,7 +37,7 @@ def test_many_requests_at_once_are_answered_as_each_alone():
 
 
 def test_what_one_request_spoils_is_told_to_that_one():
-    """A prompt that is no post of the task, bytes that are no request: the others in the batch have their answers."""
+    """An invalid prompt or malformed bytes fail alone: the other requests in the batch get answers."""
     prompts, first, second = comparisons(3)
     good = messages.pack_request("good", "", "probability", 0, (prompts, first, second))
     bad = messages.pack_request("bad", "", "probability", 0, (["no post"], ["a"], ["b"]))
@@ -64,7 +64,7 @@ def test_a_token_is_wanted_where_there_is_one():
 
 @pytest.mark.parametrize("ask", ["about", "rewards"])
 def test_a_service_of_one_seed_refuses_another(ask):
-    """Silently answered, a run would learn another's taste."""
+    """An answer would let a run learn another run's preferences."""
     handler, texts = RequestHandler(Settings("mini_tldr:3"), ""), ([], []) if ask == "rewards" else ()
     read(handler.answers([messages.pack_request("i", "", ask, 3, texts)])[0], "i", ask, 0)
     with pytest.raises(messages.RefusedError, match="seed=4; valid: 3, as the service holds mini_tldr:3"):
