@@ -1,7 +1,7 @@
-"""The programs that training runs, traced on abstract arrays: nothing is allocated.
+"""Traces the programs of training on abstract arrays, so that no array is allocated.
 
-`train.update`, the sampler of `generate.make_sampler` and the backbone's own function are traced as they are,
-with shapes and shardings in the place of arrays.
+`train.update`, the sampler of `generate.make_sampler` and the backbone's function are traced unchanged, on
+shapes and shardings instead of arrays.
 """
 
 import dataclasses
@@ -42,13 +42,13 @@ class Step:
     """One program.
 
     Attributes:
-        name: a row of NAMES.
-        traced: of jit, to lower and compile: with the longest texts that there may be.
-        reads: groups of `Experiment.resident` among its arguments.
-        calls: how often it runs in a training step.
-        while_turns: the most that a loop can take whose end depends on data.
-        usual: with texts as long as the policy's prompt and response, to count operations; None: as traced.
-        shared_by: devices that share the work; 0: all. Others repeat it.
+        name: one of NAMES.
+        traced: the trace of the jitted function on texts of the maximum length, to lower and compile.
+        reads: groups of `Experiment.resident` among the arguments.
+        calls: calls per training step.
+        while_turns: maximum of iterations of a loop whose end depends on data.
+        usual: the trace on texts of the policy's lengths, to count operations; None: the same as `traced`.
+        shared_by: number of devices that share the work, which the others repeat; 0: all devices.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Experiment:
     """A config's models, mesh and abstract state.
 
     Attributes:
-        resident: by name, what lies on the devices all the time, whichever program runs.
+        resident: the arrays that stay on the devices during all programs, by name.
 
     Raises:
-        InputError: where the mesh divides a batch or a parameter unevenly; on a model of unknown shape.
+        InputError: the mesh divides a batch or a parameter unevenly, or the shape of a model is unknown.
     """
 
     def __init__(self, config: Config, devices: list[Any]):
@@ -90,10 +90,8 @@ class Experiment:
         self._check_batches()
         self.settings = make_settings(
             with_gather(self.mesh, self.policy),
-            FrozenConfigDict(config.train),
-            FrozenConfigDict(config.ensemble),
-            self.method.term(config) if self.method.term else None,
-            tuple(self.method.learns),
+            FrozenConfigDict(config),
+            self.method,
         )
         self.params = self._sharded_params(self.policy)
         self.ref_params = _cast(self.params, self.policy.config.dtype)
@@ -110,7 +108,7 @@ class Experiment:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The programs of this experiment."""
+        """Returns the names of this experiment's programs."""
         left_out = set()
         if self.oracle[0] is None:
             left_out.add("oracle")
@@ -123,7 +121,7 @@ class Experiment:
         return tuple(name for name in NAMES if name not in left_out)
 
     def step(self, name: str) -> Step:
-        """Traces one of NAMES."""
+        """Traces the program of this name, one of NAMES."""
         made = dict(
             train=self._train, generate=self._generate, pool=self._pool, score=self._score,
             features=self._features, oracle=self._oracle,
@@ -151,7 +149,7 @@ class Experiment:
         return self._sampling("generate", cfg.train.batch_size, self.num_responses, cfg.train.temperature)
 
     def _pool(self) -> Step:
-        """Traces the samples by which the method chooses its prompts."""
+        """Traces the sampling for the pool from which the method chooses its prompts."""
         samples = self.method.prompts.samples(self.config)
         assert samples is not None
         return self._sampling("pool", *samples)
@@ -166,21 +164,21 @@ class Experiment:
         return Step(name, traced, ("parameters",), while_turns=T - 1)
 
     def _score(self) -> Step:
-        """Takes the scorer's own program over all responses of a step."""
+        """Returns the scorer's program for all responses of a step."""
         return Step("score", self.scored, ("parameters", "reference"))
 
     @functools.cached_property
     def scored(self) -> Any:
-        """The scorer's own program, traced; None if it has none."""
+        """Returns the trace of the scorer's program; None if the method has no scorer."""
         if self.method.scorer is None:
             return None
         prompts, responses = self._texts_of_a_step()
         return self.method.scorer.trace(self, PromptBatch(*prompts), *responses)
 
     def _features(self) -> Step:
-        """Of all responses of a step; of an encoder one pass, which runs `calls` times."""
+        """Traces the features of all responses of a step; for an encoder, one batch of `calls`."""
         cfg, B, M = self.config, self.config.train.batch_size, self.num_responses
-        shards = batch_shards(self.mesh)  # the backbone's parameters lie whole on every device
+        shards = batch_shards(self.mesh)  # the backbone's parameters are replicated
         if isinstance(self.backbone, models.Encoder):
             size, states = self._rows(cfg.encoder), pair_encoder.states_fn(self.backbone, (0, 1))
             most = (cfg.encoder.source_length, cfg.encoder.candidate_length)
@@ -197,7 +195,7 @@ class Experiment:
         return Step("features", traced, ("backbone",), shared_by=shards)
 
     def _texts_of_a_step(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-        """Tokens and mask of the prompts [B, L], and of all responses [B, M, T]."""
+        """Returns tokens and mask of the prompts [B, L], and of all responses [B, M, T]."""
         B, M = self.config.train.batch_size, self.num_responses
         shapes = (B, self.prompt_length), (B, M, self.response_length)
         pair = lambda x: (x, x.update(dtype=jnp.dtype(bool)))  # noqa: E731
@@ -205,9 +203,9 @@ class Experiment:
         return prompts, responses
 
     def _oracle(self) -> Step:
-        """Traces one pass of the reward model over texts of the policy's length.
+        """Traces one batch of the reward model on texts of the policy's length.
 
-        It runs for the labels of a step after the burn-in; config.eval.online adds one text per label.
+        The calls are those for a step's labels after the burn-in; config.eval.online adds one text per label.
         """
         model, params = self.oracle
         gamma = self.config.sea.gamma if self.method.synthetic else 1.0
@@ -217,7 +215,7 @@ class Experiment:
         return Step("oracle", traced, ("oracle",), calls=-(-num_texts // size))
 
     def _rows(self, config: Config) -> int:
-        """Texts at once of the encoder or of the oracle, as their `load` makes them."""
+        """Returns the batch size of the encoder or of the oracle, rounded up as in their `load`."""
         return _round_up(config.batch_size, batch_shards(self.mesh))
 
     def _texts(self, size: int, length: int) -> Any:
@@ -225,7 +223,7 @@ class Experiment:
         return self._split((tokens, tokens.update(dtype=jnp.dtype(bool))))
 
     def _check_batches(self) -> None:
-        """A part of a batch that the devices cannot share evenly would lie whole on each."""
+        """Checks that the devices divide each batch evenly; an uneven one would be replicated."""
         shards, B = batch_shards(self.mesh), self.config.train.batch_size
         fields = {
             "train.batch_size": B,
@@ -248,7 +246,7 @@ class Experiment:
         return unflatten_dict(params, sep="/")
 
     def _reward_model(self) -> tuple[Any, Any]:
-        """The oracle and its parameters, as `make_scorer` places them; others have none here."""
+        """Returns the reward model and its parameters, placed as by `make_scorer`; else None and ()."""
         cfg = self.config.oracle
         if cfg.kind != "reward_model":
             return None, ()
@@ -257,10 +255,10 @@ class Experiment:
         return with_gather(self.mesh, model), _cast(self._sharded_params(model), dtype)
 
     def _state(self) -> SeaState:
-        """As `train.Run` makes it: moments lie as their parameters do, all else whole on every device."""
+        """Returns the state of `train.Run`: moments sharded as their parameters, the rest replicated."""
         tx, draw = self.settings.policy_optimizer, None
         if self.settings.posterior is not None:
-            draw = draw_ensemble(self.config.ensemble, self.settings.posterior, self.feature_width, {})
+            draw = draw_ensemble(self.config, self.method, self.settings.posterior, self.feature_width, {})
         state: SeaState = jax.eval_shape(
             lambda key, params: init_state(key, params, tx, draw),
             jax.eval_shape(lambda: jax.random.key(0)),
@@ -274,7 +272,7 @@ class Experiment:
         return whole._replace(policy=whole.policy._replace(params=self.params, opt_state=moments))
 
     def _backbone(self) -> tuple[Any, Any, int]:
-        """The frozen extractor's model, its parameters whole on every device, its features' width."""
+        """Returns the frozen extractor's model, its replicated parameters and the width of its features."""
         cfg, self.pooling = self.config, None
         if cfg.backbone.get("kind", "ranker") == "encoder":
             dtype = jnp.dtype(cfg.encoder.dtype).type
@@ -294,7 +292,7 @@ class Experiment:
         return self.policy, self._replicated(params), cfg.backbone.width
 
     def _split(self, tree: Any) -> Any:
-        """As `mesh.shard_batch`."""
+        """Shards the leading axis of each array as `mesh.shard_batch` does."""
         shards = batch_shards(self.mesh)
         spec = lambda x: PartitionSpec(BATCH_AXES) if x.shape[0] % shards == 0 else PartitionSpec()  # noqa: E731
         put = lambda x: x.update(sharding=NamedSharding(self.mesh, spec(x)))  # noqa: E731
@@ -306,13 +304,13 @@ class Experiment:
 
 
 def _cast(params: Any, dtype: Any) -> Any:
-    """`cast_matrices` of abstract parameters; each stays where it is."""
+    """Applies `cast_matrices` to abstract parameters and keeps their shardings."""
     cast = jax.eval_shape(lambda p: cast_matrices(p, dtype), params)
     return jax.tree.map(lambda x, p: x.update(sharding=p.sharding), cast, params)
 
 
 def policy_shape(config: Config) -> Any:
-    """The policy's shape by config.policy: that of its folder or hub name, or the fields beside it."""
+    """Returns the policy's shape, by its folder or hub name, else by the other fields of config.policy."""
     policy = config.policy
     compute: dict[str, Any] = dict(dtype=jnp.dtype(policy.dtype).type, remat=policy.remat)
     if policy.folder:
@@ -327,7 +325,7 @@ def policy_shape(config: Config) -> Any:
 
 
 def shape_of(field: str, name: str, **overrides: Any) -> Any:
-    """The shape that a local folder's config.json tells, or that the name does; nothing is downloaded."""
+    """Returns a model's shape, by a local folder's config.json or by its name, without a download."""
     try:
         if Path(name).is_dir():
             return models.read_config(Path(name), **overrides)
@@ -337,7 +335,7 @@ def shape_of(field: str, name: str, **overrides: Any) -> Any:
 
 
 def device_bytes(tree: Any) -> int:
-    """Of abstract arrays, what one device holds."""
+    """Returns the bytes of abstract arrays on one device."""
 
     def of(x: Any) -> int:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

@@ -77,6 +77,13 @@ def propose(key: Array, rewards: Array, *, strategy: str) -> Duel:
     return selection.STRATEGIES[strategy](key, rewards)
 
 
+def most_informative(rewards: Array, candidates: Candidates, duel: Duel, num_kept: int) -> Array:
+    """Returns the rows [B] of the B most informative of P duels; see `selection.most_informative`."""
+    tokens, rows = jnp.where(candidates.mask, candidates.tokens, -1), jnp.arange(len(duel.first))
+    equal = (tokens[rows, duel.first] == tokens[rows, duel.second]).all(-1)
+    return selection.most_informative(rewards, duel, equal, num_kept=num_kept)
+
+
 def oracle_share(gamma: float, batch_size: int, step: int) -> int:
     """Returns how many duels of step t go to the oracle, so that its share of all duels is γ (line 8).
 

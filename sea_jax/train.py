@@ -6,7 +6,6 @@ watches (metrics, evaluation, progress) is behind the `Observer` and lives in `e
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +23,7 @@ from sea_jax.models import Responses
 from sea_jax.oracles.labels import Labeller, Labels
 from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime.mesh import to_host
+from sea_jax.runtime.stopwatch import Stopwatch
 from sea_jax.state import step_keys
 from sea_jax.types import Array, Candidates, Config, Duel, Params, PreferenceBatch, SeaState
 
@@ -42,9 +42,14 @@ class Run:
     oracle: Any  # line 8: P
     labeller: Labeller  # line 8: asks the oracle and counts the labels bought
     settings: algorithm.UpdateSettings  # lines 9, 10
-    ref_params: Params  # π_ref
+    ref_params: Params  # π_ref, its matrices in the precision that the model computes in
+    initial_params: Callable[[], Params]  # θ⁰ in f32, read anew at each call
     state: SeaState
     policy: VersionedParams  # θ_t of the state, under a version for the sampler
+
+    def set_state(self, state: SeaState) -> None:
+        """Takes over a state, and gives its policy a new version."""
+        self.state, self.policy = state, new_version(state.policy.params)
 
     def decode(self, tokens: Any, mask: Any) -> list:
         """Decodes responses [..., T] to texts, in lists as the arrays are nested."""
@@ -119,6 +124,7 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
     # 7   BAI: set y'_t ← argmax_b∈St V_φ[σ(r_φ(x_t, y_t) − r_φ(x_t, b))].
     candidates, rewards = score(run, prompts, responses)
     duel = propose(keys.select, rewards, strategy=strategy(run, bought))
+    prompts, candidates, rewards, duel, extra = keep_of_pool(run, prompts, candidates, rewards, duel, extra)
 
     # 8   If g < γ for g ~ Uniform(0, 1), label {y_t, y'_t} by P, else by φ ~ Uniform(Φ_t−1).
     remaining = config.train.query_budget - bought
@@ -131,8 +137,11 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
 
     # 9   Update Φ_t by the regularised likelihood of the experience D_t (Eq. 8).
     # 10  Update θ_t by the preference loss F on the labelled batch B_t (Eq. 9).
-    run.state, learned = update(run.settings, run.state, run.ref_params, batch)
-    run.policy = new_version(run.state.policy.params)
+    state, learned = update(run.settings, run.state, run.ref_params, batch)
+    run.set_state(state)
+    if run.method.improvement is not None:  # Eq. 7: between labels the policy learns from the posterior
+        learned |= run.method.improvement.improve(run, bought)
+        watch.lap("improve", run.policy.params)
 
     metrics = learned | metrics | run.labeller.metrics()
     if run.method.chooses:
@@ -154,6 +163,19 @@ def strategy(run: Run, bought: int) -> str:
     """Returns the row of STRATEGIES: passive for the first `passive_queries`, while the ensemble is cold."""
     cold = run.method.learns_ensemble and bought < run.config.sea.passive_queries
     return "passive" if cold else run.method.strategy
+
+
+def keep_of_pool(
+    run: Run, prompts: Prompts, candidates: Candidates, rewards: Array, duel: Duel, extra: Responses | None
+) -> tuple[Prompts, Candidates, Array, Duel, Responses | None]:
+    """Keeps the B most informative duels, where the method proposes to a pool of prompts; else all."""
+    B = run.config.train.batch_size
+    if len(prompts.rows) == B:
+        return prompts, candidates, rewards, duel, extra
+    kept = to_host(most_informative(rewards, candidates, duel, B))
+    batch, candidates, duel, extra = jax.tree.map(lambda x: x[kept], (prompts.batch, candidates, duel, extra))
+    texts = [prompts.texts[row] for row in kept]
+    return Prompts(batch, texts, prompts.rows[kept]), candidates, rewards[:, kept], duel, extra
 
 
 def routing(run: Run, step: int, bought: int) -> dict[str, Any]:
@@ -194,19 +216,6 @@ def with_extra(batch: PreferenceBatch, extra: Responses | None) -> PreferenceBat
     return batch._replace(extra_tokens=extra.tokens, extra_mask=extra.mask)
 
 
-class Stopwatch:
-    """Adds up seconds per stage; a lap ends when its arrays are computed."""
-
-    def __init__(self, seconds: dict[str, float]):
-        self.seconds, self._last = dict(seconds), time.perf_counter()
-
-    def lap(self, stage: str, arrays: Any = ()) -> None:
-        """Waits for the arrays and counts the time since the last lap to the stage."""
-        jax.block_until_ready(arrays)
-        now = time.perf_counter()
-        self.seconds[stage], self._last = self.seconds.get(stage, 0.0) + now - self._last, now
-
-
 def _warn_of_early_end(run: Run, idle: int) -> None:
     budget, bought, dropped = (
         run.config.train.query_budget,
@@ -219,6 +228,7 @@ def _warn_of_early_end(run: Run, idle: int) -> None:
 
 
 merge_duplicates = jax.jit(algorithm.merge_duplicates)
+most_informative = jax.jit(algorithm.most_informative, static_argnums=3)
 propose = jax.jit(algorithm.propose, static_argnames="strategy")
 route = jax.jit(algorithm.route, static_argnames=("gamma_mode", "synthetic_pairs"))
 assign_labels = jax.jit(algorithm.assign_labels)

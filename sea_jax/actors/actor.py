@@ -60,7 +60,7 @@ class Actor:
         self.rows: Any = (
             pool_rows(num_prompts, pool, seed)
             if pool
-            else prompt_rows(num_prompts, config.train.batch_size, seed)
+            else prompt_rows(num_prompts, config.train.batch_size * method.pool_factor(config), seed)
         )
         self.reference = new_version(ref_params)
         self.num_extra = method.term(config).num_extra if method.term else 0

@@ -92,8 +92,9 @@ class Ensemble(Section):
 
     section_name = "ensemble"
     kind: str = field(
-        "mlp", "'mlp': MLP heads (Eq. 8); 'linear': draws from Bayesian logistic regression",
-        one_of=("mlp", "linear"),
+        "auto", "'mlp': MLP heads (Eq. 8); 'linear': draws from Bayesian logistic regression; 'auto': the "
+        "method's own",
+        one_of=("auto", "mlp", "linear"),
     )  # fmt: skip
     num_members: int = field(20, "members, K", at_least=1)
     prior: str = field(
@@ -124,7 +125,7 @@ class Ensemble(Section):
             return
         ensemble, heads = checks.config.ensemble, checks.config.prior_heads.num_heads
         valid = f"at most prior_heads.num_heads={heads} with ensemble.prior='pretrained'"
-        drawn = ensemble.kind == "mlp" and ensemble.prior == "pretrained"
+        drawn = ensemble.kind != "linear" and ensemble.prior == "pretrained"
         enough = not drawn or ensemble.num_members <= heads
         checks.require(enough, "ensemble.num_members", valid)
         if ensemble.kind == "linear" and checks.sound("ensemble.prior_scale"):

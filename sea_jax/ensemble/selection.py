@@ -6,7 +6,12 @@ Heads are drawn per prompt, not once per batch. Ties go to the lowest index.
 import jax
 import jax.numpy as jnp
 
-from sea_jax.ensemble.uncertainty import logit_variance, pair_logit_variance, preference_variance
+from sea_jax.ensemble.uncertainty import (
+    logit_variance,
+    pair_logit_variance,
+    pair_preference_variance,
+    preference_variance,
+)
 from sea_jax.types import Array, Duel
 
 
@@ -73,13 +78,40 @@ def ee_ts(key: Array, rewards: Array) -> Duel:
 def uncertainty(key: Array, rewards: Array) -> Duel:
     """Selects the pair whose difference of logits varies most over members: pure exploration (App. G.1)."""
     del key
+    return _most_uncertain_pair(rewards, pair_logit_variance(rewards))
+
+
+def infomax(key: Array, rewards: Array) -> Duel:
+    """Selects the pair whose preference varies most over members, argmax_{b, b'} V_φ[σ(r_φ(b) − r_φ(b'))].
+
+    References:
+        Efficient Exploration at Scale (2026), arXiv:2603.17378.
+    """
+    del key
+    return _most_uncertain_pair(rewards, pair_preference_variance(rewards))
+
+
+def _most_uncertain_pair(rewards: Array, variance: Array) -> Duel:
+    """Selects the pair of largest variance [B, M, M]; two copies of a response only for lack of others."""
     B, M = rewards.shape[1:]
     above = jnp.triu(jnp.ones((M, M), bool), k=1)
     copies = (rewards[..., :, None] == rewards[..., None, :]).all(axis=0)
-    scores = jnp.where(copies, -1.0, pair_logit_variance(rewards))
+    scores = jnp.where(copies, -1.0, variance)
     scores = jnp.where(above, scores, -jnp.inf)
     best = jnp.argmax(scores.reshape(B, -1), axis=-1)
     return _duel(best // M, best % M)
+
+
+def double_reverse_ts(key: Array, rewards: Array) -> Duel:
+    """Selects the best response of one drawn head against the worst of another, for duels of a large margin.
+
+    References:
+        ActiveUltraFeedback (2026), arXiv:2603.09692: Double Reverse Thompson Sampling.
+    """
+    first_key, second_key = jax.random.split(key)
+    first = thompson_draw(first_key, rewards)
+    itself = jnp.arange(rewards.shape[-1]) == first[:, None]
+    return _duel(first, thompson_draw(second_key, jnp.where(itself, -jnp.inf, -rewards)))
 
 
 def passive(key: Array, rewards: Array) -> Duel:
@@ -118,11 +150,32 @@ def max_margin(key: Array, rewards: Array) -> Duel:
     return _duel(best // M, best % M)
 
 
+def most_informative(rewards: Array, duel: Duel, equal: Array, *, num_kept: int) -> Array:
+    """Chooses the B duels of a pool whose outcome the posterior knows least, by V_φ[σ(r_φ(y) − r_φ(y'))].
+
+    Args:
+        rewards: [K, P, M] f32.
+        duel: P duels.
+        equal: [P] bool, True where the two responses are equal.
+        num_kept: B ≤ P.
+
+    Returns:
+        [B] int32, the rows of the duels kept, ascending; void duels only where there are too few others.
+    """
+    rows = jnp.arange(rewards.shape[1])
+    margin = rewards[:, rows, duel.first] - rewards[:, rows, duel.second]
+    variance = jax.nn.sigmoid(margin).var(0)
+    _, kept = jax.lax.top_k(jnp.where(duel.void | equal, -1.0, variance), num_kept)
+    return jnp.sort(kept)
+
+
 STRATEGIES = {
     "bai_ts": bai_ts,
     "bai_ts_logits": bai_ts_logits,
     "ee_ts": ee_ts,
     "uncertainty": uncertainty,
+    "infomax": infomax,
+    "double_reverse_ts": double_reverse_ts,
     "passive": passive,
     "best_vs_random": best_vs_random,
     "max_margin": max_margin,

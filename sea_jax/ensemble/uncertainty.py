@@ -26,6 +26,23 @@ def logit_variance(rewards: Array, first: Array) -> Array:
     return jnp.var(chosen - rewards, axis=0)
 
 
+def pair_preference_variance(rewards: Array) -> Array:
+    """Computes V_φ[σ(r_φ(b) − r_φ(b'))] of all pairs: [K, B, M] -> [B, M, M] f32, in probability squared."""
+
+    def moments(member: Array) -> tuple[Array, Array]:
+        probability = jax.nn.sigmoid(member[:, :, None] - member[:, None, :])
+        return probability, probability**2
+
+    # Member by member: all K at once would hold [K, B, M, M].
+    def add(sums: tuple[Array, Array], member: Array) -> tuple[tuple[Array, Array], None]:
+        return jax.tree.map(jnp.add, sums, moments(member)), None
+
+    K, B, M = rewards.shape
+    zeros = jnp.zeros((B, M, M))
+    (total, squares), _ = jax.lax.scan(add, (zeros, zeros), rewards)
+    return jnp.maximum(squares / K - (total / K) ** 2, 0.0)
+
+
 def pair_logit_variance(rewards: Array) -> Array:
     """Computes V_φ[r_φ(b) − r_φ(b')] of all pairs (App. G.1): [K, B, M] -> [B, M, M] f32, logits²."""
     centred = rewards - rewards.mean(axis=0)

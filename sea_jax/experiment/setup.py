@@ -17,8 +17,9 @@ from sea_jax.ensemble.linear import LinearPosterior
 from sea_jax.ensemble.posterior import HeadEnsemble, Posterior
 from sea_jax.evaluate import Evaluator
 from sea_jax.experiment.assets import Assets
-from sea_jax.losses import DAP_LOSSES, LossTerm
-from sea_jax.methods import METHODS
+from sea_jax.losses import DAP_LOSSES
+from sea_jax.methods import METHODS, Method
+from sea_jax.methods.method import posterior_kind
 from sea_jax.oracles.labels import Labeller
 from sea_jax.runtime.mesh import ensure_on_mesh
 from sea_jax.runtime.sharding import with_gather
@@ -38,18 +39,12 @@ def make_run(config: Config, assets: Assets, method_name: str, replicate: int) -
     """
     method, seed = METHODS[method_name], config.seed + replicate
     oracle = assets.oracle(config.task.oracle_seed + replicate)
-    settings = make_settings(
-        with_gather(assets.mesh, assets.model),
-        FrozenConfigDict(config.train),
-        FrozenConfigDict(config.ensemble),
-        method.term(config) if method.term else None,
-        tuple(method.learns),
-    )
+    settings = make_settings(with_gather(assets.mesh, assets.model), FrozenConfigDict(config), method)
     draw = None
     if settings.posterior is not None:
         assert assets.backbone is not None
         width = assets.backbone.feature_width
-        draw = draw_ensemble(config.ensemble, settings.posterior, width, assets.priors)
+        draw = draw_ensemble(config, method, settings.posterior, width, assets.priors)
     key = jax.random.key(seed)
     state = init_state(key, assets.initial_params(), settings.policy_optimizer, draw)
     state = ensure_on_mesh(assets.mesh, state)
@@ -65,6 +60,7 @@ def make_run(config: Config, assets: Assets, method_name: str, replicate: int) -
         labeller=Labeller(oracle, config.oracle.labels, config.oracle.flip_probability),
         settings=settings,
         ref_params=assets.ref_params,
+        initial_params=assets.initial_params,
         state=state,
         policy=new_version(state.policy.params),
     )
@@ -84,38 +80,34 @@ def make_evaluator(run: Run, assets: Assets) -> Evaluator:
 
 
 @functools.cache
-def make_settings(
-    model: models.Decoder,
-    train: Config,
-    ensemble: Config,
-    term: LossTerm | None = None,
-    learns: tuple[str, ...] = ("policy", "ensemble"),
-) -> UpdateSettings:
-    """Makes the static settings of `update`: one object for equal fields, so that jit compiles once.
+def make_settings(model: models.Decoder, config: Config, method: Method) -> UpdateSettings:
+    """Makes the static settings of `update`: one object for equal arguments, so that jit compiles once.
 
     Args:
         model: the policy's module.
-        train, ensemble: FrozenConfigDicts of these sections.
-        term: the method's term of F.
-        learns: the method's.
+        config: the method's, as a FrozenConfigDict.
+        method: a row of `METHODS`.
     """
+    train = config.train
+    improvement = method.improvement
     options = inspect.signature(DAP_LOSSES[train.dap]).parameters
     return UpdateSettings(
         model=model,
-        policy_optimizer=policy_optimizer(train),
+        policy_optimizer=improvement.optimizer(config) if improvement else policy_optimizer(train),
         dap=train.dap,
         dap_options=tuple((name, train[name]) for name in options if name in train),
-        term=term,
+        term=method.term(config) if method.term else None,
         micro_batch=train.micro_batch,
         token_chunk=train.token_chunk,
-        learn_policy="policy" in learns,
-        posterior=make_posterior(ensemble) if "ensemble" in learns else None,
+        learn_policy="policy" in method.learns,
+        posterior=make_posterior(config, method) if method.learns_ensemble else None,
     )
 
 
-def make_posterior(ensemble: Config) -> Posterior:
-    """Makes the posterior of the config section `ensemble`."""
-    if ensemble.kind == "linear":
+def make_posterior(config: Config, method: Method) -> Posterior:
+    """Makes the posterior of a method."""
+    ensemble = config.ensemble
+    if posterior_kind(config, method) == "linear":
         return LinearPosterior(
             ensemble.num_members, ensemble.prior_scale, ensemble.sharpness, ensemble.newton_steps
         )
@@ -131,20 +123,22 @@ def make_posterior(ensemble: Config) -> Posterior:
 
 
 def draw_ensemble(
-    config: Config, posterior: Posterior, feature_width: int, priors: Mapping[str, Params]
+    config: Config, method: Method, posterior: Posterior, feature_width: int, priors: Mapping[str, Params]
 ) -> Callable[[Array], tuple[EnsembleState, Experience]]:
     """Returns a function that draws Φ⁰ from the prior and makes an empty D_0.
 
     Args:
-        config: the method's section `ensemble`.
+        config: the method's.
+        method: a row of `METHODS`.
         posterior: initialises Φ⁰.
         feature_width: E.
-        priors: pretrained parameters by kind of posterior, which config.prior='pretrained' reads.
+        priors: pretrained parameters by kind of posterior, which config.ensemble.prior='pretrained' reads.
     """
-    prior = priors.get(config.kind) if config.prior == "pretrained" else None
+    pretrained = config.ensemble.prior == "pretrained"
+    prior = priors.get(posterior_kind(config, method)) if pretrained else None
 
     def draw(key: Array) -> tuple[EnsembleState, Experience]:
         state = posterior.init(key, feature_width, prior)
-        return state, experience.init(config.capacity, feature_width)
+        return state, experience.init(config.ensemble.capacity, feature_width)
 
     return draw

@@ -7,16 +7,16 @@ from sea_jax.config.fields import Section
 from sea_jax.config.overrides import for_method
 from sea_jax.experiment.commands import COMMANDS
 from sea_jax.methods import METHODS
-from sea_jax.methods.method import sea_responses
+from sea_jax.methods.method import posterior_kind, sea_responses
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Config
 
 
 def pretrained_prior(config: Config, method: str) -> str | None:
     """Returns the kind of posterior of a method whose prior is pretrained with the backbone, else None."""
-    ensemble = for_method(config, method).ensemble
-    pretrained = METHODS[method].learns_ensemble and ensemble.prior == "pretrained"
-    return ensemble.kind if pretrained else None
+    own, row = for_method(config, method), METHODS[method]
+    pretrained = row.learns_ensemble and own.ensemble.prior == "pretrained"
+    return posterior_kind(own, row) if pretrained else None
 
 
 def check_names(checks: Checks) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from sea_jax.algorithm import UpdateSettings
 from sea_jax.config.fields import Section
@@ -115,9 +116,34 @@ class NextPrompts:
         return Choice(rows, {}, {})
 
 
+class Improvement(Protocol):
+    """Trains the policy on the posterior between labels."""
+
+    def optimizer(self, config: Config) -> optax.GradientTransformation:
+        """Returns the policy's optimizer, in place of the one of section `train`."""
+        ...
+
+    def improve(self, run: Any, before: int) -> dict[str, Any]:
+        """Makes the updates that the labels of this step allow.
+
+        Args:
+            run: a `train.Run`, whose state and policy are changed.
+            before: labels bought before this step.
+
+        Returns:
+            Metrics.
+        """
+        ...
+
+
 def two_responses(config: Config) -> int:
     """Returns M = 2: the two responses meet."""
     return 2
+
+
+def no_pool(config: Config) -> int:
+    """Returns 1: every prompt has its duel."""
+    return 1
 
 
 def sea_responses(config: Config) -> int:
@@ -140,6 +166,9 @@ class Method:
         term: config -> the term that the method adds to F (Eq. 9).
         learns: 'policy', 'ensemble', both or neither.
         losses: the losses that the method is derived for; empty: any.
+        pool_factor: config -> prompts proposed to per duel; of their duels the most informative are kept.
+        improvement: how the policy learns from the posterior between labels; None: it does not.
+        posterior: the kind of posterior where config.ensemble.kind is 'auto'.
         section: the dataclass of the method's own config fields and their checks (`config/fields.py`).
     """
 
@@ -153,6 +182,9 @@ class Method:
     term: Callable[[Config], LossTerm] | None = None
     learns: Sequence[str] = ("policy",)
     losses: Sequence[str] = ()
+    pool_factor: Callable[[Config], int] = no_pool
+    improvement: Improvement | None = None
+    posterior: str = "mlp"
     section: type[Section] | None = None
 
     @property
@@ -164,6 +196,12 @@ class Method:
     def chooses(self) -> bool:
         """True if the duel depends on the responses' rewards."""
         return self.scorer is not None
+
+
+def posterior_kind(config: Config, method: Method) -> str:
+    """Returns the kind of a method's posterior: its own, unless config.ensemble.kind names another."""
+    kind = config.ensemble.kind
+    return method.posterior if kind == "auto" else kind
 
 
 def no_rewards(num_prompts: int, num_responses: int) -> Array:

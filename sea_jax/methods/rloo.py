@@ -1,0 +1,202 @@
+"""Policy learning from the posterior: RLOO on its rewards, on fresh prompts, between labels (Eq. 7).
+
+Labels are scarce and computation is not. A method that updates its policy once per labelled batch leaves most
+of what the posterior knows unused; here the policy takes many steps per label, none of which costs one. Duels
+are chosen by information alone, from a pool of prompts.
+
+References:
+    Eq. 7 and Fig. 2a; Efficient Exploration at Scale (2026), arXiv:2603.17378; RLOO: Ahmadian et al. (2024),
+    arXiv:2402.14740.
+"""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sea_jax.algorithm import UpdateSettings
+from sea_jax.config.checks import Checks
+from sea_jax.config.fields import Section, field
+from sea_jax.ensemble import heads
+from sea_jax.losses import sequence_logprobs
+from sea_jax.losses.micro_batches import merge_passes, split_passes
+from sea_jax.losses.policy_gradient import rloo_loss
+from sea_jax.methods.method import Prompts
+from sea_jax.models.generate import Responses
+from sea_jax.runtime.mesh import ensure_on_mesh
+from sea_jax.tasks.stream import prompt_rows
+from sea_jax.types import Array, Config, Params, PolicyState, PromptBatch
+
+_PROMPT_SEED = 1_000_003  # offset of the seed of these prompts, which are others than those of the duels
+
+
+@dataclasses.dataclass(frozen=True)
+class Rloo(Section):
+    """Policy learning from the posterior, between labels."""
+
+    section_name = "rloo"
+    pool_factor: int = field(4, "prompts proposed to per duel that is kept", at_least=1)
+    num_prompts: int = field(16, "prompts per update", at_least=1)
+    num_responses: int = field(8, "responses per prompt of an update, G", at_least=2)
+    learning_rate: float = field(6e-4, "learning rate of Adam", above=0)
+    max_grad_norm: float = field(1.0, "global norm that gradients are clipped to", above=0, infinite=True)
+    kl_weight: float = field(0.1, "weight of KL(π_θ ‖ π_ref), β, in rewards per nat", at_least=0)
+    pessimism: float = field(
+        0.0, "standard deviations over members that are taken from a reward's mean", at_least=0
+    )
+    burst_labels: tuple[int, ...] = field(
+        (32, 64), "labels after which policy and Adam begin anew at π_ref, ascending", at_least=1
+    )
+    burst_updates: tuple[int, ...] = field((80, 200), "updates after each of burst_labels", at_least=0)
+    updates_per_label: float = field(3.0, "updates per label after the last burst", at_least=0)
+
+    @classmethod
+    def check(cls, checks: Checks) -> None:
+        """Requires updates for every burst, and bursts in order."""
+        if checks.sound("rloo.burst_labels", "rloo.burst_updates"):
+            labels, updates = (tuple(checks.get(f"rloo.burst_{name}")) for name in ("labels", "updates"))
+            ascending = all(a < b for a, b in itertools.pairwise(labels))
+            checks.require(ascending, "rloo.burst_labels", "ascending")
+            same = len(labels) == len(updates)
+            checks.require(same, "rloo.burst_updates", f"{len(labels)} numbers, one per burst_labels")
+        if checks.sound("rloo.num_prompts", "train.micro_batch", "mesh"):
+            config = checks.config
+            prompts, shards = config.rloo.num_prompts, config.mesh.data * config.mesh.fsdp
+            size = min(config.train.micro_batch or prompts, prompts)
+            fits = prompts % size == 0 and size % shards == 0
+            valid = f"a multiple of train.micro_batch={size}, and that of data · fsdp={shards} devices"
+            checks.require(fits, "rloo.num_prompts", valid)
+
+
+def updates_due(config: Config, labels: int) -> int:
+    """Returns the number of updates since the start that so many labels allow."""
+    begun = [n for at, n in zip(config.burst_labels, config.burst_updates, strict=True) if labels >= at]
+    if not config.burst_labels or len(begun) < len(config.burst_labels):
+        later = 0 if config.burst_labels else labels
+    else:
+        later = labels - config.burst_labels[-1]
+    return sum(begun) + int(config.updates_per_label * later)
+
+
+def restarts(config: Config, before: int, after: int) -> bool:
+    """Tells whether the labels passed the beginning of a burst."""
+    return any(before < at <= after for at in config.burst_labels)
+
+
+def posterior_reward(members: Params, features: Array, pessimism: float) -> Array:
+    """Computes the mean reward over members, less a multiple of its uncertainty.
+
+    A reward is known up to a constant of the prompt, so the uncertainty is that of the difference from the
+    mean response.
+
+    Args:
+        members: heads, leaves [K, ...].
+        features: [B, G, E] f32.
+        pessimism: standard deviations that are taken off.
+
+    Returns:
+        [B, G] f32.
+    """
+    rewards = heads.rewards(members, features)
+    spread = (rewards - rewards.mean(-1, keepdims=True)).std(0)
+    return rewards.mean(0) - pessimism * spread
+
+
+def policy_gradient_step(
+    settings: UpdateSettings, kl_weight: float, policy: PolicyState, ref_params: Params, prompts: PromptBatch,
+    responses: Responses, rewards: Array,
+) -> tuple[PolicyState, dict[str, Array]]:  # fmt: skip
+    """Takes one optimizer step of RLOO; jit it with the first two arguments static.
+
+    Args:
+        settings: its policy_optimizer.
+        kl_weight: β.
+        policy: π_θ and its optimizer.
+        ref_params: π_ref.
+        prompts: B prompts.
+        responses: [B, G, T], drawn from π_θ at temperature 1.
+        rewards: [B, G] f32.
+
+    Returns:
+        The new policy; metrics [] f32.
+    """
+    B = rewards.shape[0]
+
+    def share(params: Params, part: Any) -> tuple[Array, Array]:
+        *batch, reward = part
+        score = lambda p: sequence_logprobs(settings.model, p, *batch, chunk=settings.token_chunk)  # noqa: E731
+        logps, ref_logps = score(params), score(ref_params)
+        return rloo_loss(logps, ref_logps, reward, kl_weight).sum() / B, logps - ref_logps
+
+    def add(grads: Params, part: Any) -> tuple[Params, Array]:
+        more, ratio = jax.grad(share, has_aux=True)(policy.params, part)
+        return jax.tree.map(jnp.add, grads, more), ratio
+
+    batch = (prompts.tokens, prompts.mask, responses.tokens, responses.mask, rewards)
+    zeros = jax.tree.map(jnp.zeros_like, policy.params)
+    grads, ratio = jax.lax.scan(add, zeros, split_passes(batch, min(settings.micro_batch or B, B)))
+    updates, opt_state = settings.policy_optimizer.update(grads, policy.opt_state, policy.params)
+    metrics = {
+        "rloo/reward": rewards.mean(),
+        "rloo/kl": merge_passes(ratio).mean(),  # a sample of KL(π_θ ‖ π_ref), in nats
+        "rloo/grad_norm": optax.tree.norm(grads),
+        "rloo/length": responses.mask.sum(-1).mean(dtype=jnp.float32),
+    }
+    return PolicyState(optax.apply_updates(policy.params, updates), opt_state), metrics
+
+
+_step = jax.jit(policy_gradient_step, static_argnums=(0, 1), donate_argnums=2)
+_reward = jax.jit(posterior_reward)
+
+
+@dataclasses.dataclass(frozen=True)
+class PosteriorRloo:
+    """RLOO on the posterior's reward, as many updates as the labels allow."""
+
+    def optimizer(self, config: Config) -> optax.GradientTransformation:
+        """Returns Adam at a constant rate, with clipped gradients."""
+        rloo = config.rloo
+        return optax.chain(optax.clip_by_global_norm(rloo.max_grad_norm), optax.adam(rloo.learning_rate))
+
+    def improve(self, run: Any, before: int) -> dict[str, Any]:
+        """Makes the updates that are due, after a restart at π_ref where a burst begins."""
+        config, after = run.config.rloo, run.labeller.num_queries
+        first, last = (updates_due(config, labels) for labels in (before, after))
+        if restarts(config, before, after):
+            run.set_state(run.state._replace(policy=_begin_anew(run)))
+        if last == first:
+            return {}
+        rows = prompt_rows(len(run.actor.task.prompts["train"]), config.num_prompts, run.seed + _PROMPT_SEED)
+        metrics = {}
+        for update in range(first, last):
+            metrics = self.update(run, run.actor.encode(rows[update]), update)
+        return metrics | {"rloo/updates": float(last - first)}
+
+    def update(self, run: Any, prompts: Prompts, index: int) -> dict[str, Array]:
+        """Samples from the policy, scores by the posterior and takes one step; returns metrics."""
+        config = run.config.rloo
+        key = jax.random.fold_in(jax.random.fold_in(run.state.key, _PROMPT_SEED), index)
+        sample = run.actor.sampler.begin
+        responses = sample(
+            run.policy, *prompts.batch, key, num_responses=config.num_responses, temperature=1.0
+        )()
+        features = run.backbone(prompts.texts, *prompts.batch, responses)
+        rewards = _reward(run.state.ensemble.params, features, config.pessimism)
+        batch = prompts.batch, responses, rewards
+        policy, metrics = _step(run.settings, config.kl_weight, run.state.policy, run.ref_params, *batch)
+        run.set_state(run.state._replace(policy=policy))
+        return metrics
+
+
+def _begin_anew(run: Any) -> PolicyState:
+    """Returns π_ref's parameters in f32 and an optimizer without moments."""
+    params = jax.tree.map(jnp.array, run.initial_params())
+    return ensure_on_mesh(run.mesh, PolicyState(params, run.settings.policy_optimizer.init(params)))
+
+
+def pool_factor(config: Config) -> int:
+    """Returns config.rloo.pool_factor."""
+    return config.rloo.pool_factor
