@@ -125,18 +125,3 @@ def laplace(
 
     mode, _ = jax.lax.scan(step, start, None, length=newton_steps)
     return mode, precision(mode), loss(mode)
-
-
-def add_label(covariance: Array, difference: Array, curvature: Array | float) -> Array:
-    """Updates a covariance by one more label, without refitting the mode (Sherman-Morrison).
-
-    Args:
-        covariance: Σ [E, E] f32.
-        difference: d [E] f32.
-        curvature: a, [] f32; σ(w·d) σ(−w·d) for a label that is not known yet.
-
-    Returns:
-        (Σ⁻¹ + a d dᵀ)⁻¹ = Σ − a Σd dᵀΣ / (1 + a dᵀΣd), [E, E] f32.
-    """
-    projected = covariance @ difference
-    return covariance - curvature * jnp.outer(projected, projected) / (1 + curvature * difference @ projected)

@@ -102,18 +102,6 @@ def _most_uncertain_pair(rewards: Array, variance: Array) -> Duel:
     return _duel(best // M, best % M)
 
 
-def double_reverse_ts(key: Array, rewards: Array) -> Duel:
-    """Selects the best response of one drawn head against the worst of another, for duels of a large margin.
-
-    References:
-        ActiveUltraFeedback (2026), arXiv:2603.09692: Double Reverse Thompson Sampling.
-    """
-    first_key, second_key = jax.random.split(key)
-    first = thompson_draw(first_key, rewards)
-    itself = jnp.arange(rewards.shape[-1]) == first[:, None]
-    return _duel(first, thompson_draw(second_key, jnp.where(itself, -jnp.inf, -rewards)))
-
-
 def passive(key: Array, rewards: Array) -> Duel:
     """Selects the first two responses, i.i.d. draws from π_θ: online DAP (App. E)."""
     del key
@@ -175,7 +163,6 @@ STRATEGIES = {
     "ee_ts": ee_ts,
     "uncertainty": uncertainty,
     "infomax": infomax,
-    "double_reverse_ts": double_reverse_ts,
     "passive": passive,
     "best_vs_random": best_vs_random,
     "max_margin": max_margin,

@@ -53,7 +53,7 @@ class Logbook:
         start = time.perf_counter()
         metrics = {name: float(value) for name, value in to_host(record.metrics).items()}
         learned = time.perf_counter() - start + record.seconds.get("learn", 0.0)
-        if not metrics["step/finite"]:
+        if not (metrics["step/finite"] and metrics.get("rloo/finite", 1.0)):
             _save_inputs(self._run, record, metrics, self._folder / f"non_finite_step_{record.step}")
         seconds = {f"time/{stage}_s": value for stage, value in (record.seconds | {"learn": learned}).items()}
         self._writer.write(record.step, queries, metrics | seconds)
@@ -149,5 +149,5 @@ def _save_inputs(run: Run, record: Record, metrics: dict[str, float], folder: Pa
         models.save(folder / "policy", run.settings.model, state.policy.params, None)
         leaves, _ = jax.tree_util.tree_flatten_with_path(state)
         np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): v for k, v in leaves})  # pyright: ignore[reportArgumentType]
-    bad = {k: v for k, v in metrics.items() if not np.isfinite(v)} or metrics["policy/loss"]
+    bad = {k: v for k, v in metrics.items() if not np.isfinite(v)} or "an update"
     raise FloatingPointError(f"step {record.step}: {bad} is not finite; its inputs are in {folder}")

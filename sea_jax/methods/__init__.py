@@ -10,11 +10,11 @@ _ENSEMBLE: dict[str, Any] = dict(
     scorer=EnsembleScorer(), num_responses=sea_responses, learns=("policy", "ensemble")
 )
 
-_POSTERIOR_RL: dict[str, Any] = dict(
-    scorer=EnsembleScorer(), num_responses=sea_responses, learns=("ensemble",), posterior="linear",
-    pool_factor=rloo.pool_factor, improvement=rloo.PosteriorRloo(), section=rloo.Rloo,
+# The preference labels train the posterior alone, and the posterior trains the policy.
+_RLOO: dict[str, Any] = dict(
+    scorer=EnsembleScorer(), learns=("ensemble",), posterior="linear", improvement=rloo.PosteriorRloo(),
+    section=rloo.Rloo,
 )  # fmt: skip
-_RANDOM = {k: v for k, v in _POSTERIOR_RL.items() if k not in ("pool_factor", "num_responses")}
 
 METHODS = {
     "passive": Method("passive online DAP"),
@@ -26,8 +26,14 @@ METHODS = {
     "sea_logits": Method("SEA, variance of logits", strategy="bai_ts_logits", synthetic=True, **_ENSEMBLE),
     "ee_ts": Method("E&E-TS", strategy="ee_ts", synthetic=True, **_ENSEMBLE),
     "uncertainty": Method("Uncertainty", strategy="uncertainty", synthetic=True, **_ENSEMBLE),
-    "posterior_rl": Method("RLOO on the posterior", strategy="infomax", **_POSTERIOR_RL),
-    "posterior_rl_random": Method("RLOO on the posterior, random pairs", strategy="passive", **_RANDOM),
+    "posterior_rl": Method(
+        "RLOO on the posterior",
+        strategy="infomax",
+        num_responses=sea_responses,
+        pool_factor=rloo.pool_factor,
+        **_RLOO,
+    ),
+    "posterior_rl_random": Method("RLOO on the posterior, random pairs", **_RLOO),
     "ceiling": Method(
         "ceiling: perfect reward model",
         strategy="best_vs_random",

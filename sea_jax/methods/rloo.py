@@ -74,11 +74,10 @@ class Rloo(Section):
 def updates_due(config: Config, labels: int) -> int:
     """Returns the number of updates since the start that so many labels allow."""
     begun = [n for at, n in zip(config.burst_labels, config.burst_updates, strict=True) if labels >= at]
-    if not config.burst_labels or len(begun) < len(config.burst_labels):
-        later = 0 if config.burst_labels else labels
-    else:
-        later = labels - config.burst_labels[-1]
-    return sum(begun) + int(config.updates_per_label * later)
+    if len(begun) < len(config.burst_labels):
+        return sum(begun)
+    last = config.burst_labels[-1] if config.burst_labels else 0
+    return sum(begun) + int(config.updates_per_label * (labels - last))
 
 
 def restarts(config: Config, before: int, after: int) -> bool:
@@ -145,7 +144,11 @@ def policy_gradient_step(
         "rloo/grad_norm": optax.tree.norm(grads),
         "rloo/length": responses.mask.sum(-1).mean(dtype=jnp.float32),
     }
-    return PolicyState(optax.apply_updates(policy.params, updates), opt_state), metrics
+    # An update that is not finite changes nothing, and the run ends (`experiment/logbook.py`).
+    finite = jnp.isfinite(metrics["rloo/grad_norm"])
+    new = PolicyState(optax.apply_updates(policy.params, updates), opt_state)
+    new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, policy)
+    return new, metrics | {"rloo/finite": finite.astype(jnp.float32)}
 
 
 _step = jax.jit(policy_gradient_step, static_argnums=(0, 1), donate_argnums=2)
@@ -170,10 +173,11 @@ class PosteriorRloo:
         if last == first:
             return {}
         rows = prompt_rows(len(run.actor.task.prompts["train"]), config.num_prompts, run.seed + _PROMPT_SEED)
-        metrics = {}
+        metrics, finite = {}, 1.0
         for update in range(first, last):
             metrics = self.update(run, run.actor.encode(rows[update]), update)
-        return metrics | {"rloo/updates": float(last - first)}
+            finite *= metrics["rloo/finite"]
+        return metrics | {"rloo/finite": finite, "rloo/updates": float(last - first)}
 
     def update(self, run: Any, prompts: Prompts, index: int) -> dict[str, Array]:
         """Samples from the policy, scores by the posterior and takes one step; returns metrics."""

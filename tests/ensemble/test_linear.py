@@ -112,15 +112,6 @@ def test_newtons_steps_are_shortened_where_they_overshoot():
     np.testing.assert_allclose(modes[0], modes[1], rtol=1e-2, atol=1e-2)
 
 
-def test_add_label_is_the_inverse_of_the_updated_precision():
-    covariance = np.linalg.inv(PRIOR["precision"].astype(np.float64))
-    d = rng.normal(size=E)
-    found = linear.add_label(jnp.asarray(covariance), jnp.asarray(d), 0.2)
-    np.testing.assert_allclose(
-        found, np.linalg.inv(PRIOR["precision"] + 0.2 * np.outer(d, d)), rtol=1e-4, atol=1e-5
-    )
-
-
 def test_sea_learns_it_in_a_whole_run(tmp_path):
     """After the run the posterior is that of D_t: the mode that a fresh fit finds."""
     run = small_run(tmp_path, "sea", **{"ensemble.kind": "linear", "sea.burn_in": 8})

@@ -161,6 +161,17 @@ def test_a_burst_begins_at_the_first_policy(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state.policy), first)
 
 
+def test_an_update_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
+    """The policy stays as it was, and its inputs are saved."""
+    run = small_run(tmp_path, "posterior_rl", **SMALL | {"rloo.burst_labels": (), "rloo.burst_updates": ()})
+    before = jax.tree.map(np.array, run.state.policy)
+    monkeypatch.setattr(rloo, "_reward", lambda *_: jnp.full((4, 3), jnp.nan))
+    with pytest.raises(FloatingPointError, match=r"step 0: .*rloo/grad_norm.* is not finite"):
+        loop(run)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state.policy), before)
+    assert (tmp_path / "non_finite_step_0" / "policy" / "model.safetensors").exists()
+
+
 def test_a_run_is_the_same_again(tmp_path):
     states = []
     for name in ("a", "b"):
