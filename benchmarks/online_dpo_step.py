@@ -1,12 +1,15 @@
 """Measures the seconds per step of passive online DPO in sea_jax and in TRL.
 
     python -m benchmarks.online_dpo_step
+    python -m benchmarks.online_dpo_step --size=pythia-1b --prompt-tokens=512    # on a GPU
 
-Each step has 16 prompts of 70 tokens with 2 responses of exactly 53 tokens. The policy is a GPT-NeoX of 2
-layers, width 128 and vocabulary 512 in fp32. Both sides use the same weights and prompts and alternate, step
-by step. A step consists of generation, preferences, losses, gradients and the Adam update. TRL's
-OnlineDPOTrainer runs with the settings that are fastest on CPU (`gradient_checkpointing=False`); the first
-run installs TRL into its own environment.
+Each step has 16 prompts with 2 responses of exactly 53 tokens. The policy is a GPT-NeoX with random weights:
+of 2 layers, width 128 and vocabulary 512 in fp32, or of a published size with fp32 weights and bf16
+activations (TRL: autocast). Both sides use the same weights and prompts and alternate, step by step. A step
+consists of generation, preferences, losses, gradients and the Adam update; generation is each library's own,
+without vLLM. TRL's OnlineDPOTrainer runs with the settings that are fastest on CPU
+(`gradient_checkpointing=False`). The first run installs TRL into its own environment, unless `--trl-python`
+names a Python that has it.
 """
 
 import argparse
@@ -26,14 +29,16 @@ from jax.sharding import Mesh
 
 from launch import environments
 from sea_jax import algorithm, models
+from sea_jax.models import sizes
 from sea_jax.models.generate import make_sampler
+from sea_jax.models.params import cast_matrices
 from sea_jax.runtime.allocator import keep_freed_memory
 from sea_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from sea_jax.state import init_state, step_keys
 from sea_jax.train import assign_labels, propose, route, update
 from sea_jax.types import Candidates, Params, PromptBatch
 
-PROMPTS, LENGTH, NEW_TOKENS, VOCABULARY, EOS = 16, 70, 53, 512, 0
+PROMPTS, NEW_TOKENS, VOCABULARY, EOS = 16, 53, 512, 0
 LEARNING_RATE = 5e-7  # TRL's default
 PAUSE = 0.03  # seconds of sleep before each step, in which the other side's threads stop spinning
 
@@ -61,6 +66,12 @@ def small_policy() -> tuple[models.Decoder, Params]:
     return model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
 
+def published_policy(size: str) -> tuple[models.Decoder, Params]:
+    """Returns a model of a published size, such as 'pythia-1b', and random fp32 weights; activations are bf16."""
+    model = models.Decoder(sizes.shape(size, dtype=jnp.bfloat16))  # pyright: ignore[reportArgumentType]
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
 def our_step(
     model: models.Decoder, params, prompts: np.ndarray, micro_batch: int, mesh: Mesh
 ) -> Callable[[int], float]:
@@ -69,17 +80,18 @@ def our_step(
     Args:
         model: the policy's network.
         params: the starting policy's weights, also those of the reference policy.
-        prompts: token ids, [N, LENGTH] int32.
+        prompts: token ids, [N, L] int32.
         micro_batch: prompts per backward pass; 0 means the whole batch.
         mesh: devices that share the batch.
     """
     # The EOS id is outside the vocabulary, so that every response has exactly NEW_TOKENS tokens.
-    sample = make_sampler(model, 2, NEW_TOKENS, 0.7, VOCABULARY, EOS, mesh)
+    sample = make_sampler(model, 2, NEW_TOKENS, 0.7, model.config.vocab_size, EOS, mesh)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
     settings = algorithm.UpdateSettings(model, optimizer, micro_batch=micro_batch)
     state = init_state(jax.random.key(0), params, optimizer)
-    state, ref_params = replicate(mesh, state), replicate(mesh, params)
-    mask = shard_batch(mesh, np.ones((PROMPTS, LENGTH), bool))
+    ref_params = replicate(mesh, cast_matrices(params, model.config.dtype))
+    state = replicate(mesh, state)
+    mask = shard_batch(mesh, np.ones((PROMPTS, prompts.shape[1]), bool))
 
     def step(i: int) -> float:
         nonlocal state
@@ -106,12 +118,13 @@ def our_step(
     return step
 
 
-def trl_step(folder: Path, prompts: Path) -> tuple[Callable[[int], float], Callable[[], None]]:
+def trl_step(folder: Path, args: argparse.Namespace) -> tuple[Callable[[int], float], Callable[[], None]]:
     """Starts the TRL worker; returns a function that times step i, and one that stops the worker."""
-    python = environments.ensure("trl", TRL)
-    worker = Path(__file__).with_name("trl_worker.py")
+    python = args.trl_python or environments.ensure("trl", TRL)
+    worker, options = Path(__file__).with_name("trl_worker.py"), ["--new-tokens", str(NEW_TOKENS)]
+    options += ["--bf16"] * (args.size != "small")
     process = subprocess.Popen(
-        [python, worker, folder, prompts, "--new-tokens", str(NEW_TOKENS)],
+        [python, worker, folder, folder / "prompts.npy", *options],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert process.stdin and process.stdout
@@ -137,12 +150,18 @@ def main() -> None:
     parser.add_argument(
         "--micro-batch", type=int, default=0, help="prompts per sea_jax backward pass; 0: all"
     )
-    parser.add_argument("--devices", type=int, default=2, help="CPU devices that share the batch of sea_jax")
+    parser.add_argument(
+        "--devices", type=int, default=0, help="that share sea_jax's batch; 0: 2 for the small policy, else 1"
+    )
+    parser.add_argument("--size", default="small", help="'small' or a published size, e.g. pythia-1b")
+    parser.add_argument("--prompt-tokens", type=int, default=70, help="length of every prompt")
+    parser.add_argument("--trl-python", default="", help="a Python with TRL; empty: makes an environment")
     args = parser.parse_args()
     keep_freed_memory()  # as sea_jax.main does
-    mesh = make_mesh(args.devices)
-    model, params = small_policy()
-    prompts = np.random.default_rng(0).integers(1, VOCABULARY, (1024, LENGTH), dtype=np.int32)
+    mesh = make_mesh(args.devices or (2 if args.size == "small" else 1))
+    model, params = small_policy() if args.size == "small" else published_policy(args.size)
+    shape = (1024, args.prompt_tokens)
+    prompts = np.random.default_rng(0).integers(1, model.config.vocab_size, shape, dtype=np.int32)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models.save(folder, model, jax.device_get(params))
@@ -150,7 +169,7 @@ def main() -> None:
         sides = {"sea_jax": our_step(model, params, prompts, args.micro_batch, mesh)}
         close = lambda: None  # noqa: E731
         if not args.ours_only:
-            sides["trl"], close = trl_step(folder, folder / "prompts.npy")
+            sides["trl"], close = trl_step(folder, args)
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for i in range(args.steps + 5):
             for side, step in sides.items():  # alternating, so that both have the same machine load
@@ -166,7 +185,7 @@ def main() -> None:
     if "trl" in seconds:
         ratio = np.array(seconds["trl"][5:]) / np.array(seconds["sea_jax"][5:])
         print(f"ratio trl / sea_jax per step: median {np.median(ratio):.2f}, min {ratio.min():.2f}")
-    print(f"python {sys.version.split()[0]}, jax {jax.__version__}, {jax.devices()[0].platform}")
+    print(f"python {sys.version.split()[0]}, jax {jax.__version__}, {jax.devices()[0].device_kind}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The script runs in TRL's environment (`environments.ensure("trl", online_dpo_step.TRL)`), never in ours:
 
-    python trl_worker.py MODEL_DIR PROMPTS.npy [--new-tokens 53] [--threads 2] [--seed 0]
+    python trl_worker.py MODEL_DIR PROMPTS.npy [--new-tokens 53] [--bf16] [--threads 2] [--seed 0]
 
 The parent process sends one line per request and reads one line per answer, so that it can alternate between
 the steps of sea_jax and of TRL:
@@ -97,19 +97,22 @@ def fixed_reward(new_tokens: int, eos_id: int, seen: dict[str, Any]) -> Any:
     return reward
 
 
-def tuned_config(new_tokens: int, seed: int, folder: str) -> Any:
-    """Returns the OnlineDPOConfig that is fastest on CPU for the same work.
+def tuned_config(args: argparse.Namespace, folder: str) -> Any:
+    """Returns the OnlineDPOConfig that is fastest for the same work.
 
     These settings were measured on two cores and are not used: torch_compile and a static cache (no gain
-    beyond the noise), eager attention (slower) and one thread (1.5 times the time). Gradient clipping stays
+    beyond the noise), eager attention (slower) and one thread (1.5 times the time). A static cache does
+    not work with autocast (TRL 1.16, transformers 5.17: index_copy_ of unlike dtypes). Gradient clipping stays
     on, since the trainer computes the norm in any case.
     """
+    import torch
     from trl.experimental.online_dpo import OnlineDPOConfig  # pyright: ignore[reportMissingImports]
 
     return OnlineDPOConfig(
         output_dir=folder,
-        use_cpu=True,
-        bf16=False,  # TRL's default autocasts to bf16; the comparison is in fp32
+        use_cpu=not torch.cuda.is_available(),
+        bf16=args.bf16,  # autocast; TRL's default
+        max_length=2048,  # of prompt and response; no text is cut
         # Only this setting matters: with checkpointing, TRL also generates without a key-value cache.
         gradient_checkpointing=False,
         optim="adamw_torch_fused",  # one pass over the parameters, with a CPU kernel
@@ -117,8 +120,10 @@ def tuned_config(new_tokens: int, seed: int, folder: str) -> Any:
         lr_scheduler_type="constant",
         beta=[BETA],
         temperature=TEMPERATURE,
-        max_new_tokens=new_tokens,
-        generation_kwargs={"min_new_tokens": new_tokens},  # top-k, top-p and penalties are off by default
+        max_new_tokens=args.new_tokens,
+        generation_kwargs={
+            "min_new_tokens": args.new_tokens
+        },  # top-k, top-p and penalties are off by default
         per_device_train_batch_size=BATCH,
         gradient_accumulation_steps=1,
         dataloader_drop_last=True,  # drops the incomplete batch at the end of an epoch
@@ -128,7 +133,7 @@ def tuned_config(new_tokens: int, seed: int, folder: str) -> Any:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        seed=seed,
+        seed=args.seed,
     )
 
 
@@ -179,7 +184,7 @@ def train(args: argparse.Namespace, answers: TextIO) -> None:
         trainer = OnlineDPOTrainer(
             model=model,
             reward_funcs=fixed_reward(args.new_tokens, eos_id, seen),
-            args=tuned_config(args.new_tokens, args.seed, folder),
+            args=tuned_config(args, folder),
             train_dataset=Dataset.from_dict({"prompt": load_prompts(args.prompts, tokenizer)}),
             processing_class=tokenizer,
             callbacks=[turn_taker(answers, seen)],
@@ -195,6 +200,7 @@ def main() -> int:
     parser.add_argument("model", type=Path, help="Hugging Face folder of a GPTNeoXForCausalLM")
     parser.add_argument("prompts", type=Path, help=".npy file of prompt ids [N, L] int32")
     parser.add_argument("--new-tokens", type=int, default=53, help="tokens per response")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16; weights stay in float32")
     parser.add_argument("--threads", type=int, default=2, help="number of torch threads")
     parser.add_argument("--seed", type=int, default=0, help="seed of the batches and of the sampling")
     args = parser.parse_args()

@@ -1,6 +1,7 @@
 """Shared by all tests: where modules are found, XLA's compile cache, and one tiny model.
 
-Tests run on the CPU unless JAX_PLATFORMS says otherwise.
+Tests run on the CPU unless JAX_PLATFORMS says otherwise. On a GPU (JAX_PLATFORMS=cuda) they compute f32 products
+in f32, not TF32, and without atomic additions, whose order changes from call to call.
 """
 
 import os
@@ -10,12 +11,19 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of a test's time is compiling, and what it computes is small. Of processes that tests start, too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-FAST_COMPILE = (
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"  # a third of the time
-)
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from sea_jax.runtime.process import fast_compile_flag  # noqa: E402
+
+# Compiling takes a third of the time.
+FAST_COMPILE = f"{fast_compile_flag()} --xla_cpu_parallel_codegen_split_count=1"
+ON_GPU = "cuda" in os.environ["JAX_PLATFORMS"]
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true" if ON_GPU else ""
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE} {DETERMINISTIC}".strip()
+if ON_GPU:
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import helpers  # noqa: E402
 import jax  # noqa: E402

@@ -1,5 +1,6 @@
 """Prepares a process before JAX starts: the allocator, the compilation cache, the other hosts."""
 
+import importlib.metadata
 import os
 
 from sea_jax.errors import ServiceError
@@ -9,6 +10,11 @@ from sea_jax.types import Config
 # the process at a flag that it does not know: only the release that was tried gets the flag.
 _FAST_COMPILE, _RELEASE = "--xla_cpu_use_fusion_emitters=false", "0.10."
 _MEETING_SECONDS = 300  # to wait for the other processes
+
+
+def fast_compile_flag() -> str:
+    """Returns XLA's flag for faster compilation on a CPU; empty for a release that was not tried."""
+    return _FAST_COMPILE if importlib.metadata.version("jax").startswith(_RELEASE) else ""
 
 
 def prepare_jax(config: Config, workdir: str) -> None:
@@ -24,8 +30,8 @@ def prepare_jax(config: Config, workdir: str) -> None:
     import jax
 
     flags = os.environ.get("XLA_FLAGS", "")
-    if jax.__version__.startswith(_RELEASE) and "xla_cpu_use_fusion_emitters" not in flags:
-        os.environ["XLA_FLAGS"] = f"{_FAST_COMPILE} {flags}".strip()
+    if "xla_cpu_use_fusion_emitters" not in flags:
+        os.environ["XLA_FLAGS"] = f"{fast_compile_flag()} {flags}".strip()
     jax.config.update("jax_compilation_cache_dir", f"{config.cache_dir or f'{workdir}/cache'}/xla")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

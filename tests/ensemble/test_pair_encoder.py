@@ -91,7 +91,7 @@ def test_a_features_neighbours_change_nothing(folder):
     prompts, answers = ["a", "b c", "c d", "d"], ["a b", "", "c", "d"]
     together = load(folder).features(prompts, answers)
     alone = [load(folder, batch_size=1).features([x], [y])[0] for x, y in zip(prompts, answers, strict=True)]
-    np.testing.assert_allclose(together, np.stack(alone), atol=1e-6)
+    np.testing.assert_allclose(together, np.stack(alone), atol=4e-6)  # of features up to 2
 
 
 def test_an_encoder_in_bfloat16(folder):

@@ -174,7 +174,7 @@ def test_bfloat16_activations_keep_float32_weights_and_log_probs(make):
     assert exact.dtype == rounded.dtype == jnp.float32
     # bfloat16 rounds by 2^-9 of a number; a few such roundings lie between a token and its log-prob.
     off = np.abs(exact - rounded).max() / np.abs(exact).max()
-    assert 1e-5 < off < 8 * 2**-9, off
+    assert 1e-5 < off < 16 * 2**-9, off
     assert {g.dtype for g in jax.tree.leaves(grads_of_half)} == {jnp.dtype("float32")}
     both = grads, grads_of_half
     whole, off = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in both)
