@@ -77,11 +77,12 @@ def propose(key: Array, rewards: Array, *, strategy: str) -> Duel:
     return selection.STRATEGIES[strategy](key, rewards)
 
 
-def most_informative(rewards: Array, candidates: Candidates, duel: Duel, num_kept: int) -> Array:
-    """Returns the rows [B] of the B most informative of P duels; see `selection.most_informative`."""
+def most_informative(rewards: Array, candidates: Candidates, duel: Duel, num_kept: int, choice: str) -> Array:
+    """Returns the rows [B] of the B most informative of P duels, by a row of `selection.POOL_CHOICES`."""
     tokens, rows = jnp.where(candidates.mask, candidates.tokens, -1), jnp.arange(len(duel.first))
     equal = (tokens[rows, duel.first] == tokens[rows, duel.second]).all(-1)
-    return selection.most_informative(rewards, duel, equal, num_kept=num_kept)
+    margin = rewards[:, rows, duel.first] - rewards[:, rows, duel.second]
+    return selection.POOL_CHOICES[choice](margin, duel.void | equal, num_kept)
 
 
 def oracle_share(gamma: float, batch_size: int, step: int) -> int:
@@ -225,7 +226,7 @@ def update(
 def _all_finite(metrics: dict[str, Array]) -> Array:
     """Tells whether the losses and the gradient are finite: [] bool."""
     checked = ("policy/loss", "policy/grad_norm", "ensemble/loss")
-    return jnp.isfinite(jnp.stack([metrics[name] for name in checked if name in metrics])).all()
+    return jnp.all(jnp.array([jnp.isfinite(metrics[name]) for name in checked if name in metrics]))
 
 
 def _where(condition: Array, after: Any, before: Any) -> Any:

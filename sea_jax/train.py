@@ -46,6 +46,7 @@ class Run:
     initial_params: Callable[[], Params]  # θ⁰ in f32, read anew at each call
     state: SeaState
     policy: VersionedParams  # θ_t of the state, under a version for the sampler
+    replayed: list[PreferenceBatch] = dataclasses.field(default_factory=list)  # of methods that replay labels
 
     def set_state(self, state: SeaState) -> None:
         """Takes over a state, and gives its policy a new version."""
@@ -140,7 +141,7 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
     state, learned = update(run.settings, run.state, run.ref_params, batch)
     run.set_state(state)
     if run.method.improvement is not None:  # Eq. 7: between labels the policy learns from the posterior
-        learned |= run.method.improvement.improve(run, bought)
+        learned |= run.method.improvement.improve(run, bought, batch)
         watch.lap("improve", run.policy.params)
 
     metrics = learned | metrics | run.labeller.metrics()
@@ -172,7 +173,8 @@ def keep_of_pool(
     B = run.config.train.batch_size
     if len(prompts.rows) == B:
         return prompts, candidates, rewards, duel, extra
-    kept = to_host(most_informative(rewards, candidates, duel, B))
+    choice = run.method.pool_choice(run.config)
+    kept = to_host(most_informative(rewards, candidates, duel, B, choice))
     batch, candidates, duel, extra = jax.tree.map(lambda x: x[kept], (prompts.batch, candidates, duel, extra))
     texts = [prompts.texts[row] for row in kept]
     return Prompts(batch, texts, prompts.rows[kept]), candidates, rewards[:, kept], duel, extra
@@ -228,7 +230,7 @@ def _warn_of_early_end(run: Run, idle: int) -> None:
 
 
 merge_duplicates = jax.jit(algorithm.merge_duplicates)
-most_informative = jax.jit(algorithm.most_informative, static_argnums=3)
+most_informative = jax.jit(algorithm.most_informative, static_argnums=(3, 4))
 propose = jax.jit(algorithm.propose, static_argnames="strategy")
 route = jax.jit(algorithm.route, static_argnames=("gamma_mode", "synthetic_pairs"))
 assign_labels = jax.jit(algorithm.assign_labels)

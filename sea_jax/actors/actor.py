@@ -5,6 +5,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -105,9 +106,22 @@ class Actor:
         prompts = self.encode(choice.rows)
         if self.num_extra:  # first: a sampler may still be busy with its last task when the step goes on
             extra = self._sample(self.reference, prompts, keys.extra, self.num_extra)
-        proposer = self.reference if self.method.proposal == "reference" else policy
-        responses = self._sample(proposer, prompts, keys.responses, self.method.num_responses(self.config))
+        responses = self._propose(policy, prompts, keys.responses)
         return PendingProposal(prompts, responses, extra, choice.metrics, choice.seconds)
+
+    def _propose(self, policy: VersionedParams, prompts: Prompts, key: Array) -> PendingResponses:
+        """Starts to sample S_t: from the policy, from π_ref, or from both, the policy's responses first."""
+        num_responses = self.method.num_responses(self.config)
+        of_reference = round(self.method.reference_share(self.config) * num_responses)
+        if of_reference == 0:
+            return self._sample(policy, prompts, key, num_responses)
+        if of_reference == num_responses:
+            return self._sample(self.reference, prompts, key, num_responses)
+        parts = [
+            self._sample(policy, prompts, key, num_responses - of_reference),
+            self._sample(self.reference, prompts, jax.random.fold_in(key, 1), of_reference),
+        ]
+        return lambda: jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *(part() for part in parts))
 
     def _sample(
         self, policy: VersionedParams, prompts: Prompts, key: Array, num_responses: int

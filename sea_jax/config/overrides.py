@@ -8,8 +8,6 @@ from sea_jax.config.checks import Checks, flat
 from sea_jax.config.fields import Field, invalid
 from sea_jax.types import Config
 
-SECTIONS = ("train", "ensemble", "sea")  # all else is shared by the methods of an experiment
-
 
 def for_method(config: Config, method: str) -> Config:
     """Returns the config of one method: with the values that `config.overrides` has for it, if any."""
@@ -19,15 +17,18 @@ def for_method(config: Config, method: str) -> Config:
     return merged
 
 
-def check_overrides(checks: Checks, methods: tuple[str, ...], fields: list[Field]) -> None:
+def check_overrides(
+    checks: Checks, methods: tuple[str, ...], sections: tuple[str, ...], fields: list[Field]
+) -> None:
     """Adds problems of overrides: of an unknown method, of a field that methods share, of an invalid value.
 
     Args:
         checks: gets the problems.
         methods: all that are known.
+        sections: names of those that single methods may have otherwise.
         fields: all that the config declares.
     """
-    valid = {field.name: field for field in fields if field.name.split(".")[0] in SECTIONS}
+    valid = {field.name: field for field in fields if field.name.split(".")[0] in sections}
     for method, given in checks.config.overrides.items():
         name = f"overrides.{method}"
         checks.require(method in methods, name, f"overrides of one of {methods}")
@@ -35,6 +36,6 @@ def check_overrides(checks: Checks, methods: tuple[str, ...], fields: list[Field
             continue
         for field, value in flat(given.to_dict()).items():
             place = f"{name}.{field}"
-            checks.require(field in valid, place, f"a field of one of {SECTIONS}", value)
+            checks.require(field in valid, place, f"a field of one of {sections}", value)
             if field in valid and (wrong := invalid(valid[field], value)):
                 checks.require(False, place, wrong, value)

@@ -139,6 +139,9 @@ class Sea(Section):
 
     section_name = "sea"
     num_responses: int = field(20, "responses per prompt, M", at_least=1)
+    reference_share: float = field(
+        0.0, "share of a proposal set that π_ref writes, against collapse", at_least=0, at_most=1
+    )
     passive_queries: int = field(0, "oracle queries before the ensemble selects duels", at_least=0)
     gamma: float = field(0.7, "share of the duels that the oracle labels, γ", above=0, at_most=1)
     burn_in: int = field(64, "oracle queries during which γ is 1", at_least=0)

@@ -138,24 +138,89 @@ def max_margin(key: Array, rewards: Array) -> Duel:
     return _duel(best // M, best % M)
 
 
-def most_informative(rewards: Array, duel: Duel, equal: Array, *, num_kept: int) -> Array:
-    """Chooses the B duels of a pool whose outcome the posterior knows least, by V_φ[σ(r_φ(y) − r_φ(y'))].
+def double_reverse_ts(key: Array, rewards: Array) -> Duel:
+    """Selects the best response of one drawn head and the worst of another (DRTS), a pair of large margin.
+
+    References:
+        ActiveUltraFeedback (2026), arXiv:2603.09692.
+    """
+    first_key, second_key = jax.random.split(key)
+    return _distinct_duel(thompson_draw(first_key, rewards), thompson_draw(second_key, -rewards))
+
+
+def delta_ucb(key: Array, rewards: Array) -> Duel:
+    """Selects the pair of largest UCB(y) − LCB(y'), the gap that the members still allow.
+
+    The bounds are the mean plus and minus one standard deviation over the members, of rewards centred in
+    their prompt, since a constant of the prompt means nothing.
+
+    References:
+        ActiveUltraFeedback (2026), arXiv:2603.09692.
+    """
+    del key
+    centred = rewards - rewards.mean(-1, keepdims=True)
+    mean, spread = centred.mean(0), centred.std(0)
+    return _distinct_duel(jnp.argmax(mean + spread, axis=-1), jnp.argmin(mean - spread, axis=-1))
+
+
+def _distinct_duel(first: Array, second: Array) -> Duel:
+    """Returns a duel that is void where both are one response."""
+    return _duel(first, second, first == second)
+
+
+def largest_variance(margin: Array, void: Array, num_kept: int) -> Array:
+    """Chooses the B duels of a pool whose outcome the posterior knows least, by V_φ[σ(margin)].
 
     Args:
-        rewards: [K, P, M] f32.
-        duel: P duels.
-        equal: [P] bool, True where the two responses are equal.
+        margin: r_φ(y) − r_φ(y') of P duels under every member, [K, P] f32.
+        void: [P] bool, True for duels that teach nothing.
         num_kept: B ≤ P.
 
     Returns:
-        [B] int32, the rows of the duels kept, ascending; void duels only where there are too few others.
+        [B] int32, rows of the pool, ascending; void duels only where there are too few others.
     """
-    rows = jnp.arange(rewards.shape[1])
-    margin = rewards[:, rows, duel.first] - rewards[:, rows, duel.second]
     variance = jax.nn.sigmoid(margin).var(0)
-    _, kept = jax.lax.top_k(jnp.where(duel.void | equal, -1.0, variance), num_kept)
+    _, kept = jax.lax.top_k(jnp.where(void, -1.0, variance), num_kept)
     return jnp.sort(kept)
 
+
+def d_optimal(margin: Array, void: Array, num_kept: int) -> Array:
+    """Chooses B duels that together tell most of the rewards: greedy D-optimal design.
+
+    A label of duel i adds the information p (1 − p) d dᵀ on its margin d, with p the mean preference. After
+    each choice the covariance of all margins is updated as if the label had come (it does not depend on
+    which), so that a batch does not ask one question twice. The members' margins stand for the Gaussian:
+    with A = centred margins / √(K − 1), the covariance is Aᵀ S A, and a label's rank-one update of the
+    precision is one of S [K, K].
+
+    References:
+        Active Reward Modeling (2025), arXiv:2502.04354.
+
+    Args:
+        margin, void, num_kept: as for `largest_variance`.
+
+    Returns:
+        As `largest_variance`.
+    """
+    K = margin.shape[0]
+    spread = (margin - margin.mean(0)) / max(K - 1, 1) ** 0.5
+    preference = jax.nn.sigmoid(margin).mean(0)
+    information = preference * (1 - preference)
+
+    def choose(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
+        shrunk, left_out = carry  # S; [P], 1 for void duels, 2 for those chosen
+        gain = information * jnp.einsum("kp,kl,lp->p", spread, shrunk, spread)
+        best = jnp.argmax(jnp.where(left_out > 0, -left_out, gain))
+        step = shrunk @ spread[:, best]
+        shrunk -= information[best] / (1 + gain[best]) * jnp.outer(step, step)
+        return (shrunk, left_out.at[best].set(2.0)), best
+
+    start = jnp.eye(K), void.astype(jnp.float32)
+    _, kept = jax.lax.scan(choose, start, None, length=num_kept)
+    return jnp.sort(kept).astype(jnp.int32)
+
+
+POOL_CHOICES = {"variance": largest_variance, "d_optimal": d_optimal}
 
 STRATEGIES = {
     "bai_ts": bai_ts,
@@ -166,4 +231,6 @@ STRATEGIES = {
     "passive": passive,
     "best_vs_random": best_vs_random,
     "max_margin": max_margin,
+    "double_reverse_ts": double_reverse_ts,
+    "delta_ucb": delta_ucb,
 }

@@ -53,7 +53,7 @@ class Logbook:
         start = time.perf_counter()
         metrics = {name: float(value) for name, value in to_host(record.metrics).items()}
         learned = time.perf_counter() - start + record.seconds.get("learn", 0.0)
-        if not (metrics["step/finite"] and metrics.get("rloo/finite", 1.0)):
+        if not (metrics["step/finite"] and metrics.get("improve/finite", 1.0)):
             _save_inputs(self._run, record, metrics, self._folder / f"non_finite_step_{record.step}")
         seconds = {f"time/{stage}_s": value for stage, value in (record.seconds | {"learn": learned}).items()}
         self._writer.write(record.step, queries, metrics | seconds)

@@ -89,11 +89,11 @@ def make_settings(model: models.Decoder, config: Config, method: Method) -> Upda
         method: a row of `METHODS`.
     """
     train = config.train
-    improvement = method.improvement
+    own = method.improvement.optimizer(config) if method.improvement else None
     options = inspect.signature(DAP_LOSSES[train.dap]).parameters
     return UpdateSettings(
         model=model,
-        policy_optimizer=improvement.optimizer(config) if improvement else policy_optimizer(train),
+        policy_optimizer=own or policy_optimizer(train),
         dap=train.dap,
         dap_options=tuple((name, train[name]) for name in options if name in train),
         term=method.term(config) if method.term else None,

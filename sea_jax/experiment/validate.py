@@ -9,7 +9,6 @@ from pathlib import Path
 from sea_jax import tasks
 from sea_jax.config.checks import Checks, flat
 from sea_jax.config.fields import check_values, declared
-from sea_jax.config.overrides import SECTIONS as OVERRIDABLE
 from sea_jax.config.overrides import check_overrides
 from sea_jax.config.policy import RewardTraining
 from sea_jax.config.task import is_text
@@ -23,8 +22,12 @@ from sea_jax.experiment.validate_parts import (
     check_sampler,
 )
 from sea_jax.methods import METHODS
+from sea_jax.methods import SECTIONS as OF_METHODS
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Config
+
+# Sections that single methods may have otherwise; all else is the experiment's.
+OVERRIDABLE = ("train", "ensemble", "sea", *(section.section_name for section in OF_METHODS))
 
 
 def check_fields(config: Config) -> Checks:
@@ -34,7 +37,7 @@ def check_fields(config: Config) -> Checks:
     check_values(checks, fields)
     _check_unknown(checks, [field.name for field in fields])
     if checks.has("overrides"):
-        check_overrides(checks, tuple(METHODS), fields)
+        check_overrides(checks, tuple(METHODS), OVERRIDABLE, fields)
     return checks
 
 

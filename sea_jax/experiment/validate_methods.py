@@ -92,8 +92,7 @@ def _check_oracle_scores(checks: Checks) -> None:
     if not checks.sound("methods", "oracle.kind") or checks.config.oracle.kind != "judge":
         return
     for method in checks.config.methods:
-        scorer = METHODS[method].scorer
-        if scorer is not None and scorer.reads_oracle and checks.sound("methods"):
+        if METHODS[method].reads_oracle and checks.sound("methods"):
             said = f"config.methods={method!r}: valid with an oracle that has rewards, not a judge"
             checks.add(said, "methods")
 

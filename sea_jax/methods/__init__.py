@@ -2,23 +2,26 @@
 
 from typing import Any
 
-from sea_jax.methods import apl, rloo, xpo
-from sea_jax.methods.method import Method, sea_responses
+from sea_jax.methods import apl, replay, rloo, xpo
+from sea_jax.methods.method import Method, all_of_reference, sea_reference_share, sea_responses
 from sea_jax.methods.scorers import EnsembleScorer, OracleScorer
 
-_ENSEMBLE: dict[str, Any] = dict(
-    scorer=EnsembleScorer(), num_responses=sea_responses, learns=("policy", "ensemble")
-)
+_PROPOSALS: dict[str, Any] = dict(num_responses=sea_responses, reference_share=sea_reference_share)
+_ENSEMBLE: dict[str, Any] = dict(scorer=EnsembleScorer(), learns=("policy", "ensemble"), **_PROPOSALS)
 
 # The preference labels train the posterior alone, and the posterior trains the policy.
 _RLOO: dict[str, Any] = dict(
-    scorer=EnsembleScorer(), learns=("ensemble",), posterior="linear", improvement=rloo.PosteriorRloo(),
+    scorer=EnsembleScorer(), learns=("ensemble",), posterior="linear", improvement=rloo.RlooBetweenLabels(),
     section=rloo.Rloo,
 )  # fmt: skip
+_POOL: dict[str, Any] = dict(pool_factor=rloo.pool_factor, pool_choice=rloo.pool_choice)
 
 METHODS = {
     "passive": Method("passive online DAP"),
-    "offline": Method("offline DAP", proposal="reference"),
+    "passive_replay": Method(
+        "passive online DAP, labels replayed", improvement=replay.ReplayLabels(), section=replay.Replay
+    ),
+    "offline": Method("offline DAP", reference_share=all_of_reference),
     "apl": apl.METHOD,
     "xpo": xpo.METHOD,
     "sea": Method("SEA", strategy="bai_ts", synthetic=True, **_ENSEMBLE),
@@ -26,14 +29,31 @@ METHODS = {
     "sea_logits": Method("SEA, variance of logits", strategy="bai_ts_logits", synthetic=True, **_ENSEMBLE),
     "ee_ts": Method("E&E-TS", strategy="ee_ts", synthetic=True, **_ENSEMBLE),
     "uncertainty": Method("Uncertainty", strategy="uncertainty", synthetic=True, **_ENSEMBLE),
-    "posterior_rl": Method(
-        "RLOO on the posterior",
-        strategy="infomax",
-        num_responses=sea_responses,
-        pool_factor=rloo.pool_factor,
-        **_RLOO,
+    "posterior_rl": Method("RLOO on the posterior", strategy="infomax", **_PROPOSALS, **_POOL, **_RLOO),
+    "posterior_rl_ts": Method(
+        "RLOO on the posterior, BAI-TS", strategy="bai_ts", **_PROPOSALS, **_POOL, **_RLOO
+    ),
+    "posterior_rl_drts": Method(
+        "RLOO on the posterior, DRTS", strategy="double_reverse_ts", **_PROPOSALS, **_POOL, **_RLOO
+    ),
+    "posterior_rl_delta_ucb": Method(
+        "RLOO on the posterior, DeltaUCB", strategy="delta_ucb", **_PROPOSALS, **_POOL, **_RLOO
     ),
     "posterior_rl_random": Method("RLOO on the posterior, random pairs", **_RLOO),
+    "posterior_rl_offline": Method(
+        "RLOO on the posterior, labels on the starting policy",
+        strategy="infomax",
+        num_responses=sea_responses,
+        reference_share=all_of_reference,
+        **_POOL,
+        **_RLOO,
+    ),
+    "perfect_rl": Method(
+        "bound: RLOO on a perfect reward model",
+        learns=(),
+        section=rloo.Rloo,
+        improvement=rloo.RlooBetweenLabels(rloo.OracleReward()),
+    ),
     "ceiling": Method(
         "ceiling: perfect reward model",
         strategy="best_vs_random",

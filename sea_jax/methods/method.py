@@ -16,7 +16,7 @@ from sea_jax.algorithm import UpdateSettings
 from sea_jax.config.fields import Section
 from sea_jax.losses import LossTerm
 from sea_jax.models.generate import Responses
-from sea_jax.types import Array, Config, Params, PromptBatch, SeaState
+from sea_jax.types import Array, Config, Params, PreferenceBatch, PromptBatch, SeaState
 
 
 class Prompts(NamedTuple):
@@ -117,18 +117,24 @@ class NextPrompts:
 
 
 class Improvement(Protocol):
-    """Trains the policy on the posterior between labels."""
+    """Trains the policy between labels, on the posterior as a rule."""
 
-    def optimizer(self, config: Config) -> optax.GradientTransformation:
-        """Returns the policy's optimizer, in place of the one of section `train`."""
+    def optimizer(self, config: Config) -> optax.GradientTransformation | None:
+        """Returns the policy's optimizer in place of the one of section `train`, which None keeps."""
         ...
 
-    def improve(self, run: Any, before: int) -> dict[str, Any]:
+    @property
+    def reads_oracle(self) -> bool:
+        """True if it reads the oracle's own rewards, which people and judges do not have."""
+        ...
+
+    def improve(self, run: Any, before: int, batch: PreferenceBatch) -> dict[str, Any]:
         """Makes the updates that the labels of this step allow.
 
         Args:
             run: a `train.Run`, whose state and policy are changed.
             before: labels bought before this step.
+            batch: the labelled duels of this step.
 
         Returns:
             Metrics.
@@ -146,6 +152,26 @@ def no_pool(config: Config) -> int:
     return 1
 
 
+def all_own(config: Config) -> float:
+    """Returns 0: the policy writes all responses of S_t."""
+    return 0.0
+
+
+def all_of_reference(config: Config) -> float:
+    """Returns 1: π_ref writes all responses of S_t, as in a data set collected before."""
+    return 1.0
+
+
+def sea_reference_share(config: Config) -> float:
+    """Returns config.sea.reference_share."""
+    return config.sea.reference_share
+
+
+def by_variance(config: Config) -> str:
+    """Returns 'variance': of a pool the duels whose outcome is least known stay."""
+    return "variance"
+
+
 def sea_responses(config: Config) -> int:
     """Returns M = config.sea.num_responses."""
     return config.sea.num_responses
@@ -160,14 +186,15 @@ class Method:
         strategy: the row of `ensemble.STRATEGIES` that chooses each duel.
         scorer: gives the responses their rewards; None: the strategy reads no reward.
         prompts: chooses the prompts.
-        proposal: who writes S_t: 'policy', or 'reference' for π_ref, as in a data set collected before.
+        reference_share: config -> share of the M responses of S_t that π_ref writes, in [0, 1].
         num_responses: config -> M.
         synthetic: whether sampled heads label a share 1 − γ of the duels after the burn-in.
         term: config -> the term that the method adds to F (Eq. 9).
         learns: 'policy', 'ensemble', both or neither.
         losses: the losses that the method is derived for; empty: any.
         pool_factor: config -> prompts proposed to per duel; of their duels the most informative are kept.
-        improvement: how the policy learns from the posterior between labels; None: it does not.
+        pool_choice: config -> row of `selection.POOL_CHOICES`: which are the most informative.
+        improvement: how the policy learns between labels; None: it does not.
         posterior: the kind of posterior where config.ensemble.kind is 'auto'.
         section: the dataclass of the method's own config fields and their checks (`config/fields.py`).
     """
@@ -176,13 +203,14 @@ class Method:
     strategy: str = "passive"
     scorer: Scorer | None = None
     prompts: PromptSelector = NextPrompts()
-    proposal: str = "policy"
+    reference_share: Callable[[Config], float] = all_own
     num_responses: Callable[[Config], int] = two_responses
     synthetic: bool = False
     term: Callable[[Config], LossTerm] | None = None
     learns: Sequence[str] = ("policy",)
     losses: Sequence[str] = ()
     pool_factor: Callable[[Config], int] = no_pool
+    pool_choice: Callable[[Config], str] = by_variance
     improvement: Improvement | None = None
     posterior: str = "mlp"
     section: type[Section] | None = None
@@ -191,6 +219,11 @@ class Method:
     def learns_ensemble(self) -> bool:
         """True if the method learns a posterior over rewards (line 9)."""
         return "ensemble" in self.learns
+
+    @property
+    def reads_oracle(self) -> bool:
+        """True if a part reads the oracle's own rewards, which people and judges do not have."""
+        return any(part is not None and part.reads_oracle for part in (self.scorer, self.improvement))
 
     @property
     def chooses(self) -> bool:

@@ -11,6 +11,7 @@ References:
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -20,15 +21,16 @@ import optax
 from sea_jax.algorithm import UpdateSettings
 from sea_jax.config.checks import Checks
 from sea_jax.config.fields import Section, field
-from sea_jax.ensemble import heads
+from sea_jax.ensemble import heads, selection
 from sea_jax.losses import sequence_logprobs
 from sea_jax.losses.micro_batches import merge_passes, split_passes
 from sea_jax.losses.policy_gradient import rloo_loss
 from sea_jax.methods.method import Prompts
+from sea_jax.methods.scorers import OracleScorer
 from sea_jax.models.generate import Responses
 from sea_jax.runtime.mesh import ensure_on_mesh
 from sea_jax.tasks.stream import prompt_rows
-from sea_jax.types import Array, Config, Params, PolicyState, PromptBatch
+from sea_jax.types import Array, Config, Params, PolicyState, PreferenceBatch, PromptBatch
 
 _PROMPT_SEED = 1_000_003  # offset of the seed of these prompts, which are others than those of the duels
 
@@ -39,13 +41,33 @@ class Rloo(Section):
 
     section_name = "rloo"
     pool_factor: int = field(4, "prompts proposed to per duel that is kept", at_least=1)
+    pool_choice: str = field(
+        "variance", "which duels of the pool are kept: 'variance': those whose outcome is least known; "
+        "'d_optimal': those that together tell most",
+        one_of=tuple(selection.POOL_CHOICES),
+    )  # fmt: skip
     num_prompts: int = field(16, "prompts per update", at_least=1)
     num_responses: int = field(8, "responses per prompt of an update, G", at_least=2)
     learning_rate: float = field(6e-4, "learning rate of Adam", above=0)
     max_grad_norm: float = field(1.0, "global norm that gradients are clipped to", above=0, infinite=True)
     kl_weight: float = field(0.1, "weight of KL(π_θ ‖ π_ref), β, in rewards per nat", at_least=0)
-    pessimism: float = field(
-        0.0, "standard deviations over members that are taken from a reward's mean", at_least=0
+    reward: str = field(
+        "mean", "'mean': of the members' rewards; 'win_probability': the mean preference to the other "
+        "responses of the prompt, in [0, 1]",
+        one_of=("mean", "win_probability"),
+    )  # fmt: skip
+    pessimism: float = field(0.0, "standard deviations over members that are taken from a reward", at_least=0)
+    max_kl: float = field(
+        float("inf"),
+        "mean log(π_θ / π_ref) in nats at which the updates of a step end",
+        above=0,
+        infinite=True,
+    )
+    min_distinct: float = field(
+        0.0,
+        "share of distinct responses to a prompt below which the updates of a step end",
+        at_least=0,
+        at_most=1,
     )
     burst_labels: tuple[int, ...] = field(
         (32, 64), "labels after which policy and Adam begin anew at π_ref, ascending", at_least=1
@@ -85,21 +107,27 @@ def restarts(config: Config, before: int, after: int) -> bool:
     return any(before < at <= after for at in config.burst_labels)
 
 
-def posterior_reward(members: Params, features: Array, pessimism: float) -> Array:
+def posterior_reward(members: Params, features: Array, kind: str, pessimism: float) -> Array:
     """Computes the mean reward over members, less a multiple of its uncertainty.
 
-    A reward is known up to a constant of the prompt, so the uncertainty is that of the difference from the
+    A reward is known up to a constant of the prompt, so its uncertainty is that of the difference from the
     mean response.
 
     Args:
         members: heads, leaves [K, ...].
         features: [B, G, E] f32.
+        kind: 'mean' of r_φ, or 'win_probability': the mean of σ(r_φ(y_g) − r_φ(y_h)) over h ≠ g.
         pessimism: standard deviations that are taken off.
 
     Returns:
         [B, G] f32.
     """
     rewards = heads.rewards(members, features)
+    if kind == "win_probability":
+        G = rewards.shape[-1]
+        won = jax.nn.sigmoid(rewards[..., :, None] - rewards[..., None, :])
+        rewards = (won.sum(-1) - 0.5) / (G - 1)  # a response meets itself with 1/2
+        return rewards.mean(0) - pessimism * rewards.std(0)
     spread = (rewards - rewards.mean(-1, keepdims=True)).std(0)
     return rewards.mean(0) - pessimism * spread
 
@@ -143,29 +171,77 @@ def policy_gradient_step(
         "rloo/kl": merge_passes(ratio).mean(),  # a sample of KL(π_θ ‖ π_ref), in nats
         "rloo/grad_norm": optax.tree.norm(grads),
         "rloo/length": responses.mask.sum(-1).mean(dtype=jnp.float32),
+        "rloo/distinct": share_distinct(responses),
     }
     # An update that is not finite changes nothing, and the run ends (`experiment/logbook.py`).
     finite = jnp.isfinite(metrics["rloo/grad_norm"])
     new = PolicyState(optax.apply_updates(policy.params, updates), opt_state)
     new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, policy)
-    return new, metrics | {"rloo/finite": finite.astype(jnp.float32)}
+    return new, metrics | {"improve/finite": finite.astype(jnp.float32)}
+
+
+def share_distinct(responses: Responses) -> Array:
+    """Computes the number of distinct responses to a prompt as a share of all, mean over prompts, [] f32."""
+    tokens = jnp.where(responses.mask, responses.tokens, -1)
+    equal = (tokens[:, :, None] == tokens[:, None]).all(-1)
+    return (1.0 / equal.sum(-1)).mean()
 
 
 _step = jax.jit(policy_gradient_step, static_argnums=(0, 1), donate_argnums=2)
-_reward = jax.jit(posterior_reward)
+_reward = jax.jit(posterior_reward, static_argnames="kind")
 
 
 @dataclasses.dataclass(frozen=True)
-class PosteriorRloo:
-    """RLOO on the posterior's reward, as many updates as the labels allow."""
+class PosteriorReward:
+    """The posterior's reward on the frozen features."""
+
+    reads_oracle: bool = False
+
+    def __call__(self, run: Any, prompts: Prompts, responses: Responses) -> Array:
+        """Returns rewards [B, G] f32."""
+        config = run.config.rloo
+        features = run.backbone(prompts.texts, *prompts.batch, responses)
+        return _reward(run.state.ensemble.params, features, config.reward, config.pessimism)
+
+
+@dataclasses.dataclass(frozen=True)
+class OracleReward:
+    """The oracle's own reward, which no user has: what the same updates reach with a perfect posterior."""
+
+    reads_oracle: bool = True
+
+    def __call__(self, run: Any, prompts: Prompts, responses: Responses) -> Array:
+        """Returns rewards [B, G] f32; buys no label."""
+        _, rewards = OracleScorer().score(run, prompts, responses)
+        return rewards[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class RlooBetweenLabels:
+    """RLOO on a reward, as many updates as the labels allow.
+
+    Attributes:
+        reward: (run, prompts, responses) -> [B, G] f32.
+    """
+
+    reward: PosteriorReward | OracleReward = PosteriorReward()
+
+    @property
+    def reads_oracle(self) -> bool:
+        """True with the oracle's own reward."""
+        return self.reward.reads_oracle
 
     def optimizer(self, config: Config) -> optax.GradientTransformation:
         """Returns Adam at a constant rate, with clipped gradients."""
         rloo = config.rloo
         return optax.chain(optax.clip_by_global_norm(rloo.max_grad_norm), optax.adam(rloo.learning_rate))
 
-    def improve(self, run: Any, before: int) -> dict[str, Any]:
-        """Makes the updates that are due, after a restart at π_ref where a burst begins."""
+    def improve(self, run: Any, before: int, batch: PreferenceBatch) -> dict[str, Any]:
+        """Makes the updates that are due, after a restart at π_ref where a burst begins.
+
+        They end early where the policy is as far from π_ref, or its responses as alike, as the config allows.
+        """
+        del batch  # the posterior has learned from it
         config, after = run.config.rloo, run.labeller.num_queries
         first, last = (updates_due(config, labels) for labels in (before, after))
         if restarts(config, before, after):
@@ -173,11 +249,13 @@ class PosteriorRloo:
         if last == first:
             return {}
         rows = prompt_rows(len(run.actor.task.prompts["train"]), config.num_prompts, run.seed + _PROMPT_SEED)
-        metrics, finite = {}, 1.0
+        metrics, finite, made = {}, 1.0, 0
         for update in range(first, last):
             metrics = self.update(run, run.actor.encode(rows[update]), update)
-            finite *= metrics["rloo/finite"]
-        return metrics | {"rloo/finite": finite, "rloo/updates": float(last - first)}
+            finite, made = finite * metrics["improve/finite"], made + 1
+            if too_far(config, metrics):
+                break
+        return metrics | {"improve/finite": finite, "improve/updates": float(made)}
 
     def update(self, run: Any, prompts: Prompts, index: int) -> dict[str, Array]:
         """Samples from the policy, scores by the posterior and takes one step; returns metrics."""
@@ -187,12 +265,16 @@ class PosteriorRloo:
         responses = sample(
             run.policy, *prompts.batch, key, num_responses=config.num_responses, temperature=1.0
         )()
-        features = run.backbone(prompts.texts, *prompts.batch, responses)
-        rewards = _reward(run.state.ensemble.params, features, config.pessimism)
-        batch = prompts.batch, responses, rewards
+        batch = prompts.batch, responses, self.reward(run, prompts, responses)
         policy, metrics = _step(run.settings, config.kl_weight, run.state.policy, run.ref_params, *batch)
         run.set_state(run.state._replace(policy=policy))
         return metrics
+
+
+def too_far(config: Config, metrics: dict[str, Array]) -> bool:
+    """Tells whether the update passed max_kl or min_distinct; without limits it waits for nothing."""
+    far = math.isfinite(config.max_kl) and float(metrics["rloo/kl"]) > config.max_kl
+    return far or (config.min_distinct > 0 and float(metrics["rloo/distinct"]) < config.min_distinct)
 
 
 def _begin_anew(run: Any) -> PolicyState:
@@ -204,3 +286,8 @@ def _begin_anew(run: Any) -> PolicyState:
 def pool_factor(config: Config) -> int:
     """Returns config.rloo.pool_factor."""
     return config.rloo.pool_factor
+
+
+def pool_choice(config: Config) -> str:
+    """Returns config.rloo.pool_choice."""
+    return config.rloo.pool_choice

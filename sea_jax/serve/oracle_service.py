@@ -35,7 +35,7 @@ from sea_jax.errors import InputError
 from sea_jax.oracles import messages
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "A reward model in Hugging Face's layout, by folder or hub name; or the embedded task's "
+    "model", None, "A reward model in Hugging Face's layout, by folder or hub name; or an embedded task's "
     "hidden reward: mini_tldr:<oracle seed>, or mini_tldr for the seed of each request.", required=True,
 )  # fmt: skip
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on, IPv4.")
@@ -119,7 +119,8 @@ def check_model(model: str) -> None:
         raise InputError(f"--model={model!r}: {error}") from None
     if not isinstance(config, models.RewardConfig) or config.num_labels != 1:
         raise InputError(
-            f"--model={model!r}: valid is a reward model of one number, or mini_tldr[:<oracle seed>]"
+            f"--model={model!r}: valid is a reward model of one number, or an embedded task, as "
+            "mini_tldr[:<oracle seed>]"
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from sea_jax.errors import InputError
 from sea_jax.tasks import mini_tldr, text
+from sea_jax.tasks.mini_tldr_rewards import LinearRewards, RegisterRewards
 from sea_jax.tasks.protocol import Task
 from sea_jax.tasks.tokenizer import load_tokenizer
 from sea_jax.types import Config
@@ -20,14 +21,22 @@ RewardFn = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # B prompts, B 
 
 
 class RewardFamily(NamedTuple):
-    """Random rewards r(x, y) = basis(x, y) · w that a backbone is pretrained on, one w a seed."""
+    """Random rewards that a backbone is pretrained on, one a seed; by default r(x, y) = basis(x, y) · w.
 
-    basis: RewardFn  # N prompts, N responses -> [N, F] f32
-    draw: Callable[[int], np.ndarray]  # seed -> w, [F] f32
+    Attributes:
+        basis: N prompts, N responses -> [N, F] f32, what the rewards depend on.
+        draw: seed -> all that distinguishes its reward: w, [F] f32, or an array [..., F].
+        combine: rows [N, F] of the basis, S draws [..., F, S] -> rewards [N, S]; the default is linear.
+    """
+
+    basis: RewardFn
+    draw: Callable[[int], np.ndarray]
+    combine: Callable[[np.ndarray, np.ndarray], np.ndarray] = np.matmul
 
     def rewards(self, prompts: Sequence[str], responses: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
         """Returns the rewards [N, S] f32 of N responses, one to each of N prompts, under S seeds."""
-        return self.basis(prompts, responses) @ np.stack([self.draw(seed) for seed in seeds], axis=1)
+        draws = np.stack([self.draw(seed) for seed in seeds], axis=-1)
+        return self.combine(self.basis(prompts, responses), draws)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +71,25 @@ def _load_text(config: Config, cache: Path) -> Task:
     return text.load(fields, tokenizer)
 
 
-TASKS: dict[str, TaskSpec] = {
-    "mini_tldr": TaskSpec(
-        load=lambda config, cache: mini_tldr.load(cache),
-        prompt_length=mini_tldr.PROMPT_LENGTH,
+def _miniature(data: mini_tldr.MiniTldr, rewards: LinearRewards | RegisterRewards, name: str) -> TaskSpec:
+    return TaskSpec(
+        load=lambda config, cache: dataclasses.replace(data.load(cache), name=name),
+        prompt_length=data.prompt_tokens[1],
         response_length=mini_tldr.RESPONSE_LENGTH,
-        vocab_size=mini_tldr.VOCAB_SIZE,
-        reward_fn=mini_tldr.reward_fn,
-        reward_family=RewardFamily(mini_tldr.reward_basis_batch, mini_tldr.draw_reward),
-    ),
+        vocab_size=data.vocab_size,
+        reward_fn=rewards.reward_fn,
+        reward_family=RewardFamily(rewards.basis, rewards.draw, rewards.combine),
+    )
+
+
+# name -> data and rewards
+_MINIATURES = {
+    "mini_tldr": (mini_tldr.V1, mini_tldr.REWARDS),
+    "mini_tldr_v2": (mini_tldr.V2, mini_tldr.REWARDS_V2),
+    "mini_tldr_v2_register": (mini_tldr.V2, mini_tldr.REGISTER_REWARDS_V2),
+}
+TASKS: dict[str, TaskSpec] = {
+    **{name: _miniature(data, rewards, name) for name, (data, rewards) in _MINIATURES.items()},
     **{name: TaskSpec(load=_load_text) for name in text.DEFAULTS},
 }
 

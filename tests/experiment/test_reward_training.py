@@ -181,7 +181,7 @@ def test_commands():
             {"policy.folder": "{files}/reward"},
             "valid is a vocabulary of at least the task's 1024 tokens, not 330",
         ),
-        ({"task.name": "local"}, "config.task.name='local': valid is 'mini_tldr' in this config"),
+        ({"task.name": "local"}, "config.task.name='local': valid is 'mini_tldr' or 'mini_tldr_v2' or "),
     ],
 )
 def test_mistakes_on_the_embedded_task(files, cache, tmp_path, monkeypatch, fields, said):

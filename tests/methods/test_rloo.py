@@ -17,7 +17,7 @@ from sea_jax.errors import InputError
 from sea_jax.experiment import validate
 from sea_jax.methods import rloo
 from sea_jax.models.generate import Responses
-from sea_jax.types import Duel, PolicyState, PromptBatch
+from sea_jax.types import Candidates, Duel, PolicyState, PromptBatch
 
 SMALL = {
     "rloo.pool_factor": 2, "rloo.num_prompts": 4, "rloo.num_responses": 3, "rloo.updates_per_label": 0.5,
@@ -54,7 +54,30 @@ def test_the_reward_is_the_mean_less_the_spread_of_differences():
     for b in range(2):
         centred = np.array([r[b] - r[b].mean() for r in rewards])
         expected[b] = rewards[:, b].mean(0) - 0.7 * centred.std(0)
-    np.testing.assert_allclose(rloo.posterior_reward(members, features, 0.7), expected, rtol=1e-4, atol=1e-5)
+    found = rloo.posterior_reward(members, features, "mean", 0.7)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_win_probability_meets_every_other_response():
+    members = heads.init(jax.random.key(0), heads.Head((5,)), 4, 3, optax.adam(1.0)).params
+    features = rng.normal(size=(2, 5, 3)).astype(np.float32)
+    rewards = np.asarray(heads.rewards(members, features))  # [4, 2, 5]
+    expected = np.zeros((2, 5))
+    for b in range(2):
+        for g in range(5):
+            won = [
+                np.mean([1 / (1 + np.exp(r[b, h] - r[b, g])) for h in range(5) if h != g]) for r in rewards
+            ]
+            expected[b, g] = np.mean(won) - 0.5 * np.std(won)
+    found = rloo.posterior_reward(members, features, "win_probability", 0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_distinct_responses_are_counted_by_their_tokens():
+    tokens, mask = jnp.array([[[3, 4], [3, 5], [3, 4], [3, 4]]]), jnp.ones((1, 4, 2), bool)
+    assert float(rloo.share_distinct(Responses(tokens, mask, None))) == pytest.approx(2 / 4)
+    mask = mask.at[..., 1].set(False)  # padding is not compared
+    assert float(rloo.share_distinct(Responses(tokens, mask, None))) == pytest.approx(1 / 4)
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +138,61 @@ def test_of_a_pool_the_most_uncertain_duels_are_kept():
     )
     duel = duel._replace(void=duel.void.at[1].set(True))
     equal = jnp.array([False, False, False, True, False])
-    variance = [
-        np.var(1 / (1 + np.exp(-(rewards[:, i, a] - rewards[:, i, b]))))
-        for i, (a, b) in enumerate(zip(duel.first, duel.second, strict=True))
-    ]
+    pairs = zip(duel.first, duel.second, strict=True)
+    margin = np.stack([rewards[:, i, a] - rewards[:, i, b] for i, (a, b) in enumerate(pairs)], 1)
+    variance = np.var(1 / (1 + np.exp(-margin)), axis=0)
     expected = sorted(sorted((0, 2, 4), key=lambda i: -variance[i])[:2])
-    assert selection.most_informative(rewards, duel, equal, num_kept=2).tolist() == expected
+    void = duel.void | equal
+    assert selection.largest_variance(margin, void, 2).tolist() == expected
     # Void duels only where there are too few others.
-    assert selection.most_informative(rewards, duel, equal, num_kept=3).tolist() == [0, 2, 4]
+    assert set(selection.largest_variance(margin, void, 4).tolist()) > {0, 2, 4}
+    tokens = rng.integers(0, 9, (5, 4, 3)).astype(np.int32)
+    tokens[3, 0] = tokens[3, 3]
+    candidates = Candidates(jnp.asarray(tokens), jnp.ones((5, 4, 3), bool), None)
+    assert algorithm.most_informative(rewards, candidates, duel, 2, "variance").tolist() == expected
+
+
+def test_a_batch_is_d_optimal_as_by_determinants():
+    """Greedy by log det(Σ⁻¹ + Σ_i a_i d_i d_iᵀ) over weights, whose draws give the margins."""
+    K, P, E, B = 200, 7, 4, 4
+    weights, difference = rng.normal(size=(K, E)), 2 * rng.normal(size=(P, E))
+    difference[5] = difference[2] + 0.01  # asks what duel 2 asks
+    margin = weights @ difference.T
+    void = np.zeros(P, bool)
+    void[3] = True
+    mean = (1 / (1 + np.exp(-margin))).mean(0)
+    precision, chosen = np.linalg.inv(np.cov(weights.T)), []
+    for _ in range(B):
+        added = {
+            i: precision + mean[i] * (1 - mean[i]) * np.outer(difference[i], difference[i])
+            for i in range(P)
+            if i not in chosen and not void[i]
+        }
+        chosen.append(max(added, key=lambda i, a=added: np.linalg.slogdet(a[i])[1]))
+        precision = added[chosen[-1]]
+    found = selection.d_optimal(jnp.asarray(margin), jnp.asarray(void), B)
+    assert found.tolist() == sorted(chosen)
+    assert not {2, 5} <= set(chosen)
+    everything = selection.d_optimal(jnp.asarray(margin), jnp.asarray(void), P)
+    assert everything.tolist() == list(range(P))
+
+
+@pytest.mark.parametrize("strategy", ["double_reverse_ts", "delta_ucb"])
+def test_pairs_of_a_large_gap(strategy):
+    rewards = rng.normal(size=(6, 40, 5)).astype(np.float32)
+    duel = selection.STRATEGIES[strategy](jax.random.key(3), jnp.asarray(rewards))
+    best, worst = rewards.argmax(-1), rewards.argmin(-1)  # [6, 40]
+    for b in range(40):
+        first, second = int(duel.first[b]), int(duel.second[b])
+        assert bool(duel.void[b]) == (first == second)
+        if strategy == "double_reverse_ts":
+            assert first in best[:, b] and second in worst[:, b]
+            continue
+        centred = rewards[:, b] - rewards[:, b].mean(-1, keepdims=True)
+        mean, spread = centred.mean(0), centred.std(0)
+        gap = {(i, j): mean[i] + spread[i] - mean[j] + spread[j] for i in range(5) for j in range(5)}
+        assert gap[first, second] == pytest.approx(max(gap.values()), rel=1e-5)
+    assert strategy == "delta_ucb" or len(set(np.asarray(duel.first).tolist())) > 1
 
 
 def test_infomax_takes_the_pair_of_largest_variance():
@@ -143,7 +213,7 @@ def test_a_whole_run_learns_between_labels(tmp_path):
     before = jax.tree.map(np.array, run.state.policy.params)
     rows, _ = loop(run)
     assert int(run.state.num_queries) == run.labeller.num_queries == 16
-    made = {row["queries"]: row["rloo/updates"] for row in rows if "rloo/updates" in row}
+    made = {row["queries"]: row["improve/updates"] for row in rows if "improve/updates" in row}
     assert made == {8: 3, 12: 2, 16: 2}
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, jax.device_get(run.state.policy.params))
     assert max(jax.tree.leaves(moved)) > 1e-4
@@ -165,7 +235,7 @@ def test_an_update_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
     """The policy stays as it was, and its inputs are saved."""
     run = small_run(tmp_path, "posterior_rl", **SMALL | {"rloo.burst_labels": (), "rloo.burst_updates": ()})
     before = jax.tree.map(np.array, run.state.policy)
-    monkeypatch.setattr(rloo, "_reward", lambda *_: jnp.full((4, 3), jnp.nan))
+    monkeypatch.setattr(rloo, "_reward", lambda *_, **__: jnp.full((4, 3), jnp.nan))
     with pytest.raises(FloatingPointError, match=r"step 0: .*rloo/grad_norm.* is not finite"):
         loop(run)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state.policy), before)
@@ -179,6 +249,58 @@ def test_a_run_is_the_same_again(tmp_path):
         loop(run)
         states.append(jax.device_get((run.state.policy, run.state.ensemble)))
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_limits_end_the_updates_of_a_step(tmp_path):
+    limits = {"rloo.burst_labels": (), "rloo.burst_updates": (), "rloo.min_distinct": 1.0}
+    run = small_run(tmp_path, "posterior_rl", **SMALL | limits)
+    rows, _ = loop(run)
+    made = [row["improve/updates"] for row in rows if "improve/updates" in row]
+    distinct = [row["rloo/distinct"] for row in rows if "rloo/distinct" in row]
+    assert len(made) == 4 and all(
+        n == (1 if share < 1 else 2) for n, share in zip(made, distinct, strict=True)
+    )
+    config = types.SimpleNamespace(max_kl=0.5, min_distinct=0.0)
+    assert rloo.too_far(config, {"rloo/kl": 0.6}) and not rloo.too_far(config, {"rloo/kl": 0.4})
+
+
+def test_a_perfect_reward_needs_no_ensemble(tmp_path):
+    """The reward of every response is the oracle's own."""
+    run = small_run(tmp_path, "perfect_rl", **SMALL)
+    assert run.state.ensemble is None and run.method.reads_oracle
+    prompts = run.actor.encode(np.arange(2))
+    responses = run.actor.sampler.begin(
+        run.policy, *prompts.batch, jax.random.key(0), num_responses=3, temperature=1.0
+    )()
+    texts = run.decode(responses.tokens, responses.mask)
+    expected = [run.oracle.rewards([x] * 3, row) for x, row in zip(prompts.texts, texts, strict=True)]
+    found = run.method.improvement.reward(run, prompts, responses)
+    np.testing.assert_allclose(found, np.array(expected), rtol=1e-6)
+    rows, _ = loop(run)
+    assert sum(row.get("improve/updates", 0) for row in rows) == 7
+
+
+def test_all_labels_on_the_starting_policy(tmp_path, monkeypatch):
+    """One batch is asked, then the policy learns; no duel is between responses of the policy that learned."""
+    bursts = {"rloo.burst_labels": (16,), "rloo.burst_updates": (3,)}
+    run = small_run(tmp_path, "posterior_rl_offline", **SMALL | bursts | {"train.batch_size": 8})
+    seen, begin = [], run.actor.sampler.begin
+    note = lambda policy, *a, **k: seen.append((policy.version, k["num_responses"])) or begin(policy, *a, **k)  # noqa: E731
+    monkeypatch.setattr(run.actor.sampler, "begin", note)
+    loop(run)
+    proposers = {version for version, num_responses in seen if num_responses == 5}
+    assert proposers == {run.actor.reference.version}
+
+
+def test_a_proposal_set_from_both_policies(tmp_path):
+    """Of 5 responses π_ref writes 2, the last ones."""
+    run = small_run(tmp_path, "posterior_rl", **SMALL | {"sea.reference_share": 0.4})
+    prompts, key = run.actor.encode(np.arange(4)), jax.random.key(5)
+    found = run.actor._propose(run.policy, prompts, key)()
+    sample = lambda policy, key, n: run.actor._sample(policy, prompts, key, n)()  # noqa: E731
+    own, other = sample(run.policy, key, 3), sample(run.actor.reference, jax.random.fold_in(key, 1), 2)
+    np.testing.assert_array_equal(found.tokens, np.concatenate([own.tokens, other.tokens], axis=1))
+    np.testing.assert_array_equal(found.mask, np.concatenate([own.mask, other.mask], axis=1))
 
 
 @pytest.mark.parametrize(

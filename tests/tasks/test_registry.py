@@ -76,17 +76,19 @@ def test_an_unknown_task(lengths, tmp_path):
         tasks.load(lengths, tmp_path)
 
 
-def test_rewards_of_a_family_are_those_of_its_seeds():
-    """The miniature's, to rounding: a matrix product here, a sum there."""
-    family = tasks.TASKS["mini_tldr"].reward_family
-    task_prompts = [mini_tldr.grammar.make_post(mini_tldr.random.Random(i)).text for i in range(3)]
-    responses = ["", task_prompts[0][:40], "a dog."]
-    found = family.rewards(task_prompts, responses, range(5, 9))
-    assert found.shape == (3, 4)
+@pytest.mark.parametrize("name", ["mini_tldr", "mini_tldr_v2", "mini_tldr_v2_register"])
+def test_rewards_of_a_family_are_those_of_its_seeds(name):
+    """The miniatures', to rounding: a matrix product here, a sum there."""
+    spec = tasks.TASKS[name]
+    grammar = mini_tldr.grammar.V1 if name == "mini_tldr" else mini_tldr.grammar.V2
+    posts = [grammar.make_post(mini_tldr.random.Random(i)) for i in range(3)]
+    task_prompts = [post.text for post in posts]
+    responses = ["", grammar.make_reference(mini_tldr.random.Random(0), posts[1].facts), "a dog."]
+    found = spec.reward_family.rewards(task_prompts, responses, range(5, 9))
+    assert found.shape == (3, 4) and found.dtype == np.float32
     for column, seed in enumerate(range(5, 9)):
-        np.testing.assert_allclose(
-            found[:, column], mini_tldr.reward_fn(seed)(task_prompts, responses), rtol=1e-5, atol=1e-6
-        )
+        expected = spec.reward_fn(seed)(task_prompts, responses)
+        np.testing.assert_allclose(found[:, column], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""Replay of the labels: several preference updates per label, on all that were bought so far.
+
+It is the plain way to spend more computation on each label, and so the baseline of methods that learn from a
+posterior between labels: the same number of updates, without a posterior.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from sea_jax import algorithm
+from sea_jax.config.fields import Section, field
+from sea_jax.runtime.mesh import shard_batch, to_host
+from sea_jax.types import Config, PreferenceBatch
+
+_SEED = 1_000_033  # offset of the seed that draws the batches
+_update = jax.jit(algorithm.update, static_argnums=0, donate_argnums=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay(Section):
+    """Preference updates on earlier labels."""
+
+    section_name = "replay"
+    updates_per_label: float = field(3.0, "updates per label, besides the one per batch", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayLabels:
+    """Takes preference updates (line 10) on random batches of all labelled duels."""
+
+    reads_oracle: bool = False
+
+    def optimizer(self, config: Config) -> optax.GradientTransformation | None:
+        """Returns None: it is that of section `train`."""
+
+    def improve(self, run: Any, before: int, batch: PreferenceBatch) -> dict[str, Any]:
+        """Adds the duels of this step to the memory, and makes the updates that its labels allow."""
+        run.replayed.append(to_host(batch))
+        memory = jax.tree.map(lambda *x: np.concatenate(x), *run.replayed)
+        memory = jax.tree.map(lambda x: x[memory.weight > 0], memory)
+        per_label, after = run.config.replay.updates_per_label, run.labeller.num_queries
+        first, last = int(per_label * before), int(per_label * after)
+        if first == last or not len(memory.weight):
+            return {}
+        metrics, finite, B = {}, 1.0, len(batch.weight)
+        for index in range(first, last):
+            rng = np.random.default_rng([run.seed, _SEED, index])
+            rows = rng.choice(len(memory.weight), B, replace=len(memory.weight) < B)
+            part = jax.tree.map(lambda x, rows=rows: x[rows], memory)
+            part = shard_batch(run.mesh, part._replace(from_oracle=np.zeros(B, bool)))  # bought before
+            step = jax.numpy.array(run.state.step)  # a copy, since the state is donated
+            state, metrics = _update(run.settings, run.state, run.ref_params, part)
+            finite *= metrics["step/finite"]
+            run.set_state(state._replace(step=step))
+        learned = {name: value for name, value in metrics.items() if name.startswith("policy/")}
+        return learned | {"improve/finite": finite, "improve/updates": float(last - first)}
