@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 .DEFAULT_GOAL := help
 .PHONY: run sidecar test test-sidecar lint format docs bench help clean
 
-run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, passive and SEA, table and figure
+run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, three methods, table and figure
 	$(BIN)/python -m sea_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 sidecar: .venv-vllm/.stamp  ## makes .venv-vllm for --config.sampler.kind=vllm; VLLM=vllm on a GPU

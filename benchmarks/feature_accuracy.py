@@ -7,7 +7,8 @@ higher hidden reward; ties are left out. The features are:
 
     backbone         features of the frozen backbone, which SEA uses
     policy states    hidden states of the starting policy, averaged over response tokens
-    reward basis     quantities in which the hidden reward is linear: an upper bound that no method sees
+    reward basis     quantities on which the hidden reward depends: what no method sees, and an upper bound
+                     where the reward is linear in them
 
 Each ensemble takes STEPS optimizer steps of Eq. 8, by which it is close to convergence. The accuracies
 therefore compare the features and do not depend on the few optimizer steps of the online loop.
@@ -23,11 +24,11 @@ import optax
 from absl import app, flags
 from ml_collections import config_flags
 
-from sea_jax import evaluate
+from sea_jax import evaluate, tasks
 from sea_jax.actors.sampler import new_version, sample_now
+from sea_jax.config.flags import fail
 from sea_jax.ensemble import experience, features, heads
 from sea_jax.experiment import assets
-from sea_jax.tasks import mini_tldr
 from sea_jax.types import Config
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py")
@@ -37,6 +38,14 @@ _SPLIT = flags.DEFINE_string("split", "heldout", "Split that the held-out prompt
 
 LABELS = (100, 200, 500, 1000, 2000)
 STEPS = 400
+
+
+def family(config: Config) -> tasks.RewardFamily:
+    """Returns the rewards of the config's task, which must be an embedded one."""
+    found = tasks.find(config.task.name).reward_family
+    if found is None:
+        fail(f"config.task.name={config.task.name!r}: valid is an embedded task")
+    return found
 
 
 def collect(config: Config, shared: assets.Assets, split: str, count: int, seed: int):
@@ -57,7 +66,7 @@ def collect(config: Config, shared: assets.Assets, split: str, count: int, seed:
         out = sample(prompts, mask, jax.random.fold_in(jax.random.key(seed), start))
         batch = (prompts, mask, out.tokens, out.mask)
         flat = [y for row in task.decode(np.asarray(out.tokens), np.asarray(out.mask)) for y in row]
-        basis = mini_tldr.reward_basis_batch([x for x in texts for _ in range(2)], flat)
+        basis = family(config).basis([x for x in texts for _ in range(2)], flat)
         parts.append(
             (
                 np.asarray(shared.backbone(texts, prompts, mask, out)),
@@ -109,7 +118,8 @@ def _train(optimizer, batch_size: int, regularization: float):
 def main(_: list[str]) -> None:
     config, folder = _CONFIG.value, Path(_WORKDIR.value)
     cache = Path(config.cache_dir or folder / "cache")
-    shared = assets.prepare(config, cache, mini_tldr.load(cache / "task"))
+    rewards = family(config)
+    shared = assets.prepare(config, cache, tasks.load(config, cache / "task"))
     train = collect(config, shared, "train", max(LABELS), 1)
     test = collect(config, shared, _SPLIT.value, len(shared.task.prompts[_SPLIT.value]), 2)
     print(f"{'labels':15s}" + "".join(f"{n:>15d}" for n in LABELS))
@@ -118,10 +128,10 @@ def main(_: list[str]) -> None:
         for count in LABELS:
             found = []
             for seed in map(int, _SEEDS.value):
-                weights = mini_tldr.draw_reward(seed)
+                draw = rewards.draw(seed)[..., None]
                 ordered = []
                 for kind, basis in ((a, train[2]), (b, test[2])):
-                    reward = basis @ weights
+                    reward = rewards.combine(basis.reshape(-1, basis.shape[-1]), draw).reshape(-1, 2)
                     first = (reward[:, 0] > reward[:, 1])[:, None, None]
                     decided = reward[:, 0] != reward[:, 1]
                     ordered.append(np.where(first, kind, kind[:, ::-1])[decided])

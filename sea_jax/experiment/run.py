@@ -1,6 +1,7 @@
 """Runs a config: methods × seeds on shared assets, then the report."""
 
 import contextlib
+import sys
 from pathlib import Path
 
 from absl import logging
@@ -43,11 +44,19 @@ def run(config: Config, workdir: str) -> str:
     claim_workdir(config, folder)
     # Listed before any run begins, so that the processes of all hosts list the same.
     if unfinished := _unfinished(config, folder):
+        _introduce(config)
         shared = assets.prepare(config, cache, task)
         with contextlib.closing(shared.sampler):
             for method, replicate in unfinished:
                 train_one(config, shared, method, replicate, folder)
     return report.write(folder, config) if is_main() else ""
+
+
+def _introduce(config: Config) -> None:
+    """Says what each method does, where progress is shown."""
+    if config.progress and is_main():
+        for method in config.methods:
+            print(f"{METHODS[method].label} ({method}) {METHODS[method].about}", file=sys.stderr)
 
 
 def _unfinished(config: Config, workdir: Path) -> list[tuple[str, int]]:

@@ -23,7 +23,7 @@ def leave_one_out(rewards: Array) -> Array:
     return (rewards - rewards.mean(-1, keepdims=True)) * G / (G - 1)
 
 
-def rloo_loss(logps: Array, ref_logps: Array, rewards: Array, kl_weight: float) -> Array:
+def rloo_loss(logps: Array, ref_logps: Array, rewards: Array, kl_weight: Array | float) -> Array:
     """Computes a loss whose gradient estimates that of −(E[r] − β KL(π_θ ‖ π_ref)) (Eq. 7), per prompt.
 
     A response's return is its reward less β log(π_θ / π_ref), whose mean over π_θ is the KL term. The value

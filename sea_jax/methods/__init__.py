@@ -17,50 +17,72 @@ _RLOO: dict[str, Any] = dict(
 _POOL: dict[str, Any] = dict(pool_factor=rloo.pool_factor, pool_choice=rloo.pool_choice)
 
 METHODS = {
-    "passive": Method("passive online DAP"),
-    "passive_replay": Method(
-        "passive online DAP, labels replayed", improvement=replay.ReplayLabels(), section=replay.Replay
+    "passive": Method(
+        "passive online DAP", "compares two random samples; each batch of labels makes one policy update"
     ),
-    "offline": Method("offline DAP", reference_share=all_of_reference),
+    "passive_replay": Method(
+        "passive online DAP, labels replayed", "as passive, with more updates on the labels bought so far",
+        improvement=replay.ReplayLabels(), section=replay.Replay,
+    ),
+    "offline": Method(
+        "offline DAP", "compares two samples of the starting policy", reference_share=all_of_reference
+    ),
     "apl": apl.METHOD,
     "xpo": xpo.METHOD,
-    "sea": Method("SEA", strategy="bai_ts", synthetic=True, **_ENSEMBLE),
-    "sea_oracle_only": Method("SEA without synthetic pairs", strategy="bai_ts", **_ENSEMBLE),
-    "sea_logits": Method("SEA, variance of logits", strategy="bai_ts_logits", synthetic=True, **_ENSEMBLE),
-    "ee_ts": Method("E&E-TS", strategy="ee_ts", synthetic=True, **_ENSEMBLE),
-    "uncertainty": Method("Uncertainty", strategy="uncertainty", synthetic=True, **_ENSEMBLE),
-    "posterior_rl": Method("RLOO on the posterior", strategy="infomax", **_PROPOSALS, **_POOL, **_RLOO),
+    "sea": Method(
+        "SEA", "compares by Thompson sampling from a posterior, which labels a share of the pairs itself",
+        strategy="bai_ts", synthetic=True, **_ENSEMBLE,
+    ),
+    "sea_oracle_only": Method(
+        "SEA without synthetic pairs", "compares by Thompson sampling from a posterior",
+        strategy="bai_ts", **_ENSEMBLE,
+    ),
+    "sea_logits": Method(
+        "SEA, variance of logits", "as SEA, with the second response chosen by the variance of logits",
+        strategy="bai_ts_logits", synthetic=True, **_ENSEMBLE,
+    ),
+    "ee_ts": Method(
+        "E&E-TS", "compares two Thompson draws, as where users see both responses",
+        strategy="ee_ts", synthetic=True, **_ENSEMBLE,
+    ),
+    "uncertainty": Method(
+        "Uncertainty", "compares the pair on which the posterior disagrees most",
+        strategy="uncertainty", synthetic=True, **_ENSEMBLE,
+    ),
+    "posterior_rl": Method(
+        "RLOO on the posterior",
+        "compares the pairs of a pool that teach most; the policy learns from the posterior between labels",
+        strategy="infomax", **_PROPOSALS, **_POOL, **_RLOO,
+    ),
     "posterior_rl_ts": Method(
-        "RLOO on the posterior, BAI-TS", strategy="bai_ts", **_PROPOSALS, **_POOL, **_RLOO
+        "RLOO on the posterior, BAI-TS", "as posterior_rl, with pairs chosen by Thompson sampling",
+        strategy="bai_ts", **_PROPOSALS, **_POOL, **_RLOO,
     ),
     "posterior_rl_drts": Method(
-        "RLOO on the posterior, DRTS", strategy="double_reverse_ts", **_PROPOSALS, **_POOL, **_RLOO
+        "RLOO on the posterior, DRTS", "as posterior_rl, with the best response of a draw against the worst",
+        strategy="double_reverse_ts", **_PROPOSALS, **_POOL, **_RLOO,
     ),
     "posterior_rl_delta_ucb": Method(
-        "RLOO on the posterior, DeltaUCB", strategy="delta_ucb", **_PROPOSALS, **_POOL, **_RLOO
+        "RLOO on the posterior, DeltaUCB", "as posterior_rl, with the pair of the largest possible gap",
+        strategy="delta_ucb", **_PROPOSALS, **_POOL, **_RLOO,
     ),
-    "posterior_rl_random": Method("RLOO on the posterior, random pairs", **_RLOO),
+    "posterior_rl_random": Method(
+        "RLOO on the posterior, random pairs", "as posterior_rl, but compares two random samples", **_RLOO
+    ),
     "posterior_rl_offline": Method(
         "RLOO on the posterior, labels on the starting policy",
-        strategy="infomax",
-        num_responses=sea_responses,
-        reference_share=all_of_reference,
-        **_POOL,
-        **_RLOO,
+        "as posterior_rl, with all labels on samples of the starting policy, as a crowd can give them",
+        strategy="infomax", num_responses=sea_responses, reference_share=all_of_reference, **_POOL, **_RLOO,
     ),
     "perfect_rl": Method(
-        "bound: RLOO on a perfect reward model",
-        learns=(),
-        section=rloo.Rloo,
-        improvement=rloo.RlooBetweenLabels(rloo.OracleReward()),
+        "bound: RLOO on a perfect reward model", "the updates of posterior_rl on the true reward: no method",
+        learns=(), section=rloo.Rloo, improvement=rloo.RlooBetweenLabels(rloo.OracleReward()),
     ),
     "ceiling": Method(
-        "ceiling: perfect reward model",
-        strategy="best_vs_random",
-        scorer=OracleScorer(),
-        num_responses=sea_responses,
+        "ceiling: perfect reward model", "the true reward chooses what is compared: no method",
+        strategy="best_vs_random", scorer=OracleScorer(), num_responses=sea_responses,
     ),
-}
+}  # fmt: skip
 
 # Sections of the config that methods bring.
 SECTIONS = tuple(dict.fromkeys(method.section for method in METHODS.values() if method.section))

@@ -148,6 +148,7 @@ class Apl(Section):
 
 METHOD = Method(
     "APL",
+    "compares the pair of the largest implicit margin, on prompts of high entropy",
     strategy="max_margin",
     scorer=ImplicitScorer(),
     prompts=HighestEntropy(),

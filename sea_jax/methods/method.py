@@ -183,6 +183,7 @@ class Method:
 
     Attributes:
         label: its name in tables and figures.
+        about: what it does, in one line.
         strategy: the row of `ensemble.STRATEGIES` that chooses each duel.
         scorer: gives the responses their rewards; None: the strategy reads no reward.
         prompts: chooses the prompts.
@@ -200,6 +201,7 @@ class Method:
     """
 
     label: str
+    about: str = ""
     strategy: str = "passive"
     scorer: Scorer | None = None
     prompts: PromptSelector = NextPrompts()

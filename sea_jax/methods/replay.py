@@ -25,7 +25,7 @@ class Replay(Section):
     """Preference updates on earlier labels."""
 
     section_name = "replay"
-    updates_per_label: float = field(3.0, "updates per label, besides the one per batch", at_least=0)
+    updates_per_label: float = field(1.5, "updates per label, besides the one per batch", at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Rloo(Section):
     """Policy learning from the posterior, between labels."""
 
     section_name = "rloo"
-    pool_factor: int = field(4, "prompts proposed to per duel that is kept", at_least=1)
+    pool_factor: int = field(8, "prompts proposed to per duel that is kept", at_least=1)
     pool_choice: str = field(
         "variance", "which duels of the pool are kept: 'variance': those whose outcome is least known; "
         "'d_optimal': those that together tell most",
@@ -50,7 +50,13 @@ class Rloo(Section):
     num_responses: int = field(8, "responses per prompt of an update, G", at_least=2)
     learning_rate: float = field(6e-4, "learning rate of Adam", above=0)
     max_grad_norm: float = field(1.0, "global norm that gradients are clipped to", above=0, infinite=True)
-    kl_weight: float = field(0.1, "weight of KL(π_θ ‖ π_ref), β, in rewards per nat", at_least=0)
+    kl_weight: float = field(0.4, "weight of KL(π_θ ‖ π_ref), β, in rewards per nat", at_least=0)
+    kl_half_labels: float = field(
+        64.0,
+        "labels after which β has halved, as β / (1 + labels / kl_half_labels)",
+        above=0,
+        infinite=True,
+    )
     reward: str = field(
         "mean", "'mean': of the members' rewards; 'win_probability': the mean preference to the other "
         "responses of the prompt, in [0, 1]",
@@ -72,8 +78,8 @@ class Rloo(Section):
     burst_labels: tuple[int, ...] = field(
         (32, 64), "labels after which policy and Adam begin anew at π_ref, ascending", at_least=1
     )
-    burst_updates: tuple[int, ...] = field((80, 200), "updates after each of burst_labels", at_least=0)
-    updates_per_label: float = field(3.0, "updates per label after the last burst", at_least=0)
+    burst_updates: tuple[int, ...] = field((40, 80), "updates after each of burst_labels", at_least=0)
+    updates_per_label: float = field(1.5, "updates per label after the last burst", at_least=0)
 
     @classmethod
     def check(cls, checks: Checks) -> None:
@@ -100,6 +106,11 @@ def updates_due(config: Config, labels: int) -> int:
         return sum(begun)
     last = config.burst_labels[-1] if config.burst_labels else 0
     return sum(begun) + int(config.updates_per_label * (labels - last))
+
+
+def kl_weight(config: Config, labels: int) -> float:
+    """Returns β after so many labels: the more they are, the further the posterior may lead from π_ref."""
+    return config.kl_weight / (1 + labels / config.kl_half_labels)
 
 
 def restarts(config: Config, before: int, after: int) -> bool:
@@ -133,14 +144,14 @@ def posterior_reward(members: Params, features: Array, kind: str, pessimism: flo
 
 
 def policy_gradient_step(
-    settings: UpdateSettings, kl_weight: float, policy: PolicyState, ref_params: Params, prompts: PromptBatch,
-    responses: Responses, rewards: Array,
+    settings: UpdateSettings, kl_weight: Array | float, policy: PolicyState, ref_params: Params,
+    prompts: PromptBatch, responses: Responses, rewards: Array,
 ) -> tuple[PolicyState, dict[str, Array]]:  # fmt: skip
-    """Takes one optimizer step of RLOO; jit it with the first two arguments static.
+    """Takes one optimizer step of RLOO; jit it with the settings static.
 
     Args:
         settings: its policy_optimizer.
-        kl_weight: β.
+        kl_weight: [] f32, β.
         policy: π_θ and its optimizer.
         ref_params: π_ref.
         prompts: B prompts.
@@ -187,7 +198,7 @@ def share_distinct(responses: Responses) -> Array:
     return (1.0 / equal.sum(-1)).mean()
 
 
-_step = jax.jit(policy_gradient_step, static_argnums=(0, 1), donate_argnums=2)
+_step = jax.jit(policy_gradient_step, static_argnums=0, donate_argnums=2)
 _reward = jax.jit(posterior_reward, static_argnames="kind")
 
 
@@ -266,7 +277,8 @@ class RlooBetweenLabels:
             run.policy, *prompts.batch, key, num_responses=config.num_responses, temperature=1.0
         )()
         batch = prompts.batch, responses, self.reward(run, prompts, responses)
-        policy, metrics = _step(run.settings, config.kl_weight, run.state.policy, run.ref_params, *batch)
+        weight = kl_weight(config, run.labeller.num_queries)
+        policy, metrics = _step(run.settings, weight, run.state.policy, run.ref_params, *batch)
         run.set_state(run.state._replace(policy=policy))
         return metrics
 

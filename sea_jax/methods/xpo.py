@@ -36,4 +36,7 @@ class Xpo(Section):
     alpha: float = field(5e-6, "weight of the optimism term, α", at_least=0)
 
 
-METHOD = Method("XPO", term=lambda config: Optimism(config.xpo.alpha), losses=("dpo",), section=Xpo)
+METHOD = Method(
+    "XPO", "as passive, with an optimistic term in the loss",
+    term=lambda config: Optimism(config.xpo.alpha), losses=("dpo",), section=Xpo,
+)  # fmt: skip

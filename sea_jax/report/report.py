@@ -12,6 +12,7 @@ from sea_jax.report import figure
 from sea_jax.report import sweep as sweeps
 from sea_jax.report.runs import BASELINE, Runs, beside, common_seeds, read_folders, read_workdir
 from sea_jax.report.tables import accuracy_table, levels_table, match_table, summary_table
+from sea_jax.report.words import in_words
 
 if TYPE_CHECKING:  # the module imports JAX, which a report does not need
     from sea_jax.types import Config
@@ -88,7 +89,7 @@ def _tables(runs: Runs, evaluation: Any) -> str:
         runs: finished runs.
         evaluation: config.eval, whose levels are shown.
     """
-    matched = common_seeds(runs)
+    matched, metrics = common_seeds(runs), {}
     bases = [name for name in matched if name.partition("@")[0] == BASELINE]
     tables = [summary_table(runs, tuple(evaluation.levels))]
     if matched:
@@ -98,6 +99,9 @@ def _tables(runs: Runs, evaluation: Any) -> str:
             match_table(matched, f"eval/{name}", MATCHED_QUERIES, base) for base in bases for name in metrics
         ]
     tables += [accuracy_table(runs), _left_out(runs, matched)]
+    if matched:
+        sentences = (in_words(matched, f"eval/{name}", tuple(levels)) for name, levels in metrics.items())
+        tables.append("\n".join(sentence for sentence in sentences if sentence))
     return "\n\n".join(table for table in tables if table)
 
 

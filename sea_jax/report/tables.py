@@ -15,7 +15,7 @@ FINAL = {
     "best of N vs SFT": "eval/best_of_win_rate_sft",
     "mean r*": "eval/reward",
 }
-STAGES = ("generate", "select", "oracle", "learn", "evaluate")
+STAGES = ("generate", "select", "oracle", "learn", "improve", "evaluate")
 ACCURACY_EDGES = (0, 128, 256, 512, 1024, 2048, 4096)  # queries
 
 

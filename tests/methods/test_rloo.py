@@ -46,6 +46,13 @@ def test_updates_are_due_by_labels(bursts, expected):
     ]
 
 
+def test_the_kl_weight_falls_with_labels():
+    config = types.SimpleNamespace(kl_weight=0.4, kl_half_labels=64.0)
+    assert [rloo.kl_weight(config, n) for n in (0, 64, 192)] == pytest.approx([0.4, 0.2, 0.1])
+    config.kl_half_labels = float("inf")
+    assert rloo.kl_weight(config, 1000) == 0.4
+
+
 def test_the_reward_is_the_mean_less_the_spread_of_differences():
     members = heads.init(jax.random.key(0), heads.Head((5,)), 4, 3, optax.adam(1.0)).params
     features = rng.normal(size=(2, 6, 3)).astype(np.float32)
@@ -89,7 +96,7 @@ def step():
     tokens, mask = batch((4, 1, 3, 2, 4, 2), 4, "right", 11, seed=1)
     responses = Responses(tokens.reshape(2, 3, 4), mask.reshape(2, 3, 4), None)
     rewards = rng.normal(size=(2, 3)).astype(np.float32)
-    update = jax.jit(rloo.policy_gradient_step, static_argnums=(0, 1))
+    update = jax.jit(rloo.policy_gradient_step, static_argnums=0)
 
     def gradient(micro_batch):
         optimizer = optax.with_extra_args_support(optax.sgd(1.0))

@@ -1,0 +1,43 @@
+"""The report's sentences, by hand."""
+
+from sea_jax.report.runs import MethodRuns
+from sea_jax.report.words import in_words
+
+REWARD = "eval/reward"
+
+
+def method(label, *curves):
+    """One method; each curve has the reward after 0, 100 and 200 labels."""
+    seeds = {
+        seed: [{"queries": 100 * i, REWARD: value} for i, value in enumerate(values)]
+        for seed, values in enumerate(curves)
+    }
+    return MethodRuns(label, False, seeds)
+
+
+def test_the_highest_level_that_somebody_reached_on_all_seeds():
+    runs = {
+        "passive": method("passive", [0, 1, 2], [0, 1, 2]),
+        "sea": method("SEA", [0, 2, 3], [0, 4, 5]),
+        "late": method("late", [0, 0, 1], [0, 2, 3]),
+    }
+    # 4 was reached by SEA on one seed only; 2 by SEA after 100 and 50, by passive after 200 and 200.
+    assert in_words(runs, REWARD, (2.0, 4.0)) == (
+        "To a mean hidden reward of 2: SEA needed 75 labels, passive 200 (2.7 times as many), "
+        "late did not get there on every seed with 200."
+    )
+
+
+def test_silence_where_nothing_can_be_compared():
+    one = {"passive": method("passive", [0, 1, 2])}
+    assert in_words(one, REWARD, (1.0,)) == ""
+    assert in_words(one | {"sea": method("SEA", [0, 1, 2])}, REWARD, (9.0,)) == ""
+    assert in_words(one | {"sea": method("SEA", [0, 1, 2])}, "eval/win_rate_reference", (0.9,)) == ""
+
+
+def test_no_multiple_of_nothing():
+    """A level that the starting policy has needs no labels."""
+    runs = {"passive": method("passive", [0, 1, 2]), "sea": method("SEA", [1, 2, 3])}
+    assert in_words(runs, REWARD, (1.0,)) == (
+        "To a mean hidden reward of 1: SEA needed 0 labels, passive 100."
+    )
