@@ -5,7 +5,8 @@
     python -m launch.plan --config=configs/tldr.py:size=6.9b --topology=a100-40gb:8 --search
 
 The command compiles the programs of a training step (train, generate, features; for APL also the pool of
-prompts and the implicit rewards) for the topology. It prints the memory per device of the parameters, the
+prompts and the implicit rewards; for methods whose policy learns between labels also these updates) for the
+topology. It prints the memory per device of the parameters, the
 optimizer state, the gradients and the activations, whether they fit, the operations, and the bytes that the
 collectives move. `--search` proposes a mesh, remat and micro-batches that fit. The shape of a model comes
 from its folder's config.json or from its name; no weights are read.

@@ -25,8 +25,9 @@ from sea_jax.experiment import reward_scorer
 from sea_jax.experiment.setup import draw_ensemble, make_settings
 from sea_jax.experiment.validate import validate_fields
 from sea_jax.methods import METHODS
+from sea_jax.methods.method import Samples
 from sea_jax.models import convert, sizes
-from sea_jax.models.generate import make_sampler
+from sea_jax.models.generate import Responses, make_sampler
 from sea_jax.models.params import cast_matrices
 from sea_jax.oracles import reward_model
 from sea_jax.runtime.mesh import AXES, batch_shards
@@ -34,7 +35,10 @@ from sea_jax.runtime.sharding import checked_specs, with_gather
 from sea_jax.state import init_state
 from sea_jax.types import BATCH_AXES, Config, PreferenceBatch, PromptBatch, SeaState
 
-NAMES = ("train", "generate", "pool", "score", "features", "oracle")
+NAMES = (
+    "train", "generate", "pool", "score", "features", "oracle", "improve", "improve_generate",
+    "improve_features",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Experiment:
         self.mesh = jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
         self.method = METHODS[config.methods[0]]
         self.num_responses = self.method.num_responses(config)
+        self.num_prompts = config.train.batch_size * self.method.pool_factor(config)
         task = config.task
         spec = tasks.find(task.name)
         self.prompt_length = task.get("prompt_length", spec.prompt_length)
@@ -117,14 +122,17 @@ class Experiment:
         if self.scored is None:
             left_out.add("score")
         if not self.method.learns_ensemble:
-            left_out.add("features")
+            left_out |= {"features", "improve_features"}
+        if self.method.improvement is None or self.method.improvement.samples(self.config) is None:
+            left_out |= {"improve", "improve_generate", "improve_features"}
         return tuple(name for name in NAMES if name not in left_out)
 
     def step(self, name: str) -> Step:
         """Traces the program of this name, one of NAMES."""
         made = dict(
             train=self._train, generate=self._generate, pool=self._pool, score=self._score,
-            features=self._features, oracle=self._oracle,
+            features=self._features, oracle=self._oracle, improve=self._improve,
+            improve_generate=self._improve_generate, improve_features=self._improve_features,
         )  # fmt: skip
         return made[name]()
 
@@ -142,11 +150,13 @@ class Experiment:
             extra = dict(extra_tokens=pair(X, T, dtype=jnp.int32), extra_mask=pair(X, T, dtype=bool))
             batch = batch._replace(**extra)
         traced = train.update.trace(self.settings, self.state, self.ref_params, self._split(batch))
-        return Step("train", traced, ("parameters", "optimizer", "reference", "ensemble"))
+        calls = 1
+        if (improvement := self.method.improvement) and improvement.samples(self.config) is None:
+            calls += improvement.updates_per_step(self.config)  # updates on earlier labels
+        return Step("train", traced, ("parameters", "optimizer", "reference", "ensemble"), calls)
 
     def _generate(self) -> Step:
-        cfg = self.config
-        return self._sampling("generate", cfg.train.batch_size, self.num_responses, cfg.train.temperature)
+        return self._sampling("generate", self.num_prompts, self.num_responses, self.config.train.temperature)
 
     def _pool(self) -> Step:
         """Traces the sampling for the pool from which the method chooses its prompts."""
@@ -154,14 +164,16 @@ class Experiment:
         assert samples is not None
         return self._sampling("pool", *samples)
 
-    def _sampling(self, name: str, num_prompts: int, num_responses: int, temperature: float) -> Step:
+    def _sampling(
+        self, name: str, num_prompts: int, num_responses: int, temperature: float, calls: int = 1
+    ) -> Step:
         T, at_once = self.response_length, self.config.sampler.micro_batch
         sample = make_sampler(self.policy, num_responses, T, temperature, 0, 0, self.mesh, at_once)
         prompts = jax.ShapeDtypeStruct((num_prompts, self.prompt_length), jnp.int32)
         inputs = self._split((prompts, prompts.update(dtype=jnp.dtype(bool))))
         key = self._replicated(jax.eval_shape(lambda: jax.random.key(0)))
         traced = sample.trace(self.params, *inputs, key)
-        return Step(name, traced, ("parameters",), while_turns=T - 1)
+        return Step(name, traced, ("parameters",), calls, while_turns=T - 1)
 
     def _score(self) -> Step:
         """Returns the scorer's program for all responses of a step."""
@@ -172,12 +184,15 @@ class Experiment:
         """Returns the trace of the scorer's program; None if the method has no scorer."""
         if self.method.scorer is None:
             return None
-        prompts, responses = self._texts_of_a_step()
+        prompts, responses = self._texts_of(self.num_prompts, self.num_responses)
         return self.method.scorer.trace(self, PromptBatch(*prompts), *responses)
 
     def _features(self) -> Step:
-        """Traces the features of all responses of a step; for an encoder, one batch of `calls`."""
-        cfg, B, M = self.config, self.config.train.batch_size, self.num_responses
+        return self._features_of("features", self.num_prompts, self.num_responses, 1)
+
+    def _features_of(self, name: str, B: int, M: int, times: int) -> Step:
+        """Traces the features of B · M responses, `times` a step; for an encoder, one batch of them."""
+        cfg = self.config
         shards = batch_shards(self.mesh)  # the backbone's parameters are replicated
         if isinstance(self.backbone, models.Encoder):
             size, states = self._rows(cfg.encoder), pair_encoder.states_fn(self.backbone, (0, 1))
@@ -188,15 +203,39 @@ class Experiment:
                 for n in (sum(most), sum(usual))
             )
             calls = -(-B * M // size)
-            return Step("features", traced, ("backbone",), calls, usual=usual, shared_by=shards)
-        prompts, responses = self._texts_of_a_step()
+            return Step(name, traced, ("backbone",), times * calls, usual=usual, shared_by=shards)
+        prompts, responses = self._texts_of(B, M)
         extract = features.extract_fn(self.backbone, self.pooling)
         traced = extract.trace(self.backbone_params, *prompts, *responses)
-        return Step("features", traced, ("backbone",), shared_by=shards)
+        return Step(name, traced, ("backbone",), times, shared_by=shards)
 
-    def _texts_of_a_step(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-        """Returns tokens and mask of the prompts [B, L], and of all responses [B, M, T]."""
-        B, M = self.config.train.batch_size, self.num_responses
+    def _improve(self) -> Step:
+        """Traces an update between labels."""
+        samples, calls = self._of_improvement()
+        prompts, responses = self._texts_of(samples.num_prompts, samples.num_responses)
+        rewards = jax.ShapeDtypeStruct((samples.num_prompts, samples.num_responses), jnp.float32)
+        inputs = PromptBatch(*prompts), Responses(*responses, None), self._split(rewards)
+        traced = self.method.improvement.trace(self, *inputs)  # pyright: ignore[reportOptionalMemberAccess]
+        return Step("improve", traced, ("parameters", "optimizer", "reference"), calls)
+
+    def _improve_generate(self) -> Step:
+        samples, calls = self._of_improvement()
+        return self._sampling("improve_generate", *samples, calls)
+
+    def _improve_features(self) -> Step:
+        samples, calls = self._of_improvement()
+        return self._features_of("improve_features", samples.num_prompts, samples.num_responses, calls)
+
+    def _of_improvement(self) -> tuple[Samples, int]:
+        """Returns what an update between labels samples, and the number of updates in a step."""
+        improvement = self.method.improvement
+        assert improvement is not None
+        samples = improvement.samples(self.config)
+        assert samples is not None
+        return samples, improvement.updates_per_step(self.config)
+
+    def _texts_of(self, B: int, M: int) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        """Returns tokens and mask of B prompts [B, L], and of M responses to each [B, M, T]."""
         shapes = (B, self.prompt_length), (B, M, self.response_length)
         pair = lambda x: (x, x.update(dtype=jnp.dtype(bool)))  # noqa: E731
         prompts, responses = (self._split(pair(jax.ShapeDtypeStruct(x, jnp.int32))) for x in shapes)

@@ -128,6 +128,18 @@ class Improvement(Protocol):
         """True if it reads the oracle's own rewards, which people and judges do not have."""
         ...
 
+    def samples(self, config: Config) -> Samples | None:
+        """Returns what an update samples, for `launch.plan`; None if it samples nothing."""
+        ...
+
+    def updates_per_step(self, config: Config) -> int:
+        """Returns the updates between two steps after the last burst, rounded up, for `launch.plan`."""
+        ...
+
+    def trace(self, context: Any, prompts: PromptBatch, responses: Responses, rewards: Any) -> Any:
+        """Traces an update on abstract arrays, for `launch.plan`; None if it is that of `train.update`."""
+        ...
+
     def improve(self, run: Any, before: int, batch: PreferenceBatch) -> dict[str, Any]:
         """Makes the updates that the labels of this step allow.
 

@@ -5,6 +5,7 @@ posterior between labels: the same number of updates, without a posterior.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -36,6 +37,16 @@ class ReplayLabels:
 
     def optimizer(self, config: Config) -> optax.GradientTransformation | None:
         """Returns None: it is that of section `train`."""
+
+    def samples(self, config: Config) -> None:
+        """Returns None: it samples nothing."""
+
+    def updates_per_step(self, config: Config) -> int:
+        """Returns the further updates for a batch of labels."""
+        return math.ceil(config.replay.updates_per_label * config.train.batch_size)
+
+    def trace(self, context: Any, prompts: Any, responses: Any, rewards: Any) -> None:
+        """Returns None: its updates are those of `train.update`."""
 
     def improve(self, run: Any, before: int, batch: PreferenceBatch) -> dict[str, Any]:
         """Adds the duels of this step to the memory, and makes the updates that its labels allow."""

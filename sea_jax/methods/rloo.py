@@ -25,7 +25,7 @@ from sea_jax.ensemble import heads, selection
 from sea_jax.losses import sequence_logprobs
 from sea_jax.losses.micro_batches import merge_passes, split_passes
 from sea_jax.losses.policy_gradient import rloo_loss
-from sea_jax.methods.method import Prompts
+from sea_jax.methods.method import Prompts, Samples
 from sea_jax.methods.scorers import OracleScorer
 from sea_jax.models.generate import Responses
 from sea_jax.runtime.mesh import ensure_on_mesh
@@ -246,6 +246,20 @@ class RlooBetweenLabels:
         """Returns Adam at a constant rate, with clipped gradients."""
         rloo = config.rloo
         return optax.chain(optax.clip_by_global_norm(rloo.max_grad_norm), optax.adam(rloo.learning_rate))
+
+    def samples(self, config: Config) -> Samples:
+        """Returns G samples of the policy to each prompt of an update."""
+        return Samples(config.rloo.num_prompts, config.rloo.num_responses, 1.0)
+
+    def updates_per_step(self, config: Config) -> int:
+        """Returns the updates for a batch of labels after the last burst."""
+        return math.ceil(config.rloo.updates_per_label * config.train.batch_size)
+
+    def trace(self, context: Any, prompts: PromptBatch, responses: Responses, rewards: Array) -> Any:
+        """Traces `policy_gradient_step`; the context is an `Experiment` of launch/steps.py."""
+        weight = jax.ShapeDtypeStruct((), jnp.float32)
+        policy, ref_params = context.state.policy, context.ref_params
+        return _step.trace(context.settings, weight, policy, ref_params, prompts, responses, rewards)
 
     def improve(self, run: Any, before: int, batch: PreferenceBatch) -> dict[str, Any]:
         """Makes the updates that are due, after a restart at π_ref where a burst begins.

@@ -175,9 +175,10 @@ def test_values():
     """To the type, as trained parts are found by the JSON of these."""
     found = flat(base_config().to_dict())
     assert found == BASE and {k: type(v) for k, v in found.items()} == {k: type(v) for k, v in BASE.items()}
-    own = {k: v for k, v in flat(quickstart.get_config().to_dict()).items() if found[k] != v}
+    own = {k: v for k, v in flat(quickstart.get_config().to_dict()).items() if found.get(k) != v}
     assert own == {
-        "methods": ("passive", "sea", "posterior_rl"), "train.query_budget": 256, "eval.every_queries": 32,
+        "methods": ("passive", "sea", "posterior_rl"), "num_seeds": 1, "train.query_budget": 256,
+        "overrides.posterior_rl.train.query_budget": 128, "eval.every_queries": 32,
     }  # fmt: skip
 
 

@@ -102,6 +102,31 @@ def others_programs(config, sea, experiment):
         jax.tree.leaves(passive.step("train").traced.in_avals)
     )
     assert y_ref == 2
+    between_labels(config, experiment)
+
+
+def between_labels(config, experiment):
+    """The updates between labels count as often as they are made, and the pool of prompts is sampled."""
+    import jax
+
+    config.methods = ("posterior_rl",)
+    config.rloo.update(dict(pool_factor=2, num_prompts=4, num_responses=3, updates_per_label=1.5))
+    made = experiment(config, jax.devices())
+    steps = {name: made.step(name) for name in made.names}
+    assert tuple(steps) == (
+        "train", "generate", "features", "improve", "improve_generate", "improve_features",
+    )  # fmt: skip
+    assert [step.calls for step in steps.values()] == [1, 1, 1, 6, 6, 6]
+    shapes = {name: [x.shape for x in jax.tree.leaves(step.traced.out_info)] for name, step in steps.items()}
+    M = config.sea.num_responses
+    assert shapes["generate"][0] == (2 * 4, M, 6) and shapes["improve_generate"][0] == (4, 3, 6)
+    assert shapes["features"][0][:2] == (2 * 4, M) and shapes["improve_features"][0][:2] == (4, 3)
+    policy = [x.shape for x in jax.tree.leaves(made.state.policy)]
+    assert shapes["improve"][: len(policy)] == policy
+    config.methods = ("passive_replay",)
+    config.replay.updates_per_label = 2.0
+    replay = experiment(config, jax.devices())
+    assert replay.names == ("train", "generate") and replay.step("train").calls == 1 + 8
 
 
 def main(mesh):
