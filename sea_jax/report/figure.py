@@ -57,9 +57,13 @@ def _curves(axes: Any, runs: Runs, metric: str, colors: dict[str, str]) -> None:
     """Draws the mean of each method with a band of one standard error."""
     for name, method in runs.items():
         x, mean, error = mean_curve(method.rows, metric)
-        axes.plot(x, mean, label=f"{method.label} ({len(method.seeds)} seeds)", color=colors[name])
+        axes.plot(x, mean, label=f"{method.label} ({_seeds(len(method.seeds))})", color=colors[name])
         axes.fill_between(x, mean - error, mean + error, alpha=0.2, color=colors[name])
     axes.grid(alpha=0.3)
+
+
+def _seeds(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def _bars(axes: Any, runs: Runs, levels: tuple[float, ...], colors: dict[str, str]) -> None:

@@ -40,7 +40,7 @@ class Basis:
     Attributes:
       names: of the F entries.
       num_groups: groups of three synonyms; the first 3 · `num_groups` entries are the choices.
-      cover, wrong, length, junk: the first entry of each kind.
+      cover, wrong, brevity, junk: the first entry of each kind; brevity is of the length entries.
     """
 
     def __init__(self, grammar: Grammar):
@@ -50,7 +50,7 @@ class Basis:
         choices = [(Mention(s, c, i), f"choice/{s}/{p}") for s, c, ps in groups for i, p in enumerate(ps)]
         self.num_groups, self.cover = len(groups), len(choices)
         self.wrong = self.cover + len(SLOTS)
-        self.length, self.junk = self.wrong + 2, self.wrong + 5
+        self.brevity, self.junk = self.wrong + 2, self.wrong + 5
         self.names: tuple[str, ...] = (
             *(name for _, name in choices),
             *(f"cover/{slot}" for slot in SLOTS),
@@ -100,7 +100,7 @@ class Basis:
         row[self.wrong] = min(len(wrong[0]), _WRONG_CAP)
         row[self.wrong + 1] = min(len(wrong[1]), _WRONG_CAP)
         words = sum(piece not in _MARKS for piece in pieces)
-        row[self.length : self.length + 3] = words, max(0, words - 16), max(0, words - 20)
+        row[self.brevity : self.brevity + 3] = words, max(0, words - 16), max(0, words - 20)
         unknown, repeated = self._junk(pieces, rest)
         repeated += len(mentions) - len(said)
         row[self.junk : self.junk + 2] = min(unknown, _UNKNOWN_CAP), min(repeated, _REPEAT_CAP)
@@ -153,8 +153,8 @@ class LinearRewards:
         weights = np.zeros(len(basis.names), np.float32)
         weights[: basis.cover] = _permuted(rng, self.utility, basis.num_groups)
         weights[basis.cover : basis.wrong] = rng.uniform(0.3, 1.0, len(SLOTS))
-        weights[basis.wrong : basis.length] = rng.uniform(-2.0, -1.0, 2)
-        weights[basis.length : basis.junk] = rng.uniform([-0.06, -0.15, -0.3], [-0.02, -0.05, -0.1])
+        weights[basis.wrong : basis.brevity] = rng.uniform(-2.0, -1.0, 2)
+        weights[basis.brevity : basis.junk] = rng.uniform([-0.06, -0.15, -0.3], [-0.02, -0.05, -0.1])
         weights[basis.junk :] = -0.5
         return weights
 

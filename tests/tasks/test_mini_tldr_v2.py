@@ -63,7 +63,7 @@ def test_every_post_names_its_facts_and_has_a_length_in_range(task_v2):
 
 def test_references_are_clean_and_demonstrations_nearly(task_v2):
     prompts, names = task_v2.prompts["train"][:4000], list(BASIS.names)
-    cover, wrong, junk = slice(BASIS.cover, BASIS.wrong), slice(BASIS.wrong, BASIS.length), BASIS.junk
+    cover, wrong, junk = slice(BASIS.cover, BASIS.wrong), slice(BASIS.wrong, BASIS.brevity), BASIS.junk
     clean = BASIS(prompts, task_v2.references["train"][:4000])
     assert (clean[:, cover] == 1).all() and not clean[:, wrong].any() and not clean[:, junk:].any()
     assert len(names) == 3 * 82 + 14 and BASIS.cover == 3 * 82
