@@ -214,7 +214,8 @@ class Experiment:
         samples, calls = self._of_improvement()
         prompts, responses = self._texts_of(samples.num_prompts, samples.num_responses)
         rewards = jax.ShapeDtypeStruct((samples.num_prompts, samples.num_responses), jnp.float32)
-        inputs = PromptBatch(*prompts), Responses(*responses, None), self._split(rewards)
+        logprobs = responses[0].update(dtype=jnp.dtype("float32"))
+        inputs = PromptBatch(*prompts), Responses(*responses, logprobs), self._split(rewards)
         traced = self.method.improvement.trace(self, *inputs)  # pyright: ignore[reportOptionalMemberAccess]
         return Step("improve", traced, ("parameters", "optimizer", "reference"), calls)
 
