@@ -20,10 +20,6 @@ METHODS = {
     "passive": Method(
         "passive online DAP", "compares two random samples; each batch of labels makes one policy update"
     ),
-    "passive_replay": Method(
-        "passive online DAP, labels replayed", "as passive, with more updates on the labels bought so far",
-        improvement=replay.ReplayLabels(), section=replay.Replay,
-    ),
     "offline": Method(
         "offline DAP", "compares two samples of the starting policy", reference_share=all_of_reference
     ),
@@ -73,6 +69,10 @@ METHODS = {
         "RLOO on the posterior, labels on the starting policy",
         "as posterior_rl, with all labels on samples of the starting policy, as a crowd can give them",
         strategy="infomax", num_responses=sea_responses, reference_share=all_of_reference, **_POOL, **_RLOO,
+    ),
+    "passive_replay": Method(
+        "passive online DAP, labels replayed", "as passive, with more updates on the labels bought so far",
+        improvement=replay.ReplayLabels(), section=replay.Replay,
     ),
     "perfect_rl": Method(
         "bound: RLOO on a perfect reward model", "the updates of posterior_rl on the true reward: no method",
