@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -63,7 +64,7 @@ class ReplayLabels:
             rows = rng.choice(len(memory.weight), B, replace=len(memory.weight) < B)
             part = jax.tree.map(lambda x, rows=rows: x[rows], memory)
             part = shard_batch(run.mesh, part._replace(from_oracle=np.zeros(B, bool)))  # bought before
-            step = jax.numpy.array(run.state.step)  # a copy, since the state is donated
+            step = jnp.array(run.state.step)  # a copy, since the state is donated
             state, metrics = _update(run.settings, run.state, run.ref_params, part)
             finite *= metrics["step/finite"]
             run.set_state(state._replace(step=step))

@@ -89,19 +89,18 @@ def _tables(runs: Runs, evaluation: Any) -> str:
         runs: finished runs.
         evaluation: config.eval, whose levels are shown.
     """
-    matched, metrics = common_seeds(runs), {}
+    matched = common_seeds(runs)
     bases = [name for name in matched if name.partition("@")[0] == BASELINE]
     tables = [summary_table(runs, tuple(evaluation.levels))]
+    metrics = {"win_rate_reference": evaluation.reference_levels, "reward": evaluation.reward_levels}
     if matched:
-        metrics = {"win_rate_reference": evaluation.reference_levels, "reward": evaluation.reward_levels}
         tables += [levels_table(matched, f"eval/{name}", tuple(levels)) for name, levels in metrics.items()]
         tables += [
             match_table(matched, f"eval/{name}", MATCHED_QUERIES, base) for base in bases for name in metrics
         ]
     tables += [accuracy_table(runs), _left_out(runs, matched)]
-    if matched:
-        sentences = (in_words(matched, f"eval/{name}", tuple(levels)) for name, levels in metrics.items())
-        tables.append("\n".join(sentence for sentence in sentences if sentence))
+    sentences = (in_words(matched, f"eval/{name}", tuple(levels)) for name, levels in metrics.items())
+    tables.append("\n".join(sentence for sentence in sentences if sentence))
     return "\n\n".join(table for table in tables if table)
 
 

@@ -28,11 +28,9 @@ def in_words(runs: Runs, metric: str, levels: tuple[float, ...]) -> str:
         return ""
     for level in sorted(levels, reverse=True):
         needed = {name: _mean_queries(method, metric, level) for name, method in runs.items()}
-        reached = {name: labels for name, labels in needed.items() if math.isfinite(labels)}
-        if not reached:
+        first, *others = sorted(needed, key=lambda name: needed[name])
+        if math.isinf(needed[first]):
             continue
-        best = min(reached, key=lambda name: reached[name])
-        first, *others = sorted(needed, key=lambda name: (needed[name], name != best))
         said = [f"{runs[first].label} needed {needed[first]:.0f} labels"]
         said += [_compare(runs[name], needed[name], needed[first], metric) for name in others]
         return f"To a {_NAMES[metric].format(level)}: {', '.join(said)}."
@@ -49,4 +47,4 @@ def _compare(method: MethodRuns, needed: float, best: float, metric: str) -> str
         times = f" ({needed / best:.1f} times as many)" if best > 0 else ""
         return f"{method.label} {needed:.0f}{times}"
     last = max((curve(rows, metric)[0][-1] for rows in method.rows if len(curve(rows, metric)[0])), default=0)
-    return f"{method.label} did not get there on every seed with {last:.0f}"
+    return f"{method.label} did not reach it on every seed within {last:.0f}"

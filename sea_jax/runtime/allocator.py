@@ -25,8 +25,8 @@ def keep_freed_memory() -> bool:
     that took a fifth to a third of a training step. In exchange the process's memory stays at its peak. Call
     this before JAX starts its threads.
 
-    On an accelerator there is nothing to gain, and one heap for all threads does harm: with it, a run on an
-    H100 with 16 cores stood still in the system's kernel.
+    On an accelerator there is nothing to gain, so nothing is set there. A run on an H100 with these options
+    stood still, with much time in the system's kernel; whether they were the cause is not known.
 
     Returns:
         True if the options were set, False on an accelerator and where the C library is not glibc.

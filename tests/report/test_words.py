@@ -24,7 +24,7 @@ def test_the_highest_level_that_somebody_reached_on_all_seeds():
     # 4 was reached by SEA on one seed only; 2 by SEA after 100 and 50, by passive after 200 and 200.
     assert in_words(runs, REWARD, (2.0, 4.0)) == (
         "To a mean hidden reward of 2: SEA needed 75 labels, passive 200 (2.7 times as many), "
-        "late did not get there on every seed with 200."
+        "late did not reach it on every seed within 200."
     )
 
 
