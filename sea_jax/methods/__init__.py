@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sea_jax.methods import apl, replay, rloo, xpo
+from sea_jax.methods import apl, between_labels, posterior_dpo, replay, rloo, xpo
 from sea_jax.methods.method import Method, all_of_reference, sea_reference_share, sea_responses
 from sea_jax.methods.scorers import EnsembleScorer, OracleScorer
 
@@ -10,11 +10,11 @@ _PROPOSALS: dict[str, Any] = dict(num_responses=sea_responses, reference_share=s
 _ENSEMBLE: dict[str, Any] = dict(scorer=EnsembleScorer(), learns=("policy", "ensemble"), **_PROPOSALS)
 
 # The preference labels train the posterior alone, and the posterior trains the policy.
-_RLOO: dict[str, Any] = dict(
-    scorer=EnsembleScorer(), learns=("ensemble",), posterior="linear", improvement=rloo.RlooBetweenLabels(),
-    section=rloo.Rloo,
-)  # fmt: skip
-_POOL: dict[str, Any] = dict(pool_factor=rloo.pool_factor, pool_choice=rloo.pool_choice)
+_POSTERIOR: dict[str, Any] = dict(
+    scorer=EnsembleScorer(), learns=("ensemble",), posterior="linear", section=between_labels.Rloo
+)
+_RLOO: dict[str, Any] = dict(improvement=rloo.RlooBetweenLabels(), **_POSTERIOR)
+_POOL: dict[str, Any] = dict(pool_factor=between_labels.pool_factor, pool_choice=between_labels.pool_choice)
 
 METHODS = {
     "passive": Method(
@@ -70,13 +70,17 @@ METHODS = {
         "as posterior_rl, with all labels on samples of the starting policy, as a crowd can give them",
         strategy="infomax", num_responses=sea_responses, reference_share=all_of_reference, **_POOL, **_RLOO,
     ),
+    "posterior_dpo": Method(
+        "DPO on the posterior", "as posterior_rl, with preference updates on pairs of which it is sure",
+        strategy="infomax", improvement=posterior_dpo.DpoBetweenLabels(), **_PROPOSALS, **_POOL, **_POSTERIOR,
+    ),
     "passive_replay": Method(
         "passive online DAP, labels replayed", "as passive, with more updates on the labels bought so far",
         improvement=replay.ReplayLabels(), section=replay.Replay,
     ),
     "perfect_rl": Method(
         "bound: RLOO on a perfect reward model", "the updates of posterior_rl on the true reward: no method",
-        learns=(), section=rloo.Rloo, improvement=rloo.RlooBetweenLabels(rloo.OracleReward()),
+        learns=(), section=between_labels.Rloo, improvement=rloo.RlooBetweenLabels(rloo.OracleReward()),
     ),
     "ceiling": Method(
         "ceiling: perfect reward model", "the true reward chooses what is compared: no method",

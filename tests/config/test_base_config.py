@@ -131,6 +131,7 @@ BASE = {
     "rloo.kl_half_labels": 64.0,
     "rloo.kl_weight": 0.4,
     "rloo.learning_rate": 0.0006,
+    "rloo.lower_bound": 1.0,
     "rloo.max_grad_norm": 1.0,
     "rloo.max_kl": float("inf"),
     "rloo.min_distinct": 0.0,

@@ -123,6 +123,13 @@ def between_labels(config, experiment):
     assert shapes["features"][0][:2] == (2 * 4, M) and shapes["improve_features"][0][:2] == (4, 3)
     policy = [x.shape for x in jax.tree.leaves(made.state.policy)]
     assert shapes["improve"][: len(policy)] == policy
+    config.methods = ("posterior_dpo",)
+    of_pairs = experiment(config, jax.devices())
+    assert of_pairs.names == made.names and of_pairs.step("improve").calls == 6
+    improved = [x.shape for x in jax.tree.leaves(of_pairs.step("improve").traced.out_info)]
+    assert improved[: len(jax.tree.leaves(of_pairs.state))] == [
+        x.shape for x in jax.tree.leaves(of_pairs.state)
+    ]
     config.methods = ("passive_replay",)
     config.replay.updates_per_label = 2.0
     replay = experiment(config, jax.devices())

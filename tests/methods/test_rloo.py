@@ -15,7 +15,7 @@ from sea_jax import algorithm
 from sea_jax.ensemble import heads, selection
 from sea_jax.errors import InputError
 from sea_jax.experiment import validate
-from sea_jax.methods import rloo
+from sea_jax.methods import between_labels, rloo
 from sea_jax.models.generate import Responses
 from sea_jax.types import Candidates, Duel, PolicyState, PromptBatch
 
@@ -37,8 +37,8 @@ rng = np.random.default_rng(0)
 def test_updates_are_due_by_labels(bursts, expected):
     labels, updates = zip(*bursts, strict=True) if bursts else ((), ())
     config = types.SimpleNamespace(burst_labels=labels, burst_updates=updates, updates_per_label=0.5)
-    assert {n: rloo.updates_due(config, n) for n in expected} == expected
-    assert [rloo.restarts(config, n, n + 4) for n in (0, 4, 8, 12)] == [
+    assert {n: between_labels.updates_due(config, n) for n in expected} == expected
+    assert [between_labels.restarts(config, n, n + 4) for n in (0, 4, 8, 12)] == [
         False,
         bool(bursts),
         bool(bursts),
@@ -48,9 +48,9 @@ def test_updates_are_due_by_labels(bursts, expected):
 
 def test_the_kl_weight_falls_with_labels():
     config = types.SimpleNamespace(kl_weight=0.4, kl_half_labels=64.0)
-    assert [rloo.kl_weight(config, n) for n in (0, 64, 192)] == pytest.approx([0.4, 0.2, 0.1])
+    assert [between_labels.kl_weight(config, n) for n in (0, 64, 192)] == pytest.approx([0.4, 0.2, 0.1])
     config.kl_half_labels = float("inf")
-    assert rloo.kl_weight(config, 1000) == 0.4
+    assert between_labels.kl_weight(config, 1000) == 0.4
 
 
 def test_the_reward_is_the_mean_less_the_spread_of_differences():
@@ -82,9 +82,9 @@ def test_the_win_probability_meets_every_other_response():
 
 def test_distinct_responses_are_counted_by_their_tokens():
     tokens, mask = jnp.array([[[3, 4], [3, 5], [3, 4], [3, 4]]]), jnp.ones((1, 4, 2), bool)
-    assert float(rloo.share_distinct(Responses(tokens, mask, None))) == pytest.approx(2 / 4)
+    assert float(between_labels.share_distinct(Responses(tokens, mask, None))) == pytest.approx(2 / 4)
     mask = mask.at[..., 1].set(False)  # padding is not compared
-    assert float(rloo.share_distinct(Responses(tokens, mask, None))) == pytest.approx(1 / 4)
+    assert float(between_labels.share_distinct(Responses(tokens, mask, None))) == pytest.approx(1 / 4)
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +268,9 @@ def test_limits_end_the_updates_of_a_step(tmp_path):
         n == (1 if share < 1 else 2) for n, share in zip(made, distinct, strict=True)
     )
     config = types.SimpleNamespace(max_kl=0.5, min_distinct=0.0)
-    assert rloo.too_far(config, {"rloo/kl": 0.6}) and not rloo.too_far(config, {"rloo/kl": 0.4})
+    assert between_labels.too_far(config, {"rloo/kl": 0.6}) and not between_labels.too_far(
+        config, {"rloo/kl": 0.4}
+    )
 
 
 def test_a_perfect_reward_needs_no_ensemble(tmp_path):
