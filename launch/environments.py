@@ -104,7 +104,12 @@ def _pip_install(name: str, python: Path, requirements: list[str]) -> None:
     command = [str(python), "-I", "-m", "pip", "install", "--quiet", *requirements]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
-        lines = [line for line in done.stdout.splitlines() if line.strip() and not line.startswith("WARNING")]
-        lines = lines or [f"exit status {done.returncode}"]
-        errors = [line for line in lines if line.startswith("ERROR")] or lines
-        raise RuntimeError(f"environment {name!r}: pip install failed: {errors[-1]}")
+        said = error_line(done.stdout, done.returncode)
+        raise RuntimeError(f"environment {name!r}: pip install failed: {said}")
+
+
+def error_line(output: str, status: int) -> str:
+    """Returns the line of pip's output that says what failed, or its exit status where it said nothing."""
+    lines = [line for line in output.splitlines() if line.strip() and not line.startswith("WARNING")]
+    lines = lines or [f"exit status {status}"]
+    return ([line for line in lines if line.startswith("ERROR")] or lines)[-1]

@@ -158,11 +158,14 @@ def test_pins_agree():
     assert project_pins(extras["docs"]).items() <= docs.items()
     for extra, name in (("cuda", "jax[cuda13]"), ("tpu", "jax[tpu]")):
         assert project_pins(extras[extra]) == {name: run["jax"]}
+    real = pins("requirements-real.txt")
+    assert project_pins(extras["real"]).items() <= real.items()
+    assert all((run | dev).get(name, version) == version for name, version in real.items())
     launch = pins("requirements-launch.txt")
     assert project_pins(extras["launch"]).items() <= launch.items()
     differ = {name for name, version in launch.items() if (run | dev).get(name, version) != version}
     assert differ == {"protobuf", "python-dateutil"}  # as the file says
-    for name in ("requirements-dev.txt", "requirements-docs.txt"):
+    for name in ("requirements-dev.txt", "requirements-docs.txt", "requirements-real.txt"):
         assert "-r requirements.txt" in (ROOT / name).read_text().splitlines()
 
 

@@ -10,18 +10,19 @@ from sea_jax.config.policy import DTYPES
 from sea_jax.tasks.tokenizer import CHAT
 
 REMOTE_KINDS = ("remote", "judge")
-KINDS = ("task", "reward_model", *REMOTE_KINDS)
+KINDS = ("task", "reward_model", "function", *REMOTE_KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Oracle(Section):
-    """The preference oracle P: a hidden reward, a reward model, a service or a language model."""
+    """The preference oracle P: a hidden reward, a reward model, a function, a service or a language model."""
 
     section_name = "oracle"
     kind: str = field(
         "task",
-        "'task': the task's hidden reward; 'reward_model': a model in folder; 'remote': a service at url "
-        "(sea_jax/serve/oracle_service.py); 'judge': a language model at base_url",
+        "'task': the task's hidden reward; 'reward_model': a model in folder; 'function': Python code of "
+        "yours; 'remote': a service at url (sea_jax/serve/oracle_service.py); 'judge': a language model at "
+        "base_url",
         one_of=KINDS,
     )
     folder: str = field("", "reward_model: folder or hub name in Hugging Face's layout")
@@ -31,6 +32,7 @@ class Oracle(Section):
         "reward_model: use the tokenizer's chat template; auto: if it has one",
         one_of=CHAT,
     )
+    function: str = field("", "function: my_rules.py:score or package.module:score (docs/guides/oracles.md)")
     batch_size: int = field(64, "reward_model: texts scored at once", at_least=1)
     labels: str = field("threshold", "how a probability becomes a label: 'threshold' at 1/2, or 'bernoulli'")
     flip_probability: float = field(
@@ -59,6 +61,9 @@ class Oracle(Section):
         if kind == "reward_model" and checks.sound("oracle.folder"):
             valid = "a folder or a hub name with oracle.kind='reward_model'"
             checks.require(checks.config.oracle.folder != "", "oracle.folder", valid)
+        if checks.sound("oracle.function"):
+            unread = checks.config.oracle.function == "" or kind == "function"
+            checks.require(unread, "oracle.function", f"'' with oracle.kind={kind!r}, which does not read it")
         if kind == "remote":
             url(checks, "oracle.url", "http://127.0.0.1:8000")
         if kind == "judge":

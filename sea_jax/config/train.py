@@ -112,5 +112,6 @@ class Ray(Section):
             checks.require(checks.config.ray.actors <= B, "ray.actors", valid)
         if checks.sound("ray.oracles", "oracle.kind"):
             kind = checks.config.oracle.kind
-            valid = f"0 with oracle.kind={kind!r}, which is elsewhere already"
-            checks.require(not checks.config.ray.oracles or kind not in REMOTE_KINDS, "ray.oracles", valid)
+            where = "this process asks" if kind == "function" else "is elsewhere already"
+            here = not checks.config.ray.oracles or kind not in (*REMOTE_KINDS, "function")
+            checks.require(here, "ray.oracles", f"0 with oracle.kind={kind!r}, which {where}")

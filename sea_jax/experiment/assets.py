@@ -56,7 +56,7 @@ def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
     """
     mesh = make_mesh(**config.mesh, extra=config.sampler.devices)
     own_mesh = sampling_mesh(mesh, config.sampler.devices) if config.sampler.devices else None
-    oracle = make_oracles(config, own_mesh or mesh)  # first, so that a wrong address fails before training
+    oracle = make_oracles(config, own_mesh or mesh, task)  # first, so that mistakes precede training
     folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
     model, params = load_policy(config, folder, mesh)
     ref_params = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)

@@ -8,40 +8,68 @@ from jax.sharding import Mesh
 from sea_jax import tasks
 from sea_jax.config.oracle import REMOTE_KINDS
 from sea_jax.experiment import reward_scorer
+from sea_jax.oracles import function, protocol
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
+from sea_jax.oracles.function import FunctionPreferences
 from sea_jax.oracles.judge import Judge, Prices
 from sea_jax.oracles.remote import BroadcastFn, RemoteOracle, RequestLimits
 from sea_jax.runtime.mesh import broadcast_from_main
+from sea_jax.tasks.protocol import Task
 from sea_jax.types import Config
 
 
-def make_oracles(config: Config, mesh: Mesh) -> Callable[[int], Any]:
+def make_oracles(config: Config, mesh: Mesh, task: Task | None = None) -> Callable[[int], Any]:
     """Makes a function from an oracle seed to its oracle.
 
     Args:
         config: the experiment's.
         mesh: the devices that hold a reward model.
+        task: two of its texts try out a user's function; None: it is not tried out.
 
     Returns:
-        A function of the oracle seed; a reward model is the same oracle for every seed.
+        A function of the oracle seed; a reward model or a user's function is the same oracle for every seed.
     """
     if config.ray.oracles:
         from sea_jax.actors import ray_workers  # imports Ray, an extra
 
         return ray_workers.start_oracles(config, make_local_oracles)
-    return make_local_oracles(config, mesh)
+    return make_local_oracles(config, mesh, task)
 
 
-def make_local_oracles(config: Config, mesh: Mesh) -> Callable[[int], Any]:
+def make_local_oracles(config: Config, mesh: Mesh, task: Task | None = None) -> Callable[[int], Any]:
     """Makes oracles without Ray; the arguments are those of `make_oracles`."""
     if config.oracle.kind in REMOTE_KINDS:
         return make_remote_oracles(config, broadcast_from_main)
     if config.oracle.kind == "reward_model":
         oracle = reward_scorer.load_oracle(config.oracle, mesh)
         return lambda seed: oracle
+    if config.oracle.kind == "function":
+        oracle = make_function_oracle(config.oracle.function, broadcast_from_main, task)
+        return lambda seed: oracle
     reward_fn = tasks.find(config.task.name).reward_fn
     assert reward_fn is not None, config.task.name  # the checks of the config see to it
     return lambda seed: BradleyTerryOracle(reward_fn(seed))
+
+
+def make_function_oracle(
+    name: str, broadcast: BroadcastFn, task: Task | None
+) -> BradleyTerryOracle | FunctionPreferences:
+    """Makes the oracle of a user's function, and asks it about two train prompts.
+
+    Args:
+        name: see `function.load`.
+        broadcast: see `BroadcastFn`.
+        task: its references, demonstrations or else prompts are the responses; None: nothing is asked.
+
+    Raises:
+        InputError: there is no such function, or its answer is not valid.
+    """
+    oracle = function.make_oracle(function.load(name), broadcast)
+    if task is not None:
+        prompts = task.prompts["train"][:2]
+        responses = (task.references["train"] or task.demonstrations or prompts)[:2]
+        protocol.compare(oracle, prompts, responses, responses[::-1])
+    return oracle
 
 
 def make_remote_oracles(config: Config, broadcast: BroadcastFn) -> Callable[[int], Any]:

@@ -53,7 +53,7 @@ def load(
         sample_now, sampler, new_version(params),
         num_responses=2, temperature=config.train.temperature,
     )  # fmt: skip
-    oracle = make_oracles(config, mesh)(config.task.oracle_seed)
+    oracle = make_oracles(config, mesh, task)(config.task.oracle_seed)
     labeller = Labeller(oracle, config.oracle.labels, config.oracle.flip_probability)
     found = []
     sizes = {"train": config.rm.num_pairs, config.eval.split: config.eval.num_pairs}

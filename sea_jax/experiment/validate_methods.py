@@ -8,6 +8,7 @@ from sea_jax.config.overrides import for_method
 from sea_jax.experiment.commands import COMMANDS
 from sea_jax.methods import METHODS
 from sea_jax.methods.method import posterior_kind, sea_responses
+from sea_jax.oracles import function
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Config
 
@@ -89,11 +90,16 @@ def _check_prior(checks: Checks, method: str, shared: Config) -> None:
 
 def _check_oracle_scores(checks: Checks) -> None:
     """Requires an oracle that has rewards where a method reads them."""
-    if not checks.sound("methods", "oracle.kind") or checks.config.oracle.kind != "judge":
+    if not checks.sound("methods", "oracle.kind", "oracle.function"):
+        return
+    oracle = checks.config.oracle
+    compares = oracle.kind == "function" and function.load(oracle.function).form == "prefer"
+    if oracle.kind != "judge" and not compares:
         return
     for method in checks.config.methods:
         if METHODS[method].reads_oracle and checks.sound("methods"):
-            said = f"config.methods={method!r}: valid with an oracle that has rewards, not a judge"
+            other = "a function that compares two responses" if compares else "a judge"
+            said = f"config.methods={method!r}: valid with an oracle that has rewards, not {other}"
             checks.add(said, "methods")
 
 

@@ -11,6 +11,7 @@ from sea_jax.actors.make import KINDS as SAMPLERS
 from sea_jax.config.checks import Checks
 from sea_jax.errors import InputError
 from sea_jax.models.convert import CLASSES
+from sea_jax.oracles import function
 from sea_jax.oracles.labels import MODES
 from sea_jax.pretraining.backbone import SEED_OFFSET
 from sea_jax.tasks.protocol import Task
@@ -59,8 +60,11 @@ def check_sampler(checks: Checks) -> None:
 
 
 def check_oracle(checks: Checks) -> None:
-    """Requires labels of a known kind, and of a reward model one number per text."""
+    """Requires labels of a known kind, of a reward model one number per text, of a function its form."""
     checks.one_of("oracle.labels", MODES)
+    if checks.sound("oracle.kind", "oracle.function") and checks.config.oracle.kind == "function":
+        with checks.collecting("oracle.function"):
+            function.load(checks.config.oracle.function)
     if not checks.sound("oracle.kind", "oracle.folder") or checks.config.oracle.kind != "reward_model":
         return
     if (model := read_model(checks, "oracle.folder")) is not None:

@@ -75,6 +75,7 @@ BASE = {
     "oracle.dtype": "float32",
     "oracle.flip_probability": 0.0,
     "oracle.folder": "",
+    "oracle.function": "",
     "oracle.in_flight": 8,
     "oracle.kind": "task",
     "oracle.labels": "threshold",

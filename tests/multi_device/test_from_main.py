@@ -38,13 +38,32 @@ def test_one_process_asks_for_both(tmp_path):
     assert main.dtype == other.dtype == np.float64 and len(np.unique(main)) == len(main) == 40
 
 
+def asks_a_function_on_main(folder, index, function, broadcast, failure):
+    """Each process has a file of its own; the other's function would fail, and the main one's does at last."""
+    file = folder / f"rules{index}.py"
+    file.write_text(f"def score(prompts, responses): return [len(y) / (1 - {index}) for y in responses]\n")
+    oracle = function.make_oracle(function.load(f"{file}:score"), broadcast)
+    assert oracle.rewards(["x", "x", "z"], ["a", "bb", ""]).tolist() == [1, 2, 0]
+    file.write_text("def prefer(prompts, first, second): return [None, 0.25, float('nan')][: len(prompts)]\n")
+    oracle = function.make_oracle(function.load(f"{file}:prefer"), broadcast)
+    probability, answered = oracle.answers(["x"] * 2, ["y"] * 2, ["z"] * 2)
+    assert answered.tolist() == [False, True] and probability[1] == 0.25
+    try:
+        oracle.answers(["x"] * 3, ["y"] * 3, ["z"] * 3)
+    except failure as error:
+        assert ("row 2: nan" in str(error)) == (index == 0), error
+    else:
+        raise AssertionError("that is no probability")
+
+
 def main(folder, port, index):
     import jax
 
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, initialization_timeout=60)
     from services import oracle_http
 
-    from sea_jax.errors import ServiceError
+    from sea_jax.errors import InputError, ServiceError
+    from sea_jax.oracles import function
     from sea_jax.oracles.remote import RemoteOracle, RequestLimits
     from sea_jax.runtime.mesh import broadcast_from_main, wait_for_all
 
@@ -61,6 +80,7 @@ def main(folder, port, index):
         assert ("the main process failed" in str(error)) == (index == 1), error
     else:
         raise AssertionError("nobody is there any more")
+    asks_a_function_on_main(folder, index, function, broadcast_from_main, (InputError, ServiceError)[index])
     wait_for_all("the end")
     print(f"process {index} ended")
 
