@@ -104,7 +104,8 @@ class Ensemble(Section):
     )  # fmt: skip
     prior_scale: float = field(
         1.0,
-        "multiple of the rewards of fresh members: the prior's width; linear: of a random prior",
+        "multiple of the rewards of fresh members, the prior's width; linear: of the deviations from the "
+        "prior's mean",
         at_least=0,
     )
     hidden: tuple[int, ...] = field((128, 128), "mlp: widths of a head's hidden layers", at_least=1)

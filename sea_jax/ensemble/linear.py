@@ -25,7 +25,8 @@ class LinearPosterior:
 
     Attributes:
         num_members: K.
-        prior_scale: standard deviation of a reward under the isotropic prior, for features of unit variance.
+        prior_scale: standard deviation of a reward under the isotropic prior, for features of unit variance; of
+            a fitted prior a factor of its standard deviations.
         sharpness: s, the factor of a reward's logits.
         newton_steps: steps of Newton's method from the last mode.
     """
@@ -41,13 +42,12 @@ class LinearPosterior:
         Args:
             key: [] key.
             feature_width: E.
-            prior: {"mean": [E] f32, "precision": [E, E] f32}; None: N(0, prior_scale² I / E).
+            prior: {"mean": [E] f32, "precision": [E, E] f32}; None: N(0, I / E).
         """
         if prior is None:
-            eye = jnp.eye(feature_width)
-            prior = {"mean": jnp.zeros(feature_width), "precision": eye * feature_width / self.prior_scale**2}
-        anchor = jax.tree.map(jnp.array, prior)
-        mode = {"mean": jnp.array(anchor["mean"]), "precision": jnp.array(anchor["precision"])}
+            prior = {"mean": jnp.zeros(feature_width), "precision": jnp.eye(feature_width) * feature_width}
+        mean, precision = jnp.asarray(prior["mean"]), jnp.asarray(prior["precision"]) / self.prior_scale**2
+        anchor, mode = ({"mean": jnp.array(mean), "precision": jnp.array(precision)} for _ in range(2))
         return EnsembleState(draw(key, mode, self.num_members), anchor, mode)
 
     def update(

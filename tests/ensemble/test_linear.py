@@ -104,6 +104,15 @@ def test_without_labels_it_is_the_prior():
     assert abs(np.asarray(heads.rewards(state.params, unit)).std(0).mean() - 3) < 0.2
 
 
+def test_the_prior_scale_widens_a_fitted_prior():
+    fitted = {"mean": jnp.arange(E, dtype=jnp.float32), "precision": jnp.eye(E) * 8}
+    state = linear.LinearPosterior(num_members=4000, prior_scale=2.0).init(jax.random.key(0), E, fitted)
+    np.testing.assert_allclose(state.anchor["precision"], 2 * np.eye(E))
+    weights = np.asarray(state.params["out"]["kernel"])[..., 0]
+    np.testing.assert_allclose(weights.mean(0), np.arange(E), atol=1e-4)
+    np.testing.assert_allclose(weights.std(0), 0.5**0.5, rtol=0.06)
+
+
 def test_newtons_steps_are_shortened_where_they_overshoot():
     """From a start far away a whole step goes astray; the mode is found all the same."""
     prior = {"mean": jnp.zeros(E), "precision": 1e-3 * jnp.eye(E)}
