@@ -120,7 +120,7 @@ def test_unknown_options(option):
         ({"oracle.folder": "{files}/policy"}, "valid is a reward model of one number"),
         ({"policy.folder": "{files}/reward"}, "valid is a language model, as encoders and reward models"),
         ({"policy.folder": "{files}/encoder"}, "tokenizer '{files}/encoder': no EOS"),
-        ({"backbone.kind": "ranker"}, "config.backbone.kind='ranker': valid is one of ('encoder',)"),
+        ({"backbone.kind": "ranker"}, "config.backbone.kind='ranker': valid is one of ('policy', 'encoder')"),
         ({"task.path": "{files}/none"}, "config.task.path='{files}/none': no file"),
         ({"task.num_heldout": 400}, "config.task.num_heldout=400: valid is at most 40"),
         ({"task.chat": "yes"}, "it has no chat template"),
