@@ -86,15 +86,15 @@ def truncate(mesh: Mesh, model: Decoder, params: Params, layer: int) -> tuple[De
         normalised; its parameters, cast as in `cast_matrices` and sharded as the given ones. Arrays that
         need neither cast nor cut are the given ones.
     """
-    cast = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)
-    kept = {name: cast[name] for name in ("embed", "final_norm")}
-    if layer == model.config.num_layers:
-        return with_gather(mesh, model), kept | {"layers": cast["layers"]}
-    cut = jax.jit(
-        lambda tree: jax.tree.map(lambda x: x[:layer], tree),
-        out_shardings=jax.tree.map(lambda x: x.sharding, cast["layers"]),
-    )
-    return lower_blocks(mesh, model, layer), kept | {"layers": cut(cast["layers"])}
+    kept = {name: params[name] for name in ("embed", "layers", "final_norm")}
+    kept = cast_matrices(kept, model.config.dtype)  # not under jit, which would copy all arrays
+    if layer < model.config.num_layers:
+        cut = jax.jit(
+            lambda tree: jax.tree.map(lambda x: x[:layer], tree),
+            out_shardings=jax.tree.map(lambda x: x.sharding, kept["layers"]),
+        )
+        kept["layers"] = cut(kept["layers"])
+    return lower_blocks(mesh, model, layer), kept
 
 
 def lower_blocks(mesh: Mesh, model: Decoder, layer: int) -> Decoder:
