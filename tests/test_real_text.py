@@ -10,7 +10,7 @@ from real_text import posts, small_config, user_files
 from configs import tldr, ultrafeedback
 from sea_jax import models, tasks
 from sea_jax.errors import InputError
-from sea_jax.experiment import reward_scorer
+from sea_jax.experiment import assets, reward_scorer
 from sea_jax.experiment import run as experiment
 from sea_jax.runtime.mesh import make_mesh
 from sea_jax.runtime.run_folder import Summary, read_summary
@@ -57,6 +57,8 @@ def test_a_run_without_an_encoder(files, tmp_path):
         dict(pool_factor=2, num_prompts=4, num_responses=3, burst_labels=(4,), burst_updates=(2,),
              updates_per_label=0.5)
     )  # fmt: skip
+    assert config.policy.dtype == "bfloat16"  # prepared from f32, then found with π_ref's cast parameters
+    assets.train_parts(config, tmp_path / "cache", tasks.load(config, tmp_path / "cache" / "task"))
     table = experiment.run(config, str(tmp_path))
     assert "\nSEA " in table and "\nRLOO" in table
     rows = (tmp_path / "runs" / "posterior_rl-seed0" / "metrics.jsonl").read_text().splitlines()
