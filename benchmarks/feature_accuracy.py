@@ -1,144 +1,289 @@
-"""Measures the ensemble's accuracy on held-out pairs by number of labels, for three kinds of features.
+"""Measures a posterior's accuracy on held-out pairs by number of labels, for several kinds of features.
 
     python -m benchmarks.feature_accuracy --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m benchmarks.feature_accuracy --config=configs/tldr.py --workdir=runs/features \
+        --config.mesh.fsdp=1 --config.task.name=local --config.task.path=pairs.jsonl \
+        --config.policy.folder=<folder> --layers=8,16,24
 
-A pair is two samples of the starting policy at the training temperature. Its label is the response with the
-higher hidden reward; ties are left out. The features are:
+On an embedded task a pair is two samples of the starting policy at the training temperature, labelled by the
+hidden reward; ties are left out. On text it is a row of a preference set (columns prompt, chosen, rejected);
+held-out pairs are of other prompts. The features are:
 
-    backbone         features of the frozen backbone, which SEA uses
-    policy states    hidden states of the starting policy, averaged over response tokens
+    ranker           of the frozen backbone that is trained on the task's family of rewards
+    layer/pool       hidden states of the starting policy, scaled on all training pairs without their labels
     reward basis     quantities on which the hidden reward depends: what no method sees, and an upper bound
                      where the reward is linear in them
 
-Each ensemble takes STEPS optimizer steps of Eq. 8, by which it is close to convergence. The accuracies
-therefore compare the features and do not depend on the few optimizer steps of the online loop.
+and the posteriors: `linear`, the mean of `ensemble.linear` under the random prior; `linear, prior` with the
+prior that is fitted to the task's family of rewards on the training pairs; `mlp`, the ensemble of Eq. 8 from
+random heads after STEPS optimizer steps, by which it is close to convergence. Means and standard errors are
+over draws of the training pairs; on an embedded task each draw also has another hidden reward.
 """
 
 import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from sea_jax import evaluate, tasks
 from sea_jax.actors.sampler import new_version, sample_now
 from sea_jax.config.flags import fail
-from sea_jax.ensemble import experience, features, heads
+from sea_jax.ensemble import experience, heads, hidden_states
+from sea_jax.ensemble.hidden_states import HiddenStates
+from sea_jax.ensemble.linear import LinearPosterior
+from sea_jax.errors import InputError
 from sea_jax.experiment import assets
-from sea_jax.types import Config
+from sea_jax.models import Decoder, Responses
+from sea_jax.pretraining.backbone import SEED_OFFSET, linear_prior
+from sea_jax.pretraining.hidden_states import fit_scaling
+from sea_jax.pretraining.policy import load_policy
+from sea_jax.runtime.mesh import make_mesh, to_host
+from sea_jax.tasks import preferences
+from sea_jax.tasks.batching import padded_batches
+from sea_jax.tasks.protocol import Task
+from sea_jax.tasks.tokenizer import load_tokenizer
+from sea_jax.types import Config, Params
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Work directory that holds the trained models.")
 _SEEDS = flags.DEFINE_list("oracle_seeds", ["100", "101", "102", "103", "104"], "Seeds of hidden rewards.")
-_SPLIT = flags.DEFINE_string("split", "heldout", "Split that the held-out prompts come from.")
+_DRAWS = flags.DEFINE_integer("draws", 5, "Draws of the training pairs.")
+_SPLIT = flags.DEFINE_string("split", "heldout", "Split that an embedded task's held-out prompts come from.")
+_TRAIN = flags.DEFINE_integer("train", 1000, "Pairs that the training pairs are drawn from.")
+_TEST = flags.DEFINE_integer("test", 1000, "Held-out pairs, at most.")
+_LABELS = flags.DEFINE_list("labels", ["16", "32", "64", "128", "256", "512"], "Numbers of labels.")
+_LAYERS = flags.DEFINE_list("layers", ["-1"], "Layers of the states; -1: half.")
+_POOLS = flags.DEFINE_list("pools", ["last", "mean", "both"], "As config.backbone.pool.")
+_EOS = flags.DEFINE_list("read_eos", ["False"], "As config.backbone.read_eos.")
+_SCALINGS = flags.DEFINE_list("scalings", ["pca"], "As config.backbone.scaling.")
+_POSTERIORS = flags.DEFINE_list("posteriors", ["linear", "prior", "mlp"], "linear, prior, mlp.")
+_BATCH = flags.DEFINE_integer("batch", 50, "Prompts read at once.")
 
-LABELS = (100, 200, 500, 1000, 2000)
 STEPS = 400
 
 
-def family(config: Config) -> tasks.RewardFamily:
-    """Returns the rewards of the config's task, which must be an embedded one."""
-    found = tasks.find(config.task.name).reward_family
-    if found is None:
-        fail(f"config.task.name={config.task.name!r}: valid is an embedded task")
-    return found
+class Pairs(NamedTuple):
+    """Pairs of responses, to train on or held out."""
+
+    texts: tuple[str, ...]  # N prompts
+    prompts: np.ndarray  # [N, L] int32
+    prompt_mask: np.ndarray
+    tokens: np.ndarray  # [N, 2, T] int32
+    mask: np.ndarray
 
 
-def collect(config: Config, shared: assets.Assets, split: str, count: int, seed: int):
-    """Samples two responses to each of the first `count` prompts and computes their features.
+class Source(NamedTuple):
+    """Pairs, the policy that reads them, and who labels them."""
 
-    Returns:
-        Backbone features [N, 2, E], policy states [N, 2, W] and reward basis [N, 2, F], all f32.
-    """
+    train: Pairs
+    test: Pairs
+    model: Decoder
+    params: Params
+    mesh: Mesh
+    eos_id: int
+    margin: Callable[
+        [int], tuple[np.ndarray, np.ndarray]
+    ]  # draw -> > 0 where the first response is preferred
+    features: dict[str, tuple[np.ndarray, np.ndarray]]  # of other kinds, [N, 2, E] of train and test
+    rewards: np.ndarray | None  # [N, 2, S] of the training pairs under the family that priors are fitted to
+
+
+def from_task(config: Config, cache: Path) -> Source:
+    """Samples the pairs of an embedded task."""
+    family = tasks.find(config.task.name).reward_family
+    assert family is not None
+    config.backbone.kind = "ranker"
+    shared = assets.prepare(config, cache, tasks.load(config, cache / "task"))
     task = shared.task
-    assert shared.backbone is not None
     policy, temperature = new_version(shared.ref_params), config.train.temperature
     sample = functools.partial(sample_now, shared.sampler, policy, num_responses=2, temperature=temperature)
-    states = jax.jit(lambda p, *batch: features.mean_states(shared.model, p, *batch))
-    parts = []
-    for start in range(0, count, 250):
-        texts = task.prompts[split][start : start + 250]
+
+    def collect(split: str, count: int, seed: int) -> tuple[Pairs, np.ndarray, np.ndarray]:
+        """Returns pairs, features of the ranker and the reward basis."""
+        texts, parts = task.prompts[split][:count], []
         prompts, mask = task.encode_prompts(texts)
-        out = sample(prompts, mask, jax.random.fold_in(jax.random.key(seed), start))
-        batch = (prompts, mask, out.tokens, out.mask)
-        flat = [y for row in task.decode(np.asarray(out.tokens), np.asarray(out.mask)) for y in row]
-        basis = family(config).basis([x for x in texts for _ in range(2)], flat)
-        parts.append(
-            (
-                np.asarray(shared.backbone(texts, prompts, mask, out)),
-                np.asarray(states(shared.ref_params, *batch)),
-                basis.reshape(len(texts), 2, -1),
-            )
-        )
-    return [np.concatenate(kind) for kind in zip(*parts, strict=True)]
+        for start, rows, size in padded_batches(len(texts), _BATCH.value):
+            out = sample(prompts[rows], mask[rows], jax.random.fold_in(jax.random.key(seed), start))
+            assert shared.backbone is not None
+            found = to_host((out.tokens, out.mask, shared.backbone((), prompts[rows], mask[rows], out)))
+            parts.append([x[:size] for x in found])
+        tokens, token_mask, features = (np.concatenate(kind) for kind in zip(*parts, strict=True))
+        flat = [y for row in task.decode(tokens, token_mask) for y in row]
+        basis = family.basis([x for x in texts for _ in range(2)], flat).reshape(len(texts), 2, -1)
+        return Pairs(texts, prompts, mask, tokens, token_mask), features, basis
+
+    (train, *found), (test, *held) = collect("train", _TRAIN.value, 1), collect(_SPLIT.value, _TEST.value, 2)
+    features = {"ranker": (found[0], held[0]), "reward basis": normalised(found[1], held[1])}
+
+    def reward(basis: np.ndarray, seeds: list[int]) -> np.ndarray:
+        """Returns the rewards [N, 2, S] of S seeds."""
+        draws = np.stack([family.draw(seed) for seed in seeds], axis=-1)
+        return family.combine(basis.reshape(-1, basis.shape[-1]), draws).reshape(*basis.shape[:2], -1)
+
+    def margin(draw: int) -> tuple[np.ndarray, np.ndarray]:
+        seed = int(_SEEDS.value[draw % len(_SEEDS.value)])
+        first, second = (reward(basis, [seed])[..., 0] for basis in (found[1], held[1]))
+        return first[:, 0] - first[:, 1], second[:, 0] - second[:, 1]
+
+    rewards = reward(found[1], [SEED_OFFSET + i for i in range(config.backbone.num_rewards)])
+    fixed = shared.model, shared.ref_params, shared.mesh, task.eos_id
+    return Source(train, test, *fixed, margin, features, rewards)
 
 
-def accuracy(config: Config, train: np.ndarray, test: np.ndarray, count: int, seed: int) -> float:
-    """Trains K heads on `count` labels and returns their held-out accuracy.
+def from_file(config: Config) -> Source:
+    """Reads the pairs of a preference set."""
+    tokenizer = load_tokenizer(config.policy.folder, chat=config.task.chat, eos_token=config.task.eos_token)
+    task = Task(
+        name="pairs", tokenizer=tokenizer.backend, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id,
+        prompt_length=config.task.prompt_length, response_length=config.task.response_length,
+        prompts={}, references={}, prefix_ids=tokenizer.prefix_ids,
+        template=tokenizer.chat if tokenizer.template is not None else None,
+    )  # fmt: skip
+
+    def length(pairs: Sequence[preferences.Pair]) -> list[int]:
+        """Returns 0 for a pair that fits, else 1."""
+        short = [len(ids) <= task.prompt_length for ids in task.prompt_ids([p.prompt for p in pairs])]
+        fits = [task.responses_that_fit(texts) for texts in zip(*[p[1:] for p in pairs], strict=True)]
+        return (~(np.array(short) & fits[0] & fits[1])).astype(int).tolist()
+
+    def encode(pairs: list[preferences.Pair]) -> Pairs:
+        texts = tuple(pair.prompt for pair in pairs)
+        both = [task.encode_responses([pair[i] for pair in pairs]) for i in (1, 2)]
+        tokens, mask = (np.stack(x, 1) for x in zip(*both, strict=True))
+        return Pairs(texts, *task.encode_prompts(texts), tokens, mask)
+
+    config.task.num_train, config.task.num_heldout = _TRAIN.value, _TEST.value
+    train, test = map(encode, preferences.load(config.task, length, 0))
+    mesh = make_mesh(**config.mesh)
+    model, params = load_policy(config, config.policy.folder, mesh)
+    ones = np.ones(len(train.texts)), np.ones(len(test.texts))
+    return Source(train, test, model, params, mesh, task.eos_id, lambda _: ones, {}, None)
+
+
+def state_kinds(source: Source, width: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yields name and features [N, 2, E] of train and test of every layer, pool and scaling."""
+    W, num_layers = source.model.config.width, source.model.config.num_layers
+    for asked, read_eos in itertools.product(map(int, _LAYERS.value), _EOS.value):
+        layer = hidden_states.middle(num_layers, asked)
+        lower, decoder = hidden_states.truncate(source.mesh, source.model, source.params, layer)
+        plain = {"decoder": decoder, "mean": jnp.zeros(2 * W), "scale": jnp.ones(2 * W)}
+        extractor = HiddenStates(lower, "both", plain, -1 if read_eos == "True" else source.eos_id)
+        both = [read(extractor, pairs) for pairs in (source.train, source.test)]
+        columns = {"last": slice(W), "mean": slice(W, None), "both": slice(None)}
+        for pool, scaling in itertools.product(_POOLS.value, _SCALINGS.value):
+            states = [x[..., columns[pool]] for x in both]
+            fitted = fit_scaling(states[0], scaling, width)
+            train, test = ((x - fitted["mean"]) * fitted["scale"] for x in states)
+            if "projection" in fitted:
+                train, test = train @ fitted["projection"], test @ fitted["projection"]
+            name = f"layer {layer}, {pool}, {scaling}" + (", with EOS" if read_eos == "True" else "")
+            yield name, train, test
+
+
+def read(extractor: HiddenStates, pairs: Pairs) -> np.ndarray:
+    """Computes the states of all pairs, [N, 2, E'] f32."""
+    parts = []
+    for _, rows, size in padded_batches(len(pairs.texts), _BATCH.value):
+        prompts, mask, tokens, token_mask = (x[rows] for x in pairs[1:])
+        responses = Responses(jnp.asarray(tokens), jnp.asarray(token_mask), jnp.zeros(tokens.shape))
+        parts.append(to_host(extractor((), prompts, mask, responses))[:size])
+    return np.concatenate(parts)
+
+
+def normalised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres features, and scales them to unit variance on average over coordinates, as priors expect."""
+    mean, scale = train.mean((0, 1)), 1 / np.sqrt(train.var((0, 1)).mean())
+    return (train - mean) * scale, (test - mean) * scale
+
+
+def accuracy(config: Config, posterior: str, prior: Params | None, train, test, seed: int) -> float:
+    """Learns from labelled pairs and returns the accuracy on held-out ones.
 
     Args:
-        config: gives the heads and their optimizer settings.
-        train: features of the training pairs, [N, 2, E] f32, axis 1 is (y+, y−).
+        config: gives the posterior's settings.
+        posterior: 'linear', 'prior' (linear too) or 'mlp'.
+        prior: of the linear posterior, or None.
+        train: features of the training pairs, [n, 2, E] f32, axis 1 is (y+, y−).
         test: features of the held-out pairs, like `train`.
-        count: number of training pairs used; at most N.
-        seed: seed of the heads and of the batches.
+        seed: of the heads and of their batches.
     """
-    cfg = config.ensemble
-    mean = train.mean((0, 1))
-    scale = 1 / np.sqrt(train.var((0, 1)).mean())
-    train, test = ((x - mean) * scale for x in (train[:count], test))
-    optimizer = optax.adam(cfg.learning_rate)
-    head = heads.Head(tuple(cfg.hidden), cfg.prior_scale)
-    state = heads.init(jax.random.key(seed), head, cfg.num_members, train.shape[-1], optimizer)
-    data = experience.init(max(LABELS), train.shape[-1])
+    cfg, count, key = config.ensemble, len(train), jax.random.key(seed)
+    data = experience.init(max(map(int, _LABELS.value)), train.shape[-1])
     data = experience.add(data, jnp.asarray(train), jnp.ones(count), jnp.ones(count, bool))
-    state, _ = _train(optimizer, cfg.batch_size, cfg.regularization)(jax.random.key(seed + 1), state, data)
+    if posterior == "mlp":
+        optimizer = optax.adam(cfg.learning_rate)
+        head = heads.Head(tuple(cfg.hidden), cfg.prior_scale)
+        state = heads.init(key, head, cfg.num_members, train.shape[-1], optimizer)
+        learn = _mlp(cfg.learning_rate, cfg.batch_size, cfg.regularization)
+        state, _ = learn(jax.random.key(seed + 1), state, data)
+    else:
+        linear = LinearPosterior(
+            1, cfg.prior_scale, cfg.sharpness, cfg.newton_steps
+        )  # its one draw is the mean
+        state = linear.init(key, train.shape[-1], prior)
+        state, _ = _linear(linear)(key, state, data)
     return evaluate.ensemble_accuracy(state.params, jnp.asarray(test))["ensemble/accuracy_heldout"]
 
 
-_TRAINERS: dict = {}
+@functools.cache
+def _mlp(learning_rate: float, batch_size: int, regularization: float) -> Callable:
+    """Returns the jitted training of the heads."""
+    fixed: Any = dict(num_steps=STEPS, batch_size=batch_size, regularization=regularization)
+    return jax.jit(lambda k, s, d: heads.update(k, s, d, optax.adam(learning_rate), **fixed))
 
 
-def _train(optimizer, batch_size: int, regularization: float):
-    """Returns the jitted training function of the heads, cached by its settings."""
-    key = (batch_size, regularization)
-    if key not in _TRAINERS:
-        _TRAINERS[key] = jax.jit(
-            lambda k, s, d: heads.update(
-                k, s, d, optimizer, num_steps=STEPS, batch_size=batch_size, regularization=regularization
-            )
-        )
-    return _TRAINERS[key]
+@functools.cache
+def _linear(posterior: LinearPosterior) -> Callable:
+    """Returns the jitted update of the linear posterior."""
+    return jax.jit(posterior.update)
+
+
+def row(config: Config, source: Source, posterior: str, train: np.ndarray, test: np.ndarray) -> str:
+    """Returns the cells of a row of the table."""
+    prior: Any = None
+    if posterior == "prior" and source.rewards is not None:
+        prior = linear_prior(train, source.rewards)
+    cells = []
+    for count in map(int, _LABELS.value):
+        found = []
+        for draw in range(_DRAWS.value):
+            ordered = []
+            for margin, features in zip(source.margin(draw), (train, test), strict=True):
+                first = (margin > 0)[:, None, None]
+                ordered.append(np.where(first, features, features[:, ::-1])[margin != 0])
+            chosen = np.random.default_rng(draw).permutation(len(ordered[0]))[:count]
+            found.append(accuracy(config, posterior, prior, ordered[0][chosen], ordered[1], draw))
+        error = np.std(found, ddof=1) / np.sqrt(len(found)) if len(found) > 1 else 0.0
+        cells.append(f"{np.mean(found):.3f} ± {error:.3f}")
+    return " | ".join(cells)
 
 
 def main(_: list[str]) -> None:
     config, folder = _CONFIG.value, Path(_WORKDIR.value)
-    cache = Path(config.cache_dir or folder / "cache")
-    rewards = family(config)
-    shared = assets.prepare(config, cache, tasks.load(config, cache / "task"))
-    train = collect(config, shared, "train", max(LABELS), 1)
-    test = collect(config, shared, _SPLIT.value, len(shared.task.prompts[_SPLIT.value]), 2)
-    print(f"{'labels':15s}" + "".join(f"{n:>15d}" for n in LABELS))
-    for name, a, b in zip(("backbone", "policy states", "reward basis"), train, test, strict=True):
-        cells = []
-        for count in LABELS:
-            found = []
-            for seed in map(int, _SEEDS.value):
-                draw = rewards.draw(seed)[..., None]
-                ordered = []
-                for kind, basis in ((a, train[2]), (b, test[2])):
-                    reward = rewards.combine(basis.reshape(-1, basis.shape[-1]), draw).reshape(-1, 2)
-                    first = (reward[:, 0] > reward[:, 1])[:, None, None]
-                    decided = reward[:, 0] != reward[:, 1]
-                    ordered.append(np.where(first, kind, kind[:, ::-1])[decided])
-                found.append(accuracy(config, ordered[0], ordered[1], min(count, len(ordered[0])), seed))
-            error = np.std(found, ddof=1) / np.sqrt(len(found)) if len(found) > 1 else 0.0
-            cells.append(f"{np.mean(found):.3f} ± {error:.3f}")
-        print(f"{name:15s}" + "".join(f"{c:>15s}" for c in cells), flush=True)
+    embedded = tasks.find(config.task.name).reward_family is not None
+    try:
+        source = (
+            from_task(config, Path(config.cache_dir or folder / "cache")) if embedded else from_file(config)
+        )
+    except InputError as error:
+        fail(error)
+    print(f"| features | posterior | {' | '.join(_LABELS.value)} |")
+    print("|---|---|" + "---|" * len(_LABELS.value))
+    others = ((name, *features) for name, features in source.features.items())
+    for name, train, test in itertools.chain(others, state_kinds(source, config.backbone.width)):
+        for posterior in _POSTERIORS.value:
+            if posterior != "prior" or source.rewards is not None:
+                cells = row(config, source, posterior, train, test)
+                print(f"| {name} | {posterior} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from sea_jax import models, tasks, train
-from sea_jax.ensemble import features, pair_encoder
+from sea_jax.ensemble import features, hidden_states, pair_encoder
 from sea_jax.errors import InputError
 from sea_jax.experiment import reward_scorer
 from sea_jax.experiment.setup import draw_ensemble, make_settings
@@ -107,7 +107,7 @@ class Experiment:
             "optimizer": self.state.policy.opt_state,
             "reference": self.ref_params,
             "ensemble": (self.state.ensemble, self.state.experience),
-            "backbone": self.backbone_params if self.method.learns_ensemble else (),
+            "backbone": self._own_backbone() if self.method.learns_ensemble else (),
             "oracle": self.oracle[1],
         }
 
@@ -193,7 +193,7 @@ class Experiment:
     def _features_of(self, name: str, B: int, M: int, times: int) -> Step:
         """Traces the features of B · M responses, `times` a step; for an encoder, one batch of them."""
         cfg = self.config
-        shards = batch_shards(self.mesh)  # the backbone's parameters are replicated
+        shards = batch_shards(self.mesh)  # the parameters of a ranker and of an encoder are replicated
         if isinstance(self.backbone, models.Encoder):
             size, states = self._rows(cfg.encoder), pair_encoder.states_fn(self.backbone, (0, 1))
             most = (cfg.encoder.source_length, cfg.encoder.candidate_length)
@@ -205,6 +205,10 @@ class Experiment:
             calls = -(-B * M // size)
             return Step(name, traced, ("backbone",), times * calls, usual=usual, shared_by=shards)
         prompts, responses = self._texts_of(B, M)
+        if cfg.backbone.kind == "policy":
+            extract = hidden_states.extract_fn(self.backbone, cfg.backbone.pool, 0, cfg.sampler.micro_batch)
+            traced = extract.trace(self.backbone_params, *prompts, *responses)
+            return Step(name, traced, ("backbone", "reference"), times)
         extract = features.extract_fn(self.backbone, self.pooling)
         traced = extract.trace(self.backbone_params, *prompts, *responses)
         return Step(name, traced, ("backbone",), times, shared_by=shards)
@@ -314,7 +318,9 @@ class Experiment:
     def _backbone(self) -> tuple[Any, Any, int]:
         """Returns the frozen extractor's model, its replicated parameters and the width of its features."""
         cfg, self.pooling = self.config, None
-        if cfg.backbone.get("kind", "ranker") == "encoder":
+        if cfg.backbone.kind == "policy":
+            return self._hidden_states()
+        if cfg.backbone.kind == "encoder":
             dtype = jnp.dtype(cfg.encoder.dtype).type
             encoder = shape_of("encoder.folder", cfg.encoder.folder, dtype=dtype).build()
             params = self._replicated(unflatten_dict(convert.shapes(encoder), sep="/"))
@@ -330,6 +336,28 @@ class Experiment:
             "projection": array(width, cfg.backbone.width), "mean": array(cfg.backbone.width),
         }  # fmt: skip
         return self.policy, self._replicated(params), cfg.backbone.width
+
+    def _hidden_states(self) -> tuple[Any, Any, int]:
+        """Returns the policy's lower blocks, their parameters sharded as π_ref's, and the features' width."""
+        cfg, shape = self.config.backbone, self.policy.config
+        layer = hidden_states.middle(shape.num_layers, cfg.layer)
+        layers = jax.tree.map(lambda x: x.update(shape=(layer, *x.shape[1:])), self.ref_params["layers"])
+        shared = {name: self.ref_params[name] for name in ("embed", "final_norm")}
+        pooled, width = hidden_states.feature_widths(shape.width, cfg.pool, cfg.scaling, cfg.width)
+        array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+        scaling = {"mean": array(pooled), "scale": array(pooled)}
+        if cfg.scaling != "standard":
+            scaling["projection"] = array(pooled, width)
+        params = self._replicated(scaling) | {"decoder": shared | {"layers": layers}}
+        return hidden_states.lower_blocks(self.mesh, self.policy, layer), params, width
+
+    def _own_backbone(self) -> Any:
+        """Returns the backbone's parameters that are not π_ref's own arrays."""
+        if self.config.backbone.kind != "policy":
+            return self.backbone_params
+        scaling = {name: x for name, x in self.backbone_params.items() if name != "decoder"}
+        whole = self.backbone.config.num_layers == self.policy.config.num_layers
+        return scaling if whole else (scaling, self.backbone_params["decoder"]["layers"])
 
     def _split(self, tree: Any) -> Any:
         """Shards the leading axis of each array as `mesh.shard_batch` does."""

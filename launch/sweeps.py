@@ -174,12 +174,12 @@ def unit_arguments(sweep: Sweep, unit: Unit) -> list[str]:
 def unfinished_units(sweep: Sweep) -> dict[str, tuple[Unit | None, list[Unit]]]:
     """Returns size -> (the unit that trains the shared parts, the unfinished runs).
 
-    The first is None if the policy is given and the encoder is pretrained, so that nothing needs training,
+    The first is None if the policy is given and the encoder is pretrained, so that nothing is prepared,
     and if at most one run is unfinished, which then trains its own parts.
     """
     found = {}
     for size, config in sweep.configs.items():
         units = [unit for unit in sweep.units(size) if not unit.finished]
-        trains = not config["policy"]["folder"] or config["backbone"]["kind"] == "ranker"
+        trains = not config["policy"]["folder"] or config["backbone"]["kind"] != "encoder"
         found[size] = (Unit(sweep.root, size) if trains and len(units) > 1 else None), units
     return found

@@ -146,6 +146,20 @@ def test_a_process_ends_as_the_functions_do(cache, tmp_path):
             {"backbone.kind": "encoder", "encoder.folder": "x"},
             ["config.ensemble.prior='pretrained'", "'random' with backbone.kind='encoder'"],
         ),
+        ({"backbone.pool": "first"}, ["config.backbone.pool='first'", "last", "mean", "both"]),
+        ({"backbone.scaling": "whiten"}, ["config.backbone.scaling='whiten'", "standard", "pca"]),
+        (
+            {"backbone.kind": "policy", "backbone.layer": 3},
+            ["config.backbone.layer=3", "-1 (half) to 2, the policy's layers"],
+        ),
+        (
+            {"backbone.kind": "policy", "backbone.num_responses": 1},
+            ["config.backbone.num_responses=1", "at least 2 with backbone.kind='policy'"],
+        ),
+        (
+            {"backbone.kind": "policy", "backbone.num_prompts": 20_001},
+            ["config.backbone.num_prompts=20001", "1 to 20000"],
+        ),
         ({"sft.token_chunk": 8}, ["config.sft.token_chunk=8", "sft.prompt_weight=0, not 0.1"]),
         ({"methods": ("sft",)}, ["config.methods='sft'", "a command: python -m sea_jax.main sft --config"]),
         (

@@ -10,7 +10,7 @@ from real_text import posts, small_config, user_files
 from configs import tldr, ultrafeedback
 from sea_jax import models, tasks
 from sea_jax.errors import InputError
-from sea_jax.experiment import reward_scorer
+from sea_jax.experiment import assets, reward_scorer
 from sea_jax.experiment import run as experiment
 from sea_jax.runtime.mesh import make_mesh
 from sea_jax.runtime.run_folder import Summary, read_summary
@@ -45,6 +45,26 @@ def test_a_whole_run(files, tmp_path):
     assert exported.backend.to_str() == given.backend.to_str() and exported.eos_id == given.eos_id
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     assert {row["prompt"] for row in samples} <= {row["prompt"] for row in posts(40)}
+
+
+def test_a_run_without_an_encoder(files, tmp_path):
+    """Two methods on linear posteriors over the policy's own states, to the report; prepared once."""
+    config = small_config(files)
+    config.methods, config.encoder.folder = ("sea", "posterior_rl"), ""
+    config.backbone.update(dict(kind="policy", num_prompts=8, num_responses=3, width=7))
+    config.ensemble.update(dict(kind="linear", prior="random"))
+    config.rloo.update(
+        dict(pool_factor=2, num_prompts=4, num_responses=3, burst_labels=(4,), burst_updates=(2,),
+             updates_per_label=0.5)
+    )  # fmt: skip
+    assert config.policy.dtype == "bfloat16"  # prepared from f32, then found with π_ref's cast parameters
+    assets.train_parts(config, tmp_path / "cache", tasks.load(config, tmp_path / "cache" / "task"))
+    table = experiment.run(config, str(tmp_path))
+    assert "\nSEA " in table and "\nRLOO" in table
+    rows = (tmp_path / "runs" / "posterior_rl-seed0" / "metrics.jsonl").read_text().splitlines()
+    assert 0 <= json.loads(rows[-1])["ensemble/accuracy_heldout"] <= 1
+    assert len(list((tmp_path / "cache").glob("states-*"))) == 1
+    assert read_summary(tmp_path / "runs" / "sea-seed0").queries == 8
 
 
 def test_the_policy_reads_a_chat_and_the_oracle_another(chat_files):
@@ -120,7 +140,19 @@ def test_unknown_options(option):
         ({"oracle.folder": "{files}/policy"}, "valid is a reward model of one number"),
         ({"policy.folder": "{files}/reward"}, "valid is a language model, as encoders and reward models"),
         ({"policy.folder": "{files}/encoder"}, "tokenizer '{files}/encoder': no EOS"),
-        ({"backbone.kind": "ranker"}, "config.backbone.kind='ranker': valid is one of ('encoder',)"),
+        ({"backbone.kind": "ranker"}, "config.backbone.kind='ranker': valid is one of ('policy', 'encoder')"),
+        (
+            {"backbone.kind": "policy", "ensemble.prior": "pretrained"},
+            (
+                "config.ensemble.prior='pretrained': valid is 'random' with backbone.kind='policy' and "
+                "task.name='tldr', which has no family of rewards"
+            ),
+        ),
+        (
+            {"backbone.kind": "policy", "backbone.layer": 2, "backbone.num_prompts": 8},
+            "config.backbone.layer=2: valid is -1 (half) to 1, the policy's layers",
+        ),
+        ({"backbone.kind": "policy"}, "config.backbone.num_prompts=6000: valid is 1 to 32"),
         ({"task.path": "{files}/none"}, "config.task.path='{files}/none': no file"),
         ({"task.num_heldout": 400}, "config.task.num_heldout=400: valid is at most 40"),
         ({"task.chat": "yes"}, "it has no chat template"),

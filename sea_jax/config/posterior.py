@@ -10,27 +10,40 @@ from sea_jax.config.policy import DTYPES
 
 @dataclasses.dataclass(frozen=True)
 class Backbone(Section):
-    """The frozen backbone whose features the ensemble reads, and the training of the ranker."""
+    """The frozen backbone whose features the ensemble reads, and how it is prepared."""
 
     section_name = "backbone"
     kind: str = field(
         "ranker",
-        "'ranker': trained here, of the following shape; 'encoder': pretrained, of section encoder",
-        one_of=("ranker", "encoder"),
+        "'ranker': trained here, of the following shape; 'policy': hidden states of the starting policy; "
+        "'encoder': pretrained, of section encoder",
+        one_of=("ranker", "policy", "encoder"),
     )
     seed: int = field(0, "seed of the samples, the initial weights and the order of examples", at_least=0)
-    num_prompts: int = field(6000, "train prompts whose responses are ranked", at_least=1)
-    num_responses: int = field(4, "SFT samples per prompt", at_least=1)
-    num_rewards: int = field(256, "rewards drawn for the ranker, S; never an oracle's", at_least=1)
+    num_prompts: int = field(6000, "train prompts to whose responses the backbone is fitted", at_least=1)
+    num_responses: int = field(4, "samples of the starting policy per prompt", at_least=1)
+    num_rewards: int = field(256, "rewards drawn for ranker and priors, S; never an oracle's", at_least=1)
     temperature: float = field(1.0, "sampling temperature of the responses", at_least=0)
     steps: int = field(350, "optimizer steps", at_least=1)
     batch_size: int = field(64, "prompts per step", at_least=1)
     learning_rate: float = field(1e-2, "peak learning rate of Adam", above=0)
     decoder_rate: float = field(0.03, "learning rate of the decoder over learning_rate", at_least=0)
     pooled_width: int = field(192, "width of the pooled states before the projection", at_least=1)
-    width: int = field(128, "coordinates of the projection; features have one more, for the mean", at_least=1)
+    width: int = field(128, "features, E; of hidden states at most", at_least=1)
     mean_scale: float = field(0.3, "scale of the coordinate along the mean reward", at_least=0)
     gate_hidden: int = field(128, "width of the hidden layer of the pooling gate", at_least=1)
+    layer: int = field(
+        -1, "policy: blocks below the states; 0: embeddings, all: after the final norm, -1: half", at_least=-1
+    )
+    pool: str = field(
+        "both", "policy: the state of the last token, the mean over the response's tokens, or both",
+        one_of=("last", "mean", "both"),
+    )  # fmt: skip
+    read_eos: bool = field(False, "policy: whether the state that has read an EOS counts")
+    scaling: str = field(
+        "pca", "policy: 'standard': unit variance of each coordinate; 'pca': then width principal components",
+        one_of=("standard", "pca"),
+    )  # fmt: skip
 
     @classmethod
     def check(cls, checks: Checks) -> None:
@@ -38,11 +51,29 @@ class Backbone(Section):
         if not checks.sound("backbone.kind", "task.name"):
             return
         if tasks.find(checks.config.task.name).reward_family is None:
-            checks.one_of("backbone.kind", ("encoder",))
+            checks.one_of("backbone.kind", ("policy", "encoder"))
         kind = checks.config.backbone.kind
+        if kind == "policy":
+            _check_states(checks)
         if kind == "encoder" and checks.sound("encoder.folder"):
             valid = f"a folder or a hub name with backbone.kind={kind!r}"
             checks.require(checks.config.encoder.folder != "", "encoder.folder", valid)
+
+
+def _check_states(checks: Checks) -> None:
+    """Requires responses to compare, and a layer of the policy if it is trained here."""
+    if checks.sound("backbone.num_responses"):
+        enough = checks.config.backbone.num_responses >= 2
+        checks.require(enough, "backbone.num_responses", "at least 2 with backbone.kind='policy'")
+    if checks.sound("policy.folder", "policy.num_layers") and not checks.config.policy.folder:
+        check_layer(checks, checks.config.policy.num_layers)
+
+
+def check_layer(checks: Checks, num_layers: int) -> None:
+    """Requires that hidden states are those of a layer of the policy."""
+    if checks.sound("backbone.kind", "backbone.layer") and checks.config.backbone.kind == "policy":
+        valid = f"-1 (half) to {num_layers}, the policy's layers"
+        checks.require(checks.config.backbone.layer <= num_layers, "backbone.layer", valid)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,12 +125,3 @@ def extract(
     """
     z = pooled(model, pooling, params, (prompts, prompt_mask, tokens, mask))
     return z @ params["projection"] - params["mean"]
-
-
-def mean_states(
-    model: Decoder, params: Params, prompts: Array, prompt_mask: Array, tokens: Array, mask: Array
-) -> Array:
-    """Averages the policy's states over response tokens, [B, M, W]: features to compare a backbone with."""
-    states = response_states(model, params, prompts, prompt_mask, tokens, mask)[:, :, 1:]
-    total = jnp.sum(states * mask[..., None], -2)
-    return total / jnp.maximum(mask.sum(-1), 1)[..., None]

@@ -19,6 +19,7 @@ from sea_jax.experiment.validate_methods import pretrained_prior
 from sea_jax.methods import METHODS
 from sea_jax.models import Decoder
 from sea_jax.models.params import cast_matrices
+from sea_jax.pretraining.hidden_states import PolicyStates
 from sea_jax.pretraining.policy import load_policy, trained_policy
 from sea_jax.pretraining.ranker import Ranker
 from sea_jax.runtime.mesh import make_mesh, sampling_mesh, to_host
@@ -62,7 +63,9 @@ def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
     ref_params = jax.jit(cast_matrices, static_argnums=1)(params, model.config.dtype)
     backbone, priors = None, {}
     if _learns_ensemble(config):
-        backbone, priors = _backbone(config, cache_folder, task, model, params, mesh)
+        # A ranker is trained from f32; hidden states are those of π_ref, whose arrays they share.
+        start = params if config.backbone.kind == "ranker" else ref_params
+        backbone, priors = _backbone(config, cache_folder, task, model, start, mesh)
     del params
 
     sampler = sampler_for(config, task, model, mesh, own_mesh)
@@ -82,7 +85,7 @@ def train_parts(config: Config, cache_folder: Path, task: Task) -> None:
     """Trains the parts that the cache lacks; the arguments are those of `prepare`."""
     mesh = make_mesh(**config.mesh)
     folder = config.policy.folder or trained_policy(config, cache_folder, task, mesh)
-    if config.backbone.kind == "ranker" and _learns_ensemble(config):
+    if config.backbone.kind != "encoder" and _learns_ensemble(config):
         _backbone(config, cache_folder, task, *load_policy(config, folder, mesh), mesh)
 
 
@@ -97,9 +100,10 @@ def _backbone(
     """Returns the frozen backbone, and the pretrained priors of the methods, by kind of posterior."""
     if config.backbone.kind == "encoder":
         return pair_encoder.load(config.encoder, task.decode, mesh), {}
-    ranker = Ranker(config, folder, task, model, params, mesh)
+    made = {"ranker": Ranker, "policy": PolicyStates}[config.backbone.kind]
+    prepared = made(config, folder, task, model, params, mesh)
     kinds = {kind for method in config.methods if (kind := pretrained_prior(config, method))}
-    return ranker.backbone, {kind: ranker.prior(kind) for kind in sorted(kinds)}
+    return prepared.backbone, {kind: prepared.prior(kind) for kind in sorted(kinds)}
 
 
 def _eval_set(config: Config, task: Task, sample: Callable) -> EvalSet:

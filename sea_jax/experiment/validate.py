@@ -82,10 +82,10 @@ def _check_splits(checks: Checks, task: Task) -> None:
         for name, split in splits.items():
             check_size(checks, task, name, split)
     names = "backbone.kind", "backbone.num_prompts", "backbone.batch_size"
-    if checks.sound(*names) and checks.config.backbone.kind == "ranker":
-        n, least = checks.config.backbone.num_prompts, checks.config.backbone.batch_size
-        most = len(task.prompts["train"])
-        checks.require(least <= n <= most, "backbone.num_prompts", f"{least} (its batch_size) to {most}")
+    if checks.sound(*names) and (kind := checks.config.backbone.kind) != "encoder":
+        n, most = checks.config.backbone.num_prompts, len(task.prompts["train"])
+        least, why = (checks.config.backbone.batch_size, " (its batch_size)") if kind == "ranker" else (1, "")
+        checks.require(least <= n <= most, "backbone.num_prompts", f"{least}{why} to {most}")
 
 
 def check_size(checks: Checks, task: Task, name: str, split: str) -> None:

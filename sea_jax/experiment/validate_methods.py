@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from sea_jax import tasks
 from sea_jax.config.checks import Checks
 from sea_jax.config.fields import Section
 from sea_jax.config.overrides import for_method
@@ -76,11 +77,14 @@ def _check_proposals(checks: Checks, method: str) -> None:
 
 def _check_prior(checks: Checks, method: str, shared: Config) -> None:
     """Requires that heads which are drawn from pretrained ones are of their shape, and that there are any."""
-    names = "ensemble.kind", "ensemble.prior", "ensemble.hidden", "backbone.kind"
+    names = "ensemble.kind", "ensemble.prior", "ensemble.hidden", "backbone.kind", "task.name"
     if not checks.sound(*names) or (kind := pretrained_prior(checks.config, method)) is None:
         return
-    trained = checks.config.backbone.kind == "ranker"
-    checks.require(trained, "ensemble.prior", "'random' with backbone.kind='encoder'")
+    backbone, task = checks.config.backbone.kind, checks.config.task.name
+    checks.require(backbone != "encoder", "ensemble.prior", "'random' with backbone.kind='encoder'")
+    if backbone == "policy":  # a ranker's task has such a family, as its section checks
+        valid = f"'random' with backbone.kind='policy' and task.name={task!r}, which has no family of rewards"
+        checks.require(tasks.find(task).reward_family is not None, "ensemble.prior", valid)
     if kind != "mlp":
         return
     same = tuple(checks.config.ensemble.hidden) == tuple(shared.ensemble.hidden)

@@ -9,6 +9,7 @@ import jax
 from sea_jax import models
 from sea_jax.actors.make import KINDS as SAMPLERS
 from sea_jax.config.checks import Checks
+from sea_jax.config.posterior import check_layer
 from sea_jax.errors import InputError
 from sea_jax.models.convert import CLASSES
 from sea_jax.oracles import function
@@ -81,7 +82,7 @@ def check_oracle_seeds(checks: Checks) -> None:
 
 
 def check_policy_on_task(checks: Checks, task: Task) -> None:
-    """Requires of a given policy a vocabulary and a context that hold the task."""
+    """Requires of a given policy a vocabulary and a context that hold the task, and the states' layer."""
     if not checks.sound("policy.folder") or not checks.config.policy.folder:
         return
     if (model := read_model(checks, "policy.folder")) is None:
@@ -92,6 +93,7 @@ def check_policy_on_task(checks: Checks, task: Task) -> None:
     if not writes:
         return
     check_vocabulary(checks, model, task)
+    check_layer(checks, model.num_layers)
     need = task.prompt_length + task.response_length
     checks.require(
         model.max_length >= need, "policy.folder",

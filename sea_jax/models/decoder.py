@@ -23,6 +23,7 @@ class Decoder(nn.Module):
 
     config: Config
     gather: Any = None  # a sharding.Gather, where the parameters are sharded
+    norm_last: bool = True  # False: hidden states are the residual stream before the final norm
 
     if TYPE_CHECKING:  # Flax's annotations leave these open
 
@@ -44,7 +45,7 @@ class Decoder(nn.Module):
             length=cfg.num_layers,
             unroll=self.unroll,
         )(cfg)
-        self.final_norm = cfg.norm()
+        self.final_norm = cfg.norm() if self.norm_last else lambda x: x
         if not cfg.tied:
             self.head = nn.Dense(cfg.vocab_size, use_bias=False, dtype=cfg.dtype, param_dtype=jnp.float32)
 

@@ -15,12 +15,12 @@ import optax
 from jax.sharding import Mesh
 
 from sea_jax.ensemble import heads
-from sea_jax.ensemble.features import Backbone, GatedPooling, pooled
+from sea_jax.ensemble.features import Backbone, Extractor, GatedPooling, pooled
 from sea_jax.ensemble.heads import Head
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses
 from sea_jax.pretraining.fit import distinct_rows, fit
-from sea_jax.runtime.mesh import replicate, to_host
+from sea_jax.runtime.mesh import replicate, shard_batch, to_host
 from sea_jax.types import Array, Config, Params
 
 SEED_OFFSET = 1_000_000
@@ -118,7 +118,7 @@ def train(
 
 
 def train_prior_heads(
-    config: Config, hidden: tuple[int, ...], backbone: Backbone, data: Any, rewards: np.ndarray, key: Array
+    config: Config, hidden: tuple[int, ...], backbone: Extractor, data: Any, rewards: np.ndarray, key: Array
 ) -> Params:
     """Trains P heads, each on one reward of the family; a run draws its prior φ⁰ from them.
 
@@ -138,7 +138,7 @@ def train_prior_heads(
         Leaves [P, ...].
     """
     P, N = config.num_heads, len(rewards)
-    features = jnp.asarray(_features(backbone, data))
+    features = jnp.asarray(features_of(backbone, data))
     targets = jnp.asarray(rewards[..., :P]).transpose(2, 0, 1)
     init_key, order_key = jax.random.split(key)
     params = heads.init(init_key, Head(hidden), P, features.shape[-1], optax.identity()).params
@@ -160,21 +160,25 @@ def train_prior_heads(
     return train(params)
 
 
-def fit_linear_prior(backbone: Backbone, data: Any, rewards: np.ndarray) -> dict[str, np.ndarray]:
+def fit_linear_prior(backbone: Extractor, data: Any, rewards: np.ndarray) -> dict[str, np.ndarray]:
+    """Computes `linear_prior` of the backbone's features of the data, which are as in `train`."""
+    return linear_prior(features_of(backbone, data), rewards)
+
+
+def linear_prior(features: np.ndarray, rewards: np.ndarray) -> dict[str, np.ndarray]:
     """Fits a Gaussian over linear rewards w·φ to the pretraining family, for `ensemble.linear`.
 
     Each of the S rewards is regressed on the features, both centred over the responses to a prompt; the
     Gaussian has the mean and the covariance of the S coefficients, a tenth of it shrunk to a multiple of I.
 
     Args:
-        backbone: frozen.
-        data: as in `train`.
+        features: φ [N, M, E] f32.
         rewards: [N, M, S] f32.
 
     Returns:
         {"mean": [E] f32, "precision": [E, E] f32}.
     """
-    features = _features(backbone, data).astype(np.float64)
+    features = features.astype(np.float64)
     centred = lambda x: (x - x.mean(1, keepdims=True)).reshape(-1, x.shape[-1])  # noqa: E731
     X, Y = centred(features), centred(rewards.astype(np.float64))
     gram = X.T @ X
@@ -186,11 +190,18 @@ def fit_linear_prior(backbone: Backbone, data: Any, rewards: np.ndarray) -> dict
     return {"mean": weights.mean(1).astype(np.float32), "precision": precision.astype(np.float32)}
 
 
-def _features(backbone: Backbone, data: Any) -> np.ndarray:
-    """Returns the features of all samples, [N, M, E] f32."""
+def features_of(backbone: Extractor, data: Any, mesh: Mesh | None = None) -> np.ndarray:
+    """Returns the features of all samples, [N, M, E] f32.
+
+    Args:
+        backbone: reads tokens.
+        data: as in `train`.
+        mesh: its devices share the prompts; None: they are where the backbone is.
+    """
     parts = []
     for start in range(0, len(data[0]), _CHUNK):
-        prompts, mask, tokens, token_mask = (x[start : start + _CHUNK] for x in data)
+        rows = tuple(x[start : start + _CHUNK] for x in data)
+        prompts, mask, tokens, token_mask = rows if mesh is None else shard_batch(mesh, rows)
         responses = Responses(tokens, token_mask, jnp.zeros(tokens.shape))
         # To the host one by one: dispatched together, all chunks would hold their temporary memory.
         parts.append(to_host(backbone((), prompts, mask, responses)))

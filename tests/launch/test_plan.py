@@ -136,6 +136,46 @@ def between_labels(config, experiment):
     assert replay.names == ("train", "generate") and replay.step("train").calls == 1 + 8
 
 
+def hidden_states(config, run, folder, experiment):
+    """Of states the plan has the real backbone's arrays, and counts those that are π_ref's own once."""
+    import jax
+
+    from launch.steps import device_bytes
+    from sea_jax.pretraining.hidden_states import PolicyStates
+
+    config.methods = ("sea",)
+    for scaling, layer in (("pca", 1), ("standard", 1), ("pca", 0)):
+        config.backbone.update(dict(kind="policy", num_prompts=8, scaling=scaling, width=5, layer=layer))
+        config.backbone.pool = "both" if layer else "mean"
+        shared = run.assets
+        real = PolicyStates(
+            config, folder, shared.task, shared.model, shared.ref_params, shared.mesh
+        ).backbone
+        made = experiment(config, jax.devices())
+        assert made.feature_width == real.feature_width and made.backbone == real.model
+        check_arrays(real.params, made.backbone_params)
+        step = made.step("features")
+        M = config.sea.num_responses
+        assert [x.shape for x in jax.tree.leaves(step.traced.out_info)] == [(4, M, real.feature_width)]
+        own = device_bytes({name: x for name, x in made.backbone_params.items() if name != "decoder"})
+        assert device_bytes(made.resident["backbone"]) == own  # the layers are all, or none
+        compiled = step.traced.lower().compile()
+        inputs = compiled.memory_analysis().argument_size_in_bytes
+        resident = sum(device_bytes(made.resident[group]) for group in step.reads)
+        assert 0 < inputs - device_bytes(made.backbone_params) < 10_000 < resident
+
+
+def check_arrays(real, planned):
+    """Compares shapes, dtypes and shardings."""
+    import jax
+
+    paths = jax.tree_util.tree_flatten_with_path(real)[0]
+    for (path, x), abstract in zip(paths, jax.tree.leaves(planned), strict=True):
+        name = jax.tree_util.keystr(path)
+        assert (x.shape, x.dtype) == (abstract.shape, abstract.dtype), name
+        assert x.sharding.is_equivalent_to(abstract.sharding, x.ndim), name
+
+
 def main(mesh):
     import dataclasses
     import tempfile
@@ -156,11 +196,8 @@ def main(mesh):
         config.backbone.update(pooled_width=4, width=4, gate_hidden=4)
         made = Experiment(config, jax.devices())
         others_programs(config, made, Experiment)
-    paths = jax.tree_util.tree_flatten_with_path(run.state)[0]
-    for (path, real), planned in zip(paths, jax.tree.leaves(made.state), strict=True):
-        name = jax.tree_util.keystr(path)
-        assert (real.shape, real.dtype) == (planned.shape, planned.dtype), name
-        assert real.sharding.is_equivalent_to(planned.sharding, real.ndim), name
+        hidden_states(config, run, pathlib.Path(folder), Experiment)
+    check_arrays(run.state, made.state)
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(run.state.policy))
     assert held == device_bytes(made.state.policy)
     compiled = made.step("train").traced.lower().compile()
