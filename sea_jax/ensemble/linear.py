@@ -25,8 +25,8 @@ class LinearPosterior:
 
     Attributes:
         num_members: K.
-        prior_scale: standard deviation of a reward under the isotropic prior, for features of unit variance; of
-            a fitted prior a factor of its standard deviations.
+        prior_scale: standard deviation of a reward under the isotropic prior, for features of unit variance;
+            of a fitted prior a factor of its standard deviations.
         sharpness: s, the factor of a reward's logits.
         newton_steps: steps of Newton's method from the last mode.
     """
