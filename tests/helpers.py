@@ -168,7 +168,7 @@ def in_own_process(file, *args, devices=0):
     if devices:
         env["JAX_NUM_CPU_DEVICES"] = str(devices)
     command = [sys.executable, str(file), *args]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stdout
 

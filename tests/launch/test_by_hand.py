@@ -9,7 +9,10 @@ DEVICES = 8
 PARAMS = {"1b": 1_011_781_632, "2.8b": 2_775_208_960, "6.9b": 6_857_302_016}  # Pythia's README
 
 
-@pytest.mark.parametrize("case", [*PARAMS, "traffic"])
+LARGE = [pytest.param(size, marks=pytest.mark.slow) for size in ("2.8b", "6.9b")]  # the same code as 1b
+
+
+@pytest.mark.parametrize("case", ["1b", *LARGE, "traffic"])
 def test_by_hand(case):
     """The check runs in a separate process, since JAX fixes the number of devices at its start."""
     helpers.in_own_process(__file__, case, devices=DEVICES)
