@@ -18,6 +18,9 @@ SMALL = {
     "rloo.burst_labels": (8, 12), "rloo.burst_updates": (3, 2),
 }  # fmt: skip
 
+step = jax.jit(posterior_dpo.preference_step, static_argnums=(0, 1))
+update = jax.jit(algorithm.update, static_argnums=0)
+
 
 def samples(B, G):
     """A tiny decoder, B prompts, G responses to each with features, and the members that score them."""
@@ -57,7 +60,7 @@ def test_a_pair_of_equal_responses_has_no_bound():
 def test_a_step_is_the_preference_update_on_these_pairs_alone():
     settings, state, prompts, candidates = samples(3, 4)
     _, ref_params = decoder(seed=1)
-    new, metrics = posterior_dpo.preference_step(settings, 0.9, state, ref_params, prompts, candidates)
+    new, metrics = step(settings, 0.9, state, ref_params, prompts, candidates)
 
     rewards = np.asarray(heads.rewards(state.ensemble.params, candidates.features))
     pairs, weight = [], []
@@ -70,7 +73,7 @@ def test_a_step_is_the_preference_update_on_these_pairs_alone():
     rows, pairs = np.arange(3)[:, None], np.array(pairs)
     tokens, mask = candidates.tokens[rows, pairs], candidates.mask[rows, pairs]
     labelled = PreferenceBatch(*prompts, tokens, mask, None, jnp.zeros(3, bool), jnp.array(weight))
-    expected, _ = algorithm.update(settings, state, ref_params, labelled)
+    expected, _ = update(settings, state, ref_params, labelled)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.policy, expected.policy)
     jax.tree.map(np.testing.assert_array_equal, new.ensemble, state.ensemble)
     assert int(new.step) == 0 and int(new.num_queries) == 0  # no label was bought
@@ -79,9 +82,7 @@ def test_a_step_is_the_preference_update_on_these_pairs_alone():
 
 def test_without_a_sure_pair_the_policy_stays():
     settings, state, prompts, candidates = samples(2, 3)
-    new, metrics = posterior_dpo.preference_step(
-        settings, 1e6, state, state.policy.params, prompts, candidates
-    )
+    new, metrics = step(settings, 1e6, state, state.policy.params, prompts, candidates)
     assert float(metrics["rloo/sure"]) == 0
     jax.tree.map(np.testing.assert_array_equal, new.policy, state.policy)
 
