@@ -90,9 +90,8 @@ class Source(NamedTuple):
     params: Params
     mesh: Mesh
     eos_id: int
-    margin: Callable[
-        [int], tuple[np.ndarray, np.ndarray]
-    ]  # draw -> > 0 where the first response is preferred
+    # draw -> of train and test pairs [N]: above 0 where the first response is preferred
+    margin: Callable[[int], tuple[np.ndarray, np.ndarray]]
     features: dict[str, tuple[np.ndarray, np.ndarray]]  # of other kinds, [N, 2, E] of train and test
     rewards: np.ndarray | None  # [N, 2, S] of the training pairs under the family that priors are fitted to
 
@@ -226,9 +225,8 @@ def accuracy(config: Config, posterior: str, prior: Params | None, train, test, 
         learn = _mlp(cfg.learning_rate, cfg.batch_size, cfg.regularization)
         state, _ = learn(jax.random.key(seed + 1), state, data)
     else:
-        linear = LinearPosterior(
-            1, cfg.prior_scale, cfg.sharpness, cfg.newton_steps
-        )  # its one draw is the mean
+        # Its one draw is the mean.
+        linear = LinearPosterior(1, cfg.prior_scale, cfg.sharpness, cfg.newton_steps)
         state = linear.init(key, train.shape[-1], prior)
         state, _ = _linear(linear)(key, state, data)
     return evaluate.ensemble_accuracy(state.params, jnp.asarray(test))["ensemble/accuracy_heldout"]

@@ -83,7 +83,7 @@ def main(_: list[str]) -> None:
     family = tasks.find(config.task.name).reward_family
     if family is None:
         fail(f"config.task.name={config.task.name!r}: valid is an embedded task")
-    config.methods, cache = ("sea",), Path(config.cache_dir or folder / "cache")
+    config.methods, cache = ("posterior_rl",), Path(config.cache_dir or folder / "cache")
     shared = assets.prepare(config, cache, tasks.load(config, cache / "task"))
     train = collect(config, shared, "train", _PROMPTS.value, 1)
     test = collect(config, shared, _SPLIT.value, _TEST.value, 2)

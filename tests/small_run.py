@@ -22,6 +22,12 @@ from sea_jax.tasks import mini_tldr, protocol
 from sea_jax.tasks import mini_tldr_grammar as grammar
 from sea_jax.train import train
 
+# Of the methods that learn between labels: 3 updates after 8 labels, 2 more after 12, then one per 2 labels.
+FEW_UPDATES = {
+    "rloo.pool_factor": 2, "rloo.num_prompts": 4, "rloo.num_responses": 3, "rloo.updates_per_label": 0.5,
+    "rloo.burst_labels": (8, 12), "rloo.burst_updates": (3, 2),
+}  # fmt: skip
+
 
 def small_run(folder, method, width=16, **overrides):
     """A Run on eight posts with a policy and a backbone of random weights; nothing is trained for it."""

@@ -29,7 +29,7 @@ class Backbone(Section):
     learning_rate: float = field(1e-2, "peak learning rate of Adam", above=0)
     decoder_rate: float = field(0.03, "learning rate of the decoder over learning_rate", at_least=0)
     pooled_width: int = field(192, "width of the pooled states before the projection", at_least=1)
-    width: int = field(128, "features, E; of hidden states at most", at_least=1)
+    width: int = field(128, "features, E; hidden states may have fewer coordinates", at_least=1)
     mean_scale: float = field(0.3, "scale of the coordinate along the mean reward", at_least=0)
     gate_hidden: int = field(128, "width of the hidden layer of the pooling gate", at_least=1)
     layer: int = field(

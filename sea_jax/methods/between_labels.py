@@ -6,6 +6,7 @@ are chosen by information alone, from a pool of prompts. `RlooBetweenLabels` and
 steps.
 """
 
+import abc
 import dataclasses
 import itertools
 import math
@@ -22,7 +23,7 @@ from sea_jax.methods.method import Prompts, Samples
 from sea_jax.models.generate import Responses
 from sea_jax.runtime.mesh import ensure_on_mesh
 from sea_jax.tasks.stream import prompt_rows
-from sea_jax.types import Array, Candidates, Config, PolicyState, PreferenceBatch
+from sea_jax.types import Array, Candidates, Config, PolicyState, PreferenceBatch, PromptBatch
 
 _PROMPT_SEED = 1_000_003  # offset of the seed of these prompts, which are others than those of the duels
 
@@ -115,7 +116,7 @@ def restarts(config: Config, before: int, after: int) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class BetweenLabels:
+class BetweenLabels(abc.ABC):
     """Makes as many updates as the labels allow; a subclass says what an update is."""
 
     @property
@@ -136,9 +137,22 @@ class BetweenLabels:
         """Returns the updates for a batch of labels after the last burst."""
         return math.ceil(config.rloo.updates_per_label * config.train.batch_size)
 
+    @abc.abstractmethod
+    def trace(self, context: Any, prompts: PromptBatch, responses: Responses, rewards: Any) -> Any:
+        """Traces the program of `update` on abstract arrays, for `launch.plan`."""
+
+    @abc.abstractmethod
     def update(self, run: Any, prompts: Prompts, responses: Responses) -> dict[str, Array]:
-        """Takes one step on samples of the policy, which changes the run's state; returns metrics."""
-        raise NotImplementedError
+        """Takes one step on samples of the policy, which changes the run's state.
+
+        Args:
+            run: a `train.Run`.
+            prompts: B prompts.
+            responses: [B, G, T], samples of the policy at temperature 1.
+
+        Returns:
+            Metrics [] f32, among them "improve/finite", "rloo/kl" and "rloo/distinct".
+        """
 
     def improve(self, run: Any, before: int, batch: PreferenceBatch) -> dict[str, Any]:
         """Makes the updates that are due, after a restart at π_ref where a burst begins.

@@ -59,7 +59,7 @@ def preference_step(
         candidates: G samples of π_θ to each, with features.
 
     Returns:
-        The new state; metrics [] f32.
+        The new state; metrics [] f32. "rloo/kl" is the mean over the pairs, which are no fair draw from π_θ.
     """
     assert state.ensemble is not None and candidates.features is not None
     rewards = heads.rewards(state.ensemble.params, candidates.features)
@@ -74,7 +74,7 @@ def preference_step(
     ratio = (learned["policy/log_ratio_chosen"] + learned["policy/log_ratio_rejected"]) / 2
     return new._replace(step=state.step), learned | {
         "rloo/reward": rewards.mean(),
-        "rloo/kl": ratio,  # of the pairs, in nats
+        "rloo/kl": ratio,
         "rloo/sure": weight.mean(),
         "rloo/length": candidates.mask.sum(-1).mean(dtype=jnp.float32),
         "rloo/distinct": share_distinct(candidates),

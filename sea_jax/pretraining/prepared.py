@@ -1,5 +1,6 @@
 """Prepares a frozen backbone on samples of the starting policy, and priors on its features."""
 
+import abc
 import dataclasses
 import functools
 from pathlib import Path
@@ -24,7 +25,7 @@ _PROMPTS = 100  # sampled at once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prepared:
+class Prepared(abc.ABC):
     """Makes the parts that its folder lacks, and reads the others; a subclass knows the backbone.
 
     Attributes:
@@ -42,14 +43,14 @@ class Prepared:
     mesh: Mesh
 
     @property
+    @abc.abstractmethod
     def backbone(self) -> Extractor:
         """The frozen backbone."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def fields(self) -> dict[str, Any]:
         """All that the backbone and the samples depend on."""
-        raise NotImplementedError
 
     def prior(self, kind: str) -> Params:
         """Returns the prior of a kind of posterior: heads to draw from, or a Gaussian over linear rewards.

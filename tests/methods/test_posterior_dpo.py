@@ -5,18 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from helpers import batch, decoder
-from small_run import loop, small_run
+from small_run import FEW_UPDATES, loop, small_run
 
 from sea_jax import algorithm
 from sea_jax.ensemble import heads
 from sea_jax.methods import posterior_dpo
 from sea_jax.state import init_state
 from sea_jax.types import Candidates, EnsembleState, PreferenceBatch, PromptBatch
-
-SMALL = {
-    "rloo.pool_factor": 2, "rloo.num_prompts": 4, "rloo.num_responses": 3, "rloo.updates_per_label": 0.5,
-    "rloo.burst_labels": (8, 12), "rloo.burst_updates": (3, 2),
-}  # fmt: skip
 
 step = jax.jit(posterior_dpo.preference_step, static_argnums=(0, 1))
 update = jax.jit(algorithm.update, static_argnums=0)
@@ -88,7 +83,7 @@ def test_without_a_sure_pair_the_policy_stays():
 
 
 def test_a_whole_run_learns_between_labels(tmp_path):
-    run = small_run(tmp_path, "posterior_dpo", **SMALL)
+    run = small_run(tmp_path, "posterior_dpo", **FEW_UPDATES)
     assert not run.settings.learn_policy  # not on the labels themselves
     before = jax.tree.map(np.asarray, run.state.policy.params)
     rows, _ = loop(run)

@@ -9,7 +9,7 @@ import optax
 import pytest
 from helpers import batch, decoder, full_logits, log_softmax
 from helpers import chosen as gather
-from small_run import loop, small_run
+from small_run import FEW_UPDATES, loop, small_run
 
 from sea_jax import algorithm
 from sea_jax.ensemble import heads, selection
@@ -19,10 +19,6 @@ from sea_jax.methods import between_labels, rloo
 from sea_jax.models.generate import Responses
 from sea_jax.types import Candidates, Duel, PolicyState, PromptBatch
 
-SMALL = {
-    "rloo.pool_factor": 2, "rloo.num_prompts": 4, "rloo.num_responses": 3, "rloo.updates_per_label": 0.5,
-    "rloo.burst_labels": (8, 12), "rloo.burst_updates": (3, 2),
-}  # fmt: skip
 BETA = 0.2
 rng = np.random.default_rng(0)
 
@@ -216,7 +212,7 @@ def test_infomax_takes_the_pair_of_largest_variance():
 
 def test_a_whole_run_learns_between_labels(tmp_path):
     """Updates as the schedule has them, other prompts than the duels', no label for them."""
-    run = small_run(tmp_path, "posterior_rl", **SMALL)
+    run = small_run(tmp_path, "posterior_rl", **FEW_UPDATES)
     before = jax.tree.map(np.array, run.state.policy.params)
     rows, _ = loop(run)
     assert int(run.state.num_queries) == run.labeller.num_queries == 16
@@ -231,7 +227,7 @@ def test_a_whole_run_learns_between_labels(tmp_path):
 def test_a_burst_begins_at_the_first_policy(tmp_path):
     """The last burst makes no update: policy and moments are what they were at the start."""
     run = small_run(
-        tmp_path, "posterior_rl", **SMALL | {"rloo.burst_labels": (8, 16), "rloo.burst_updates": (3, 0)}
+        tmp_path, "posterior_rl", **FEW_UPDATES | {"rloo.burst_labels": (8, 16), "rloo.burst_updates": (3, 0)}
     )
     first = jax.tree.map(np.array, run.state.policy)
     loop(run)
@@ -240,7 +236,9 @@ def test_a_burst_begins_at_the_first_policy(tmp_path):
 
 def test_an_update_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
     """The policy stays as it was, and its inputs are saved."""
-    run = small_run(tmp_path, "posterior_rl", **SMALL | {"rloo.burst_labels": (), "rloo.burst_updates": ()})
+    run = small_run(
+        tmp_path, "posterior_rl", **FEW_UPDATES | {"rloo.burst_labels": (), "rloo.burst_updates": ()}
+    )
     before = jax.tree.map(np.array, run.state.policy)
     monkeypatch.setattr(rloo, "_reward", lambda *_, **__: jnp.full((4, 3), jnp.nan))
     with pytest.raises(FloatingPointError, match=r"step 0: .*rloo/grad_norm.* is not finite"):
@@ -252,7 +250,7 @@ def test_an_update_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
 def test_a_run_is_the_same_again(tmp_path):
     states = []
     for name in ("a", "b"):
-        run = small_run(tmp_path / name, "posterior_rl", **SMALL)
+        run = small_run(tmp_path / name, "posterior_rl", **FEW_UPDATES)
         loop(run)
         states.append(jax.device_get((run.state.policy, run.state.ensemble)))
     jax.tree.map(np.testing.assert_array_equal, *states)
@@ -260,7 +258,7 @@ def test_a_run_is_the_same_again(tmp_path):
 
 def test_limits_end_the_updates_of_a_step(tmp_path):
     limits = {"rloo.burst_labels": (), "rloo.burst_updates": (), "rloo.min_distinct": 1.0}
-    run = small_run(tmp_path, "posterior_rl", **SMALL | limits)
+    run = small_run(tmp_path, "posterior_rl", **FEW_UPDATES | limits)
     rows, _ = loop(run)
     made = [row["improve/updates"] for row in rows if "improve/updates" in row]
     distinct = [row["rloo/distinct"] for row in rows if "rloo/distinct" in row]
@@ -275,7 +273,7 @@ def test_limits_end_the_updates_of_a_step(tmp_path):
 
 def test_a_perfect_reward_needs_no_ensemble(tmp_path):
     """The reward of every response is the oracle's own."""
-    run = small_run(tmp_path, "perfect_rl", **SMALL)
+    run = small_run(tmp_path, "perfect_rl", **FEW_UPDATES)
     assert run.state.ensemble is None and run.method.reads_oracle
     prompts = run.actor.encode(np.arange(2))
     responses = run.actor.sampler.begin(
@@ -292,7 +290,7 @@ def test_a_perfect_reward_needs_no_ensemble(tmp_path):
 def test_all_labels_on_the_starting_policy(tmp_path, monkeypatch):
     """One batch is asked, then the policy learns; no duel is between responses of the policy that learned."""
     bursts = {"rloo.burst_labels": (16,), "rloo.burst_updates": (3,)}
-    run = small_run(tmp_path, "posterior_rl_offline", **SMALL | bursts | {"train.batch_size": 8})
+    run = small_run(tmp_path, "posterior_rl_offline", **FEW_UPDATES | bursts | {"train.batch_size": 8})
     seen, begin = [], run.actor.sampler.begin
     note = lambda policy, *a, **k: seen.append((policy.version, k["num_responses"])) or begin(policy, *a, **k)  # noqa: E731
     monkeypatch.setattr(run.actor.sampler, "begin", note)
@@ -303,7 +301,7 @@ def test_all_labels_on_the_starting_policy(tmp_path, monkeypatch):
 
 def test_a_proposal_set_from_both_policies(tmp_path):
     """Of 5 responses π_ref writes 2, the last ones."""
-    run = small_run(tmp_path, "posterior_rl", **SMALL | {"sea.reference_share": 0.4})
+    run = small_run(tmp_path, "posterior_rl", **FEW_UPDATES | {"sea.reference_share": 0.4})
     prompts, key = run.actor.encode(np.arange(4)), jax.random.key(5)
     found = run.actor._propose(run.policy, prompts, key)()
     sample = lambda policy, key, n: run.actor._sample(policy, prompts, key, n)()  # noqa: E731

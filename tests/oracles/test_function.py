@@ -180,18 +180,22 @@ CODES = {
 }  # fmt: skip
 
 
+def refused(name, call):
+    """Returns the InputError of a call, which must be one line that begins with the field and its value."""
+    with pytest.raises(InputError) as error:
+        call()
+    line = str(error.value)
+    assert line.startswith(f"config.oracle.function={name!r}: ") and "\n" not in line
+    return error.value
+
+
 @pytest.mark.parametrize("case", CODES)
 def test_what_cannot_be_loaded(write, tmp_path, case):
     code, name, said = CODES[case]
     name = write(code, name)
-    with pytest.raises(InputError) as error:
-        function.load(name)
-    line = str(error.value)
-    assert line.startswith(f"config.oracle.function={name!r}: ") and "\n" not in line
-    assert said in line.replace(f"{tmp_path}/", "")
-    assert (error.value.__cause__ is None) == (
-        case not in ("raises", "exits", "syntax", "imports", "asserts")
-    )
+    error = refused(name, lambda: function.load(name))
+    assert said in str(error).replace(f"{tmp_path}/", "")
+    assert (error.__cause__ is None) == (case not in ("raises", "exits", "syntax", "imports", "asserts"))
 
 
 def test_a_missing_file_or_module(tmp_path, monkeypatch, write):
@@ -244,10 +248,13 @@ ANSWERS = {
 def test_wrong_answers(write, case):
     form, text, said = ANSWERS[case]
     name = write(returning(text, form), "f")
-    with pytest.raises(InputError) as error:
-        protocol.compare(oracle(name), *TEXTS) if form == "prefer" else oracle(name).rewards(*TEXTS[:2])
-    line = str(error.value)
-    assert line.startswith(f"config.oracle.function={name!r}: ") and said in line and "\n" not in line
+
+    def ask():
+        if form == "prefer":
+            return protocol.compare(oracle(name), *TEXTS)
+        return oracle(name).rewards(*TEXTS[:2])
+
+    assert said in str(refused(name, ask))
 
 
 def test_long_texts_are_cut_in_errors(write):
