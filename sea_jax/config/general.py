@@ -62,3 +62,6 @@ class Eval(Section):
     reward_levels: tuple[float, ...] = field(
         (5.5, 6.0, 6.5, 7.0), "mean oracle rewards; reports count the queries to reach each"
     )
+    gain_levels: tuple[float, ...] = field(
+        (), "gains in mean oracle reward since the start; reports count the queries to reach each"
+    )

@@ -23,6 +23,9 @@ class Backbone(Section):
     num_prompts: int = field(6000, "train prompts to whose responses the backbone is fitted", at_least=1)
     num_responses: int = field(4, "samples of the starting policy per prompt", at_least=1)
     num_rewards: int = field(256, "rewards drawn for ranker and priors, S; never an oracle's", at_least=1)
+    family: str = field(
+        "", "task of the same posts from whose family these rewards are drawn; empty: the experiment's own"
+    )
     temperature: float = field(1.0, "sampling temperature of the responses", at_least=0)
     steps: int = field(350, "optimizer steps", at_least=1)
     batch_size: int = field(64, "prompts per step", at_least=1)
@@ -52,6 +55,7 @@ class Backbone(Section):
             return
         if tasks.find(checks.config.task.name).reward_family is None:
             checks.one_of("backbone.kind", ("policy", "encoder"))
+        checks.one_of("backbone.family", ("", *tasks.same_posts(checks.config.task.name)))
         kind = checks.config.backbone.kind
         if kind == "policy":
             _check_states(checks)
@@ -151,18 +155,10 @@ class Ensemble(Section):
 
     @classmethod
     def check(cls, checks: Checks) -> None:
-        """Requires as many pretrained heads as are drawn from them, and a prior that has a width."""
-        names = "ensemble.kind", "ensemble.prior", "ensemble.num_members", "prior_heads.num_heads"
-        if not checks.sound(*names):
-            return
-        ensemble, heads = checks.config.ensemble, checks.config.prior_heads.num_heads
-        valid = f"at most prior_heads.num_heads={heads} with ensemble.prior='pretrained'"
-        drawn = ensemble.kind != "linear" and ensemble.prior == "pretrained"
-        enough = not drawn or ensemble.num_members <= heads
-        checks.require(enough, "ensemble.num_members", valid)
-        if ensemble.kind == "linear" and checks.sound("ensemble.prior_scale"):
+        """Requires a linear posterior's prior to have a width."""
+        if checks.sound("ensemble.kind", "ensemble.prior_scale") and checks.config.ensemble.kind == "linear":
             valid = "above 0 with ensemble.kind='linear'"
-            checks.require(ensemble.prior_scale > 0, "ensemble.prior_scale", valid)
+            checks.require(checks.config.ensemble.prior_scale > 0, "ensemble.prior_scale", valid)
 
 
 @dataclasses.dataclass(frozen=True)

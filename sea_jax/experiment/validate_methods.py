@@ -76,7 +76,7 @@ def _check_proposals(checks: Checks, method: str) -> None:
 
 
 def _check_prior(checks: Checks, method: str, shared: Config) -> None:
-    """Requires that heads which are drawn from pretrained ones are of their shape, and that there are any."""
+    """Requires that pretrained heads, where members are drawn from them, are enough and of the same shape."""
     names = "ensemble.kind", "ensemble.prior", "ensemble.hidden", "backbone.kind", "task.name"
     if not checks.sound(*names) or (kind := pretrained_prior(checks.config, method)) is None:
         return
@@ -90,6 +90,10 @@ def _check_prior(checks: Checks, method: str, shared: Config) -> None:
     same = tuple(checks.config.ensemble.hidden) == tuple(shared.ensemble.hidden)
     valid = f"{shared.ensemble.hidden}, as all have with ensemble.prior='pretrained'"
     checks.require(same, "ensemble.hidden", valid)
+    if checks.sound("ensemble.num_members", "prior_heads.num_heads"):
+        heads = checks.config.prior_heads.num_heads
+        valid = f"at most prior_heads.num_heads={heads} with ensemble.prior='pretrained'"
+        checks.require(checks.config.ensemble.num_members <= heads, "ensemble.num_members", valid)
 
 
 def _check_oracle_scores(checks: Checks) -> None:

@@ -86,8 +86,9 @@ class Prepared(abc.ABC):
 
     @functools.cached_property
     def _family(self) -> tasks.RewardFamily:
-        family = tasks.find(self.config.task.name).reward_family
-        assert family is not None, self.config.task.name  # the checks of the config see to it
+        name = self.config.backbone.family or self.config.task.name
+        family = tasks.find(name).reward_family
+        assert family is not None, name  # the checks of the config see to it
         return family
 
     @functools.cached_property

@@ -35,4 +35,5 @@ class Ranker(Prepared):
         parts = {name: self.config[name].to_dict() for name in ("policy", "sft", "backbone")}
         for name in ("layer", "pool", "read_eos", "scaling"):  # of hidden states only
             parts["backbone"].pop(name)
+        parts["backbone"].pop("family")  # the rewards are among the prior's fields
         return parts | {"task": self.task.fingerprint}

@@ -93,13 +93,16 @@ def _tables(runs: Runs, evaluation: Any) -> str:
     bases = [name for name in matched if name.partition("@")[0] == BASELINE]
     tables = [summary_table(runs, tuple(evaluation.levels))]
     metrics = {"win_rate_reference": evaluation.reference_levels, "reward": evaluation.reward_levels}
+    # A run of an older version has no gain_levels.
+    levelled = metrics | {"reward_gain": evaluation.get("gain_levels", ())}
+    levelled = {f"eval/{name}": tuple(levels) for name, levels in levelled.items() if levels}
     if matched:
-        tables += [levels_table(matched, f"eval/{name}", tuple(levels)) for name, levels in metrics.items()]
+        tables += [levels_table(matched, name, levels) for name, levels in levelled.items()]
         tables += [
             match_table(matched, f"eval/{name}", MATCHED_QUERIES, base) for base in bases for name in metrics
         ]
     tables += [accuracy_table(runs), _left_out(runs, matched)]
-    sentences = (in_words(matched, f"eval/{name}", tuple(levels)) for name, levels in metrics.items())
+    sentences = (in_words(matched, name, levels) for name, levels in levelled.items())
     tables.append("\n".join(sentence for sentence in sentences if sentence))
     return "\n\n".join(table for table in tables if table)
 

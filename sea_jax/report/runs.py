@@ -10,6 +10,7 @@ from sea_jax.errors import InputError
 from sea_jax.runtime.run_folder import finished_folders, method_and_seed, read_summary
 
 BASELINE = "passive"  # the method that the others are compared with
+_REWARD = "eval/reward"
 
 Rows = list[dict[str, Any]]  # of one run, as metrics.jsonl holds them
 
@@ -71,12 +72,24 @@ def read_folders(folders: Iterable[Path], order: Iterable[str] = ()) -> Runs:
 
 
 def read_rows(folder: Path) -> Rows:
-    """Reads the rows of one run, in the order in which they were logged."""
+    """Reads the rows of one run, in the order in which they were logged, and adds their gain in reward."""
     file = folder / "metrics.jsonl"
     try:
-        return [json.loads(line) for line in file.read_text().splitlines()]
+        return with_gain([json.loads(line) for line in file.read_text().splitlines()])
     except (FileNotFoundError, ValueError):
         raise InputError(f"{file}: absent, or not a JSON object a line; valid: the file of a run") from None
+
+
+def with_gain(rows: Rows) -> Rows:
+    """Adds to every evaluation its mean reward less that of the run's first evaluation.
+
+    Hidden rewards begin at different values, so their gains can be compared where their values can't.
+    """
+    rewards = [row[_REWARD] for row in rows if row.get(_REWARD) is not None]
+    return [
+        row if row.get(_REWARD) is None else row | {f"{_REWARD}_gain": row[_REWARD] - rewards[0]}
+        for row in rows
+    ]
 
 
 def beside(runs: Runs, folder: str) -> Runs:

@@ -10,6 +10,7 @@ from sea_jax.report.statistics import curve, queries_to
 _NAMES = {
     "eval/win_rate_reference": "win rate of {:g} against the references",
     "eval/reward": "mean hidden reward of {:g}",
+    "eval/reward_gain": "gain of {:g} in mean hidden reward",
 }
 
 

@@ -94,6 +94,12 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 
+def same_posts(name: str) -> tuple[str, ...]:
+    """Returns the tasks whose prompts are those of a task with a family of rewards, itself included."""
+    data = _MINIATURES[name][0] if name in _MINIATURES else None
+    return tuple(other for other, (posts, _) in _MINIATURES.items() if posts is data)
+
+
 def find(name: str) -> TaskSpec:
     """Returns a row of TASKS.
 

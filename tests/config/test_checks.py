@@ -27,11 +27,11 @@ def test_the_default_has_none():
 def test_every_problem_is_told_once_in_the_order_of_the_fields():
     found = problems(
         train__dap="dpp", train__batch_size="four", oracle__flip_probability=1.5, sea__gamma=float("nan"),
-        train__per_token=1, ensemble__num_members=41, methods=("sea", "sae"),
+        train__per_token=1, ensemble__num_members=0, methods=("sea", "sae"),
     )  # fmt: skip
     assert [line.partition("=")[0] for line in found] == [
         "config.oracle.flip_probability", "config.train.batch_size", "config.train.dap",
-        "config.train.per_token", "config.sea.gamma", "config.ensemble.num_members", "config.methods",
+        "config.train.per_token", "config.ensemble.num_members", "config.sea.gamma", "config.methods",
     ]  # fmt: skip
     assert found[1] == "config.train.batch_size='four': valid is a whole number of at least 1"
     assert found[2] == "config.train.dap='dpp': valid is one of ('dpo', 'ipo', 'simpo', 'slic')"

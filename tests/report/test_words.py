@@ -1,6 +1,6 @@
 """The report's sentences, by hand."""
 
-from sea_jax.report.runs import MethodRuns
+from sea_jax.report.runs import MethodRuns, with_gain
 from sea_jax.report.words import in_words
 
 REWARD = "eval/reward"
@@ -33,6 +33,16 @@ def test_silence_where_nothing_can_be_compared():
     assert in_words(one, REWARD, (1.0,)) == ""
     assert in_words(one | {"sea": method("SEA", [0, 1, 2])}, REWARD, (9.0,)) == ""
     assert in_words(one | {"sea": method("SEA", [0, 1, 2])}, "eval/win_rate_reference", (0.9,)) == ""
+
+
+def test_a_gain_is_the_reward_less_that_of_the_first_evaluation():
+    rows = with_gain([{"queries": 0, REWARD: 4.0}, {"queries": 7}, {"queries": 100, REWARD: 6.0}])
+    assert [row.get("eval/reward_gain") for row in rows] == [0.0, None, 2.0]
+    runs = {"passive": MethodRuns("passive", False, {0: rows}), "sea": method("SEA", [1, 3, 3])}
+    runs["sea"].seeds[0] = with_gain(runs["sea"].seeds[0])
+    assert in_words(runs, "eval/reward_gain", (1.0,)) == (
+        "To a gain of 1 in mean hidden reward: passive needed 50 labels, SEA 50 (1.0 times as many)."
+    )
 
 
 def test_no_multiple_of_nothing():

@@ -1,0 +1,51 @@
+"""The rewards that ranker and priors are fitted to."""
+
+import types
+
+import numpy as np
+import pytest
+
+from sea_jax import tasks
+from sea_jax.config.checks import Checks
+from sea_jax.config.posterior import Backbone
+from sea_jax.experiment.base_config import base_config
+from sea_jax.pretraining.ranker import Ranker
+
+
+def ranker(name: str, family: str) -> Ranker:
+    config = base_config()
+    config.task.name, config.backbone.family = name, family
+    config.backbone.update(num_prompts=2, num_responses=1, num_rewards=3)
+    return Ranker(config, None, types.SimpleNamespace(fingerprint="posts"), None, None, None)
+
+
+@pytest.mark.parametrize("name", ["mini_tldr_v2", "mini_tldr_v2_register"])
+def test_a_family_of_another_task_gives_that_tasks_ranker_and_prior(name):
+    """The experiments share the cached parts: the fields do not depend on who asks."""
+    other = ranker("mini_tldr_v2_register", "mini_tldr_v2")
+    same = ranker(name, "")._prior_fields == other._prior_fields
+    assert same == (name == "mini_tldr_v2")
+
+
+def test_a_family_of_another_task_gives_its_rewards():
+    linear, asked = tasks.find("mini_tldr_v2").reward_family, ranker("mini_tldr_v2_register", "mini_tldr_v2")
+    assert linear is not None
+    np.testing.assert_array_equal(asked._family.draw(1_000_000), linear.draw(1_000_000))
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "valid"),
+    [
+        ("mini_tldr_v2_register", "mini_tldr_v2", True),
+        ("mini_tldr_v2", "", True),
+        ("mini_tldr_v2", "mini_tldr", False),
+        ("mini_tldr", "tldr", False),
+    ],
+)
+def test_a_family_is_one_of_the_same_posts(name, family, valid):
+    config = base_config()
+    config.task.name, config.backbone.family = name, family
+    checks = Checks(config)
+    Backbone.check(checks)
+    assert (checks.problems == []) == valid
+    assert valid or f"config.backbone.family={family!r}" in checks.problems[0]
