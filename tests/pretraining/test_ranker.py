@@ -1,6 +1,8 @@
 """The rewards that ranker and priors are fitted to."""
 
+import pathlib
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ def ranker(name: str, family: str) -> Ranker:
     config = base_config()
     config.task.name, config.backbone.family = name, family
     config.backbone.update(num_prompts=2, num_responses=1, num_rewards=3)
-    return Ranker(config, None, types.SimpleNamespace(fingerprint="posts"), None, None, None)
+    task: Any = types.SimpleNamespace(fingerprint="posts")
+    absent: Any = None  # model, parameters and mesh, which rewards do not depend on
+    return Ranker(config, pathlib.Path(), task, absent, absent, absent)
 
 
 @pytest.mark.parametrize("name", ["mini_tldr_v2", "mini_tldr_v2_register"])
