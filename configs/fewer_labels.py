@@ -1,15 +1,16 @@
 """The comparison on fresh rewards of the harder miniature: who needs how many labels.
 
 Oracle seeds 110-119, each with its own policy seed, and held-out prompts. All settings were chosen on oracle
-seeds 0-4 and tuning prompts (docs/benchmarks.md). Passive has further learning rates in work directories of
-their own, and so have the ablations, which run on the tuning seeds:
+seeds 0-4 and tuning prompts (docs/benchmarks.md). The baselines' second learning rate has a work directory of
+its own, and so has every ablation, which runs on the tuning seeds:
 `python -m sea_jax.main --config=configs/fewer_labels.py --workdir=runs/fewer`
-`python -m sea_jax.main --config=configs/fewer_labels.py:passive_slow --workdir=runs/passive_slow`
-`python -m sea_jax.report runs/fewer runs/passive_slow`
+`python -m sea_jax.main --config=configs/fewer_labels.py:slower --workdir=runs/slower`
+`python -m sea_jax.report runs/fewer runs/slower`
 """
 
 from ml_collections import ConfigDict
 
+from sea_jax.errors import InputError
 from sea_jax.experiment.base_config import base_config
 from sea_jax.types import Config
 
@@ -18,8 +19,7 @@ METHODS = (
     "perfect_rl", "ceiling",
 )  # fmt: skip
 
-# Further settings of passive, which has 4e-4 otherwise.
-PASSIVE = {"passive_slow": 2.5e-4, "passive_fast": 8e-4}
+BASELINES = ("passive", "sea")  # at half the learning rate with kind `slower`
 
 # One change each to `posterior_rl`, on the tuning seeds and prompts.
 ABLATIONS = {
@@ -28,6 +28,7 @@ ABLATIONS = {
     "flips_20": {"oracle.flip_probability": 0.2},
     "bernoulli": {"oracle.labels": "bernoulli"},
     "isotropic_prior": {"ensemble.prior": "random", "ensemble.prior_scale": 1.0},
+    "other_family": {"task.name": "mini_tldr_v2_register", "backbone.family": "mini_tldr_v2"},
     "mlp_posterior": {"ensemble.kind": "mlp", "ensemble.num_members": 20, "ensemble.prior_scale": 1.0},
     "half_updates": {"rloo.burst_updates": (20, 40, 80), "rloo.updates_per_label": 1.5},
     "double_updates": {"rloo.burst_updates": (80, 160, 320), "rloo.updates_per_label": 6.0},
@@ -38,8 +39,8 @@ def get_config(kind: str = "") -> Config:
     """Returns the config of the comparison.
 
     Args:
-        kind: empty; a row of `PASSIVE`: passive alone at this learning rate; or a row of `ABLATIONS`:
-            `posterior_rl` alone with these fields.
+        kind: empty; 'slower': `BASELINES` at half the learning rate; or a row of `ABLATIONS`: `posterior_rl`
+            alone with these fields.
     """
     config = base_config()
     config.task.name = "mini_tldr_v2"
@@ -50,7 +51,7 @@ def get_config(kind: str = "") -> Config:
     )
     config.seed = config.task.oracle_seed = 110
     config.num_seeds = 10
-    config.train.update(query_budget=768, learning_rate=4e-4)
+    config.train.update(query_budget=768, learning_rate=8e-4)
     config.rloo.update(kl_weight=0.1, kl_half_labels=1024.0)
     config.rloo.update(burst_labels=(16, 32, 64), burst_updates=(40, 80, 160), updates_per_label=3.0)
     config.eval.every_queries = 16
@@ -65,9 +66,11 @@ def get_config(kind: str = "") -> Config:
 
 
 def _of_kind(config: Config, kind: str) -> Config:
-    if kind in PASSIVE:
-        config.methods, config.train.learning_rate = ("passive",), PASSIVE[kind]
+    if kind == "slower":
+        config.methods, config.train.learning_rate = BASELINES, 4e-4
         return config
+    if kind not in ABLATIONS:
+        raise InputError(f"kind {kind!r}: valid is one of {('slower', *ABLATIONS)}")
     config.methods, config.seed, config.num_seeds = ("posterior_rl",), 0, 5
     config.task.oracle_seed, config.eval.split = 0, "tuning"
     config.train.query_budget = 256
