@@ -23,7 +23,7 @@ run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, three m
 sidecar: .venv-vllm/.stamp  ## makes .venv-vllm for --config.sampler.kind=vllm; VLLM=vllm on a GPU
 
 test: .venv/.dev.stamp  ## the test suite, without the tests of the vLLM sidecar
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-sidecar: .venv/.dev.stamp .venv-vllm/.stamp  ## the tests of the vLLM sidecar
 	$(BIN)/python -m pytest -m sidecar $(ARGS)

@@ -35,6 +35,7 @@ from sea_jax.state import init_state  # noqa: E402
 from sea_jax.types import PreferenceBatch  # noqa: E402
 
 CACHE = ROOT / ".cache" / "jax"
+LONG = ("test_composition.py", "test_finetune.py", "test_ray.py", "test_plan.py", "test_function.py")
 LEFT_OUT = pytest.StashKey[list[str]]()
 APART = {
     "sidecar": "the vLLM sidecar left out: make test-sidecar runs them",
@@ -81,7 +82,11 @@ def stepped(step):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests that need an environment of their own are left out unless asked for, and that is said."""
+    """Tests that need an environment of their own are left out unless asked for, and that is said.
+
+    The longest files come first, so that at the end no process works alone on one of them.
+    """
+    items.sort(key=lambda item: item.path.parent.name != "multi_device" and item.path.name not in LONG)
     for name in APART.keys() - {name for name in APART if name in config.option.markexpr}:
         left_out = [item for item in items if item.get_closest_marker(name)]
         if left_out:
