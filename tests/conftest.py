@@ -35,7 +35,7 @@ from sea_jax.state import init_state  # noqa: E402
 from sea_jax.types import PreferenceBatch  # noqa: E402
 
 CACHE = ROOT / ".cache" / "jax"
-LONG = ("test_composition.py", "test_finetune.py", "test_ray.py", "test_plan.py", "test_function.py")
+LONG = ("test_composition.py", "test_finetune.py", "test_plan.py", "test_function.py")
 LEFT_OUT = pytest.StashKey[list[str]]()
 APART = {
     "sidecar": "the vLLM sidecar left out: make test-sidecar runs them",
