@@ -1,8 +1,9 @@
 """The comparison on fresh rewards of the harder miniature: who needs how many labels.
 
-Oracle seeds 110-119, each with its own policy seed, and held-out prompts. All settings were chosen on oracle
-seeds 0-4 and tuning prompts (docs/benchmarks.md). The baselines' second learning rate has a work directory of
-its own, and so has every ablation, which runs on the tuning seeds:
+Oracle seeds 110-119, each with its own policy seed, and held-out prompts. The settings of `posterior_rl` and of
+passive were chosen on oracle seeds 0-4 and tuning prompts, those of SEA on the first miniature
+(docs/benchmarks.md). The baselines' second learning rate needs a work directory of its own; so does every
+ablation, which runs on the tuning seeds:
 `python -m sea_jax.main --config=configs/fewer_labels.py --workdir=runs/fewer`
 `python -m sea_jax.main --config=configs/fewer_labels.py:slower --workdir=runs/slower`
 `python -m sea_jax.report runs/fewer runs/slower`

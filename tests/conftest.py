@@ -35,6 +35,7 @@ from sea_jax.state import init_state  # noqa: E402
 from sea_jax.types import PreferenceBatch  # noqa: E402
 
 CACHE = ROOT / ".cache" / "jax"
+# Beside those of multi_device, the files that take minutes.
 LONG = ("test_composition.py", "test_finetune.py", "test_plan.py", "test_function.py")
 LEFT_OUT = pytest.StashKey[list[str]]()
 APART = {
