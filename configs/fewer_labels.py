@@ -1,6 +1,6 @@
 """The comparison on fresh rewards of the harder miniature: who needs how many labels.
 
-Oracle seeds 110-119, each with its own policy seed, and held-out prompts. The settings of `posterior_rl` and of
+Oracle seeds 110-119, each with its own policy seed, and held-out prompts. The settings of `posterior_rl` and
 passive were chosen on oracle seeds 0-4 and tuning prompts, those of SEA on the first miniature
 (docs/benchmarks.md). The baselines' second learning rate needs a work directory of its own; so does every
 ablation, which runs on the tuning seeds:
