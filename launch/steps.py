@@ -380,7 +380,9 @@ def _cast(params: Any, dtype: Any) -> Any:
 def policy_shape(config: Config) -> Any:
     """Returns the policy's shape, by its folder or hub name, else by the other fields of config.policy."""
     policy = config.policy
-    compute: dict[str, Any] = dict(dtype=jnp.dtype(policy.dtype).type, remat=policy.remat)
+    compute: dict[str, Any] = dict(
+        dtype=jnp.dtype(policy.dtype).type, remat=policy.remat, trained_layers=policy.trained_layers
+    )
     if policy.folder:
         return shape_of("policy.folder", policy.folder, **compute)
     vocab_size = tasks.find(config.task.name).vocab_size

@@ -48,7 +48,10 @@ def test_a_whole_run(files, tmp_path):
 
 
 def test_a_run_without_an_encoder(files, tmp_path):
-    """Two methods on linear posteriors over the policy's own states, to the report; prepared once."""
+    """Two methods on linear posteriors over the policy's own states, to the report; prepared once.
+
+    The layer learns, and the embedding does not.
+    """
     config = small_config(files)
     config.methods, config.encoder.folder = ("sea", "posterior_rl"), ""
     config.backbone.update(dict(kind="policy", num_prompts=8, num_responses=3, width=7))
@@ -57,6 +60,7 @@ def test_a_run_without_an_encoder(files, tmp_path):
         dict(pool_factor=2, num_prompts=4, num_responses=3, burst_labels=(4,), burst_updates=(2,),
              updates_per_label=0.5)
     )  # fmt: skip
+    config.policy.trained_layers = 1
     assert config.policy.dtype == "bfloat16"  # prepared from f32, then found with π_ref's cast parameters
     assets.train_parts(config, tmp_path / "cache", tasks.load(config, tmp_path / "cache" / "task"))
     table = experiment.run(config, str(tmp_path))
@@ -65,6 +69,12 @@ def test_a_run_without_an_encoder(files, tmp_path):
     assert 0 <= json.loads(rows[-1])["ensemble/accuracy_heldout"] <= 1
     assert len(list((tmp_path / "cache").glob("states-*"))) == 1
     assert read_summary(tmp_path / "runs" / "sea-seed0").queries == 8
+    before = models.load(str(files / "policy"))[1]
+    for method in ("sea", "posterior_rl"):
+        after = models.load(str(tmp_path / "runs" / f"{method}-seed0" / "policy"))[1]
+        moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), before, after)
+        assert max(jax.tree.leaves(moved["layers"])) > 1e-4
+        assert moved["embed"]["embedding"] == 0 and moved["head"]["kernel"] == 0
 
 
 def test_the_policy_reads_a_chat_and_the_oracle_another(chat_files):
@@ -151,6 +161,10 @@ def test_unknown_options(option):
         (
             {"backbone.kind": "policy", "backbone.layer": 2, "backbone.num_prompts": 8},
             "config.backbone.layer=2: valid is -1 (half) to 1, the policy's layers",
+        ),
+        (
+            {"policy.trained_layers": 2},
+            "config.policy.trained_layers=2: valid is 0 (all parameters) to 1, the policy's layers",
         ),
         ({"backbone.kind": "policy"}, "config.backbone.num_prompts=6000: valid is 1 to 32"),
         ({"task.path": "{files}/none"}, "config.task.path='{files}/none': no file"),

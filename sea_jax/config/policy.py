@@ -23,6 +23,9 @@ class Policy(Section):
     mlp_width: int = field(512, "width of an MLP's hidden layer", at_least=1)
     dtype: str = field("float32", "dtype of activations; parameters and log-probs are float32", one_of=DTYPES)
     remat: str = field("none", "what the backward pass recomputes", one_of=tuple(POLICIES))
+    trained_layers: int = field(
+        0, "last layers that learn, with the final norm; 0: all parameters learn", at_least=0
+    )
 
     @classmethod
     def check(cls, checks: Checks) -> None:
@@ -30,6 +33,16 @@ class Policy(Section):
         if checks.sound("policy.width", "policy.num_heads"):
             heads, width = checks.config.policy.num_heads, checks.config.policy.width
             checks.require(width % heads == 0, "policy.width", f"a multiple of policy.num_heads={heads}")
+        if checks.sound("policy.folder", "policy.num_layers") and not checks.config.policy.folder:
+            check_trained_layers(checks, checks.config.policy.num_layers)
+
+
+def check_trained_layers(checks: Checks, num_layers: int) -> None:
+    """Requires that the policy has the layers that learn."""
+    if checks.sound("policy.trained_layers"):
+        valid = f"0 (all parameters) to {num_layers}, the policy's layers"
+        fits = checks.config.policy.trained_layers <= num_layers
+        checks.require(fits, "policy.trained_layers", valid)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,7 @@ def truncate(mesh: Mesh, model: Decoder, params: Params, layer: int) -> tuple[De
 
 def lower_blocks(mesh: Mesh, model: Decoder, layer: int) -> Decoder:
     """Returns the module of `truncate`."""
-    config = dataclasses.replace(model.config, num_layers=layer)
+    config = dataclasses.replace(model.config, num_layers=layer, trained_layers=0)
     whole = layer == model.config.num_layers
     return with_gather(mesh, model.clone(config=config, norm_last=whole))
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from sea_jax import models, tasks
 from sea_jax.config.checks import Checks
 from sea_jax.config.oracle import Oracle
-from sea_jax.config.policy import Policy, RewardTraining, Sft
+from sea_jax.config.policy import Policy, RewardTraining, Sft, check_trained_layers
 from sea_jax.config.task import Task as TaskSection
 from sea_jax.config.task import is_text
 from sea_jax.config.train import Sampler
@@ -115,6 +115,7 @@ def check(config: Config) -> Checks:
         writes = isinstance(model.build(), Decoder) or is_classifier(model)
         valid = "a language model, or a sequence classifier of one number"
         checks.require(writes, "policy.folder", valid)
+        check_trained_layers(checks, model.num_layers)
         if checks.sound("rm.length"):
             valid = f"0 to {model.max_length}, the context of policy.folder={config.policy.folder!r}"
             checks.require(config.rm.length <= model.max_length, "rm.length", valid)

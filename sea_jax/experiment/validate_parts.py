@@ -9,6 +9,7 @@ import jax
 from sea_jax import models
 from sea_jax.actors.make import KINDS as SAMPLERS
 from sea_jax.config.checks import Checks
+from sea_jax.config.policy import check_trained_layers
 from sea_jax.config.posterior import check_layer
 from sea_jax.errors import InputError
 from sea_jax.models.convert import CLASSES
@@ -94,6 +95,7 @@ def check_policy_on_task(checks: Checks, task: Task) -> None:
         return
     check_vocabulary(checks, model, task)
     check_layer(checks, model.num_layers)
+    check_trained_layers(checks, model.num_layers)
     need = task.prompt_length + task.response_length
     checks.require(
         model.max_length >= need, "policy.folder",

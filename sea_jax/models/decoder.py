@@ -1,5 +1,6 @@
 """The decoder-only language model: embedding, scanned blocks of an architecture, head."""
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,10 +94,8 @@ class Decoder(nn.Module):
                 caches.append(jax.tree.map(lambda c: c[None], cache))
             last = layers[-1]
         else:
-            # Cast before slicing, since slices are copies; the modules would cast later, to the same bits.
-            stack = cast_matrices(self.variables["params"]["layers"], cfg.dtype, "layers/")
-            before, last = (jax.tree.map(lambda p, part=part: p[part], stack) for part in (slice(-1), -1))
-            x, cache = jax.lax.scan(checkpointed(layer, cfg.remat), x, before, unroll=self.unroll)
+            before, last = (jax.tree.map(lambda p, i=i: p[i], self._stack()) for i in (slice(-1), -1))
+            x, cache = self._scan(layer, x, before)
             caches.append(cache)
         x, ends = block.apply({"params": gathered(last)}, x, *inputs, last_only=True)
         caches.append(jax.tree.map(lambda c: c[None], ends))
@@ -113,6 +112,35 @@ class Decoder(nn.Module):
     def unroll(self) -> int:
         """Layers in one iteration of a scan: all, if there are at most 4."""
         return self.config.num_layers if self.config.num_layers <= 4 else 1
+
+    @property
+    def freezes(self) -> bool:
+        """Whether only the last layers and the final norm learn."""
+        return self.config.trained_layers > 0
+
+    def _stack(self) -> Params:
+        """Returns the stacked layers, cast before slicing, since slices are copies.
+
+        The modules would cast later, to the same bits.
+        """
+        return cast_matrices(self.variables["params"]["layers"], self.config.dtype, "layers/")
+
+    def _scan(self, layer: Any, x: Array, stacked: Any) -> tuple[Array, Any]:
+        """Scans `layer` over stacked inputs, from the first layer on.
+
+        The backward pass ends at the first layer that learns. Stopped gradients within a single scan would
+        not spare the layers below.
+        """
+        scan = functools.partial(jax.lax.scan, checkpointed(layer, self.config.remat), unroll=self.unroll)
+        if not self.freezes:
+            return scan(x, stacked)
+        split = self.config.num_layers - self.config.trained_layers
+        below, above = (
+            jax.tree.map(lambda p, i=i: p[i], stacked) for i in (slice(split), slice(split, None))
+        )
+        x, low = scan(*jax.lax.stop_gradient((x, below)))
+        x, high = scan(jax.lax.stop_gradient(x), above)
+        return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), low, high)
 
     def positions(self, mask: Array) -> Array:
         """Counts tokens after left padding: mask [..., T] bool -> positions [..., T] int32."""
@@ -132,13 +160,19 @@ class Decoder(nn.Module):
         positions = self.positions(mask)
         if prefix is not None:
             positions += prefix.mask.sum(-1)[:, None, None]
-        hidden, (keys, values) = self.layers(
-            self.embed(tokens),
-            positions,
-            mask,
-            None if prefix is None else prefix.mask,
-            None if prefix is None else (prefix.keys, prefix.values),
-        )
+        inputs = (positions, mask, None if prefix is None else prefix.mask)
+        past = None if prefix is None else (prefix.keys, prefix.values)
+        if not self.freezes or self.is_initializing():
+            hidden, (keys, values) = self.layers(self.embed(tokens), *inputs, past)
+            return self.final_norm(hidden), keys, values
+        block: Any = self.config.block(self.config, parent=None)  # the scanned one's weights
+        gathered = self.gather.layer if self.gather is not None else lambda params: params
+
+        def layer(x: Array, of_layer: Any) -> tuple[Array, Any]:
+            params, past = of_layer
+            return block.apply({"params": gathered(params)}, x, *inputs, past)
+
+        hidden, (keys, values) = self._scan(layer, self.embed(tokens), (self._stack(), past))
         return self.final_norm(hidden), keys, values
 
     def embed_tokens(self, tokens: Array) -> Array:
@@ -151,5 +185,11 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Array) -> Array:
         """Computes logits [..., V] f32 from hidden states [..., W], after the final norm."""
+        name = "embed" if self.config.tied else "head"
+        if self.freezes and not self.is_initializing():
+            head: Any = getattr(self, name).clone(parent=None)
+            params = jax.lax.stop_gradient(self.variables["params"][name])
+            method = "attend" if self.config.tied else None
+            return head.apply({"params": params}, hidden, method=method).astype(jnp.float32)
         head = self.embed.attend if self.config.tied else self.head
         return head(hidden).astype(jnp.float32)

@@ -51,6 +51,7 @@ class LlamaConfig:
     max_length: int = 131_072
     dtype: Any = jnp.float32
     remat: str = "none"  # a row of remat.POLICIES
+    trained_layers: int = 0  # the last of them, with the final norm; 0: all parameters learn
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:

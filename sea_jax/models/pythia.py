@@ -43,6 +43,7 @@ class PythiaConfig:
     max_length: int = 2048
     dtype: Any = jnp.float32
     remat: str = "none"  # a row of remat.POLICIES
+    trained_layers: int = 0  # the last of them, with the final norm; 0: all parameters learn
 
     @property
     def head_dim(self) -> int:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from sea_jax.types import Array, Config, Params
 
 def trained_policy(config: Config, folder: Path, task: Task, mesh: Mesh) -> str:
     """Trains the SFT policy unless it is cached in `folder`; returns its folder."""
-    fields = {name: config[name].to_dict() for name in ("policy", "sft")} | {"task": task.fingerprint}
+    fields = policy_fields(config) | {"task": task.fingerprint}
     folder /= f"sft-{cache.fingerprint(fields)}"
     if not (folder / "model.safetensors").exists():
         model = Decoder(policy_config(config, task))
@@ -27,6 +28,13 @@ def trained_policy(config: Config, folder: Path, task: Task, mesh: Mesh) -> str:
         params = to_host(sft.train(config.sft, task, model, key, mesh, progress=config.progress))
         cache.write_atomically(folder, lambda part: models.save(part, model, params, task.tokenizer))
     return str(folder)
+
+
+def policy_fields(config: Config) -> dict[str, Any]:
+    """Returns the fields that the starting policy depends on, by section, for a fingerprint."""
+    fields = {name: config[name].to_dict() for name in ("policy", "sft")}
+    del fields["policy"]["trained_layers"]  # all layers of a policy of random weights are trained
+    return fields
 
 
 def initial_policy(config: Config, task: Task, key: Array) -> tuple[Decoder, Params]:
@@ -40,7 +48,9 @@ def initial_policy(config: Config, task: Task, key: Array) -> tuple[Decoder, Par
 def load_policy(config: Config, folder: str, mesh: Mesh | None = None) -> tuple[Decoder, Params]:
     """Loads a policy and its f32 parameters, to the host or sharded over the mesh."""
     dtype = jnp.dtype(config.policy.dtype).type
-    model, params = models.load(folder, dtype=dtype, remat=config.policy.remat)
+    model, params = models.load(
+        folder, dtype=dtype, remat=config.policy.remat, trained_layers=config.policy.trained_layers
+    )
     return model, params if mesh is None else shard_params(mesh, model, params)
 
 

@@ -8,6 +8,7 @@ import jax
 from sea_jax.ensemble import features
 from sea_jax.pretraining import backbone as backbone_lib
 from sea_jax.pretraining import cache
+from sea_jax.pretraining.policy import policy_fields
 from sea_jax.pretraining.prepared import Prepared
 from sea_jax.runtime.mesh import replicate
 
@@ -32,7 +33,7 @@ class Ranker(Prepared):
     @property
     def fields(self) -> dict[str, Any]:
         """The fields that samples and backbone depend on, besides the rewards."""
-        parts = {name: self.config[name].to_dict() for name in ("policy", "sft", "backbone")}
+        parts = policy_fields(self.config) | {"backbone": self.config.backbone.to_dict()}
         for name in ("layer", "pool", "read_eos", "scaling"):  # of hidden states only
             parts["backbone"].pop(name)
         parts["backbone"].pop("family")  # the rewards are among the prior's fields

@@ -99,6 +99,7 @@ BASE = {
     "policy.num_heads": 4,
     "policy.num_layers": 2,
     "policy.remat": "none",
+    "policy.trained_layers": 0,
     "policy.width": 128,
     "progress": True,
     "ray.actor_cpus": 1.0,

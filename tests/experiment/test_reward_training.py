@@ -214,6 +214,7 @@ def refused(monkeypatch, files, config, tmp_path, fields, said):
         ),
         ({"task.num_heldout": 70}, "config.task.num_heldout=70: valid is at most 60"),
         ({"rm.length": 129}, "config.rm.length=129: valid is 0 to 128, the context of policy.folder="),
+        ({"policy.trained_layers": 9}, "config.policy.trained_layers=9: valid is 0 (all parameters) to 1"),
         ({"rm.length": 3}, "leaves no pair (dropped: 60 over 3 tokens)"),
         ({"oracle.chat": "yes"}, "chat='yes', but it has no chat template"),
         ({"oracle.chat": "maybe"}, "config.oracle.chat='maybe': valid is one of"),
