@@ -71,6 +71,9 @@ def get_config(options: str = "") -> Config:
     config.ensemble.prior = "random"
     config.ensemble.capacity = 65_536
     config.sea.burn_in = 1000
+    # Guesses, as the paper has no updates between labels; nobody has run them at this size.
+    config.rloo.update(num_prompts=64, num_responses=4, pool_factor=2, learning_rate=1e-6, kl_weight=0.05)
+    config.rloo.update(burst_labels=(512, 1024), burst_updates=(100, 200), updates_per_label=0.1)
 
     config.eval.num_prompts = 1000
     config.eval.num_pairs = 1000

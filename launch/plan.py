@@ -3,13 +3,15 @@
     python -m launch.plan --config=configs/tldr.py:size=6.9b --topology=a100-40gb:8
     python -m launch.plan --config=configs/tldr.py:size=1b --topology=v5p:8,v5p:64,v5p:1024
     python -m launch.plan --config=configs/tldr.py:size=6.9b --topology=a100-40gb:8 --search
+    python -m launch.plan --config=configs/tldr.py:size=1b --topology=h100:8 --device_price=2 --label_price=1
 
 The command compiles the programs of a training step (train, generate, features; for APL also the pool of
 prompts and the implicit rewards; for methods whose policy learns between labels also these updates) for the
-topology. It prints the memory per device of the parameters, the
-optimizer state, the gradients and the activations, whether they fit, the operations, and the bytes that the
-collectives move. `--search` proposes a mesh, remat and micro-batches that fit. The shape of a model comes
-from its folder's config.json or from its name; no weights are read.
+topology. It prints the memory per device of the parameters, the optimizer state, the gradients and the
+activations, whether they fit, the operations, and the bytes that the collectives move. It estimates the
+device-hours of a run at a share of the peak (`--utilization`), and their price. `--search` proposes a mesh,
+remat and micro-batches that fit. The shape of a model comes from its folder's config.json or from its name;
+no weights are read.
 
 The compilers take up gigabytes, so each has an environment of its own, made on first use.
 """
@@ -21,7 +23,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from launch import environments, topology
+from launch import cost, environments, topology
 from sea_jax.config.flags import fail, parse, read_config
 from sea_jax.errors import InputError
 
@@ -32,6 +34,7 @@ _TOPOLOGY = flags.DEFINE_list(
     f"Kinds: {', '.join(topology.DEVICES)}.", required=True,
 )  # fmt: skip
 _SEARCH = flags.DEFINE_bool("search", False, "Propose a mesh, remat and micro-batches that fit.")
+cost.define_flags()
 
 _EXTRAS = {"cuda": "cuda", "tpu": "tpu"}  # platform -> extra of pyproject.toml with its compiler
 
@@ -39,7 +42,10 @@ _EXTRAS = {"cuda": "cuda", "tpu": "tpu"}  # platform -> extra of pyproject.toml 
 def main(argv: list[str]) -> None:
     """Checks the command and runs launch.planner in the environment that has the topology's compiler."""
     if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}: valid are --config, --config.<field>, --topology, --search")
+        valid = (
+            "--config, --config.<field>, --topology, --search, --utilization, --device_price, --label_price"
+        )
+        fail(f"unexpected argument {argv[1]!r}: valid are {valid}")
     read_config(_CONFIG)
     try:
         wanted = [topology.parse(text) for text in _TOPOLOGY.value]

@@ -8,7 +8,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from launch import flops, hlo, topology
+from launch import cost, flops, hlo, topology
 from launch.steps import Experiment, Step, device_bytes
 from sea_jax.config.flags import fail, parse, read_config
 from sea_jax.errors import InputError
@@ -31,7 +31,7 @@ class Program:
         activations: bytes of all other temporary buffers.
         outputs: bytes of the results that do not reuse an argument's buffer.
         flops: operations of the step on all devices together.
-        at_peak: seconds that the operations take at the devices' peak.
+        seconds_a_call: seconds that the operations of one call take at the devices' peak.
         traffic: traffic of the collectives in all calls of a step.
         calls: calls of the program per step.
         seconds: compilation time.
@@ -43,10 +43,15 @@ class Program:
     activations: int
     outputs: int
     flops: float
-    at_peak: float
+    seconds_a_call: float
     traffic: hlo.Traffic
     calls: int
     seconds: float
+
+    @property
+    def at_peak(self) -> float:
+        """Returns the seconds that the operations of a step take at the devices' peak."""
+        return self.calls * self.seconds_a_call
 
     @property
     def own(self) -> int:
@@ -117,7 +122,7 @@ def compile_step(experiment: Experiment, step: Step, where: topology.Topology) -
         activations=max(stats.temp_size_in_bytes - gradients, 0),
         outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
         flops=step.calls * flops.count(jaxpr, step.while_turns),
-        at_peak=step.calls * alone / (step.shared_by or where.count),
+        seconds_a_call=alone / (step.shared_by or where.count),
         traffic=traffic,
         calls=step.calls,
         seconds=seconds,
@@ -158,8 +163,8 @@ def raised(size: int, shards: int, most: int) -> int:
 _COLUMNS = ("program", "inputs", "gradients", "activations", "needed", "fits", "sent", "TFLOP", "at peak")
 
 
-def describe(plan: Plan) -> str:
-    """Returns the tables of a plan."""
+def describe(plan: Plan, prices: cost.Prices) -> str:
+    """Returns the tables of a plan and the cost of a run."""
     cfg, device, count = plan.config, plan.topology.device, plan.topology.count
     B = cfg.train.batch_size
     mesh = " ".join(f"{axis}={size}" for axis, size in cfg.mesh.items())
@@ -179,6 +184,7 @@ def describe(plan: Plan) -> str:
         *(_row(plan, p, unit) for p in plan.programs.values()),
         f"\ncollectives, {name} that a device sends in a step",
         *(_sent(p, unit) for p in plan.programs.values()),
+        "\n" + cost.describe(cfg, list(plan.programs.values()), count, prices),
         f"\n{'fits' if plan.fits else 'DOES NOT FIT'} (compiled in {seconds:.0f} s)\n",
     ]
     return "\n".join(lines)
@@ -308,17 +314,21 @@ def main(argv: list[str]) -> None:
     raise SystemExit(0 if all(plan.fits for plan in plans) else 1)
 
 
+def _prices() -> cost.Prices:
+    return cost.Prices(_UTILIZATION.value, _DEVICE_PRICE.value, _LABEL_PRICE.value)
+
+
 def _told(config: Config, where: topology.Topology) -> Plan:
     if not _SEARCH.value:
         plan = make_plan(with_mesh(config, where.count), where)
-        print(describe(plan), flush=True)
+        print(describe(plan, _prices()), flush=True)
         return plan
     print(f"searching for {where}", flush=True)
     plan = search(config, where)
     if plan is None:
         print(f"nothing fits {where}: valid are more devices, or ones with more memory")
         raise SystemExit(1)
-    print(f"{describe(plan)}\nproposed: {proposal(plan)}", flush=True)
+    print(f"{describe(plan, _prices())}\nproposed: {proposal(plan)}", flush=True)
     return plan
 
 
@@ -326,5 +336,6 @@ if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "See launch.plan.")
     _TOPOLOGY = flags.DEFINE_list("topology", None, "See launch.plan.", required=True)
     _SEARCH = flags.DEFINE_bool("search", False, "See launch.plan.")
+    _UTILIZATION, _DEVICE_PRICE, _LABEL_PRICE = cost.define_flags()
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse)

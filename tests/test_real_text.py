@@ -10,7 +10,7 @@ from real_text import posts, small_config, user_files
 from configs import tldr, ultrafeedback
 from sea_jax import models, tasks
 from sea_jax.errors import InputError
-from sea_jax.experiment import assets, reward_scorer
+from sea_jax.experiment import assets, reward_scorer, validate
 from sea_jax.experiment import run as experiment
 from sea_jax.runtime.mesh import make_mesh
 from sea_jax.runtime.run_folder import Summary, read_summary
@@ -127,6 +127,14 @@ def test_the_papers_hyperparameters():
     assert config.policy.folder == "meta-llama/Llama-3.2-1B-Instruct"
     assert (config.train.dap, config.train.beta, config.train.margin_ratio) == ("simpo", 10.0, 0.3)
     assert (config.train.learning_rate, config.task.prompt_length) == (8e-7, 1800)
+
+
+@pytest.mark.parametrize("make", [tldr.get_config, ultrafeedback.get_config])
+def test_a_method_between_labels_at_the_papers_size(make):
+    """Its fields are valid, and its rate is that of a large model and not the miniature's."""
+    config = make("method=posterior_rl")
+    validate.validate_fields(config)
+    assert config.rloo.learning_rate <= 10 * config.train.learning_rate
 
 
 @pytest.mark.parametrize("option", ["size=3b", "colour=red", "size"])

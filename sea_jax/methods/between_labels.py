@@ -137,6 +137,10 @@ class BetweenLabels(abc.ABC):
         """Returns the updates for a batch of labels after the last burst."""
         return math.ceil(config.rloo.updates_per_label * config.train.batch_size)
 
+    def updates(self, config: Config, labels: int) -> int:
+        """Returns `updates_due`."""
+        return updates_due(config.rloo, labels)
+
     @abc.abstractmethod
     def trace(self, context: Any, prompts: PromptBatch, responses: Responses, rewards: Any) -> Any:
         """Traces the program of `update` on abstract arrays, for `launch.plan`."""

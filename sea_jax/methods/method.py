@@ -136,6 +136,10 @@ class Improvement(Protocol):
         """Returns the updates between two steps after the last burst, rounded up, for `launch.plan`."""
         ...
 
+    def updates(self, config: Config, labels: int) -> int:
+        """Returns the updates since the start that so many labels allow, for `launch.plan`."""
+        ...
+
     def trace(self, context: Any, prompts: PromptBatch, responses: Responses, rewards: Any) -> Any:
         """Traces an update on abstract arrays, for `launch.plan`; None if it is that of `train.update`."""
         ...

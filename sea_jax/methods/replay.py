@@ -46,6 +46,10 @@ class ReplayLabels:
         """Returns the further updates for a batch of labels."""
         return math.ceil(config.replay.updates_per_label * config.train.batch_size)
 
+    def updates(self, config: Config, labels: int) -> int:
+        """Returns the further updates that so many labels allow."""
+        return int(config.replay.updates_per_label * labels)
+
     def trace(self, context: Any, prompts: Any, responses: Any, rewards: Any) -> None:
         """Returns None: its updates are those of `train.update`."""
 
@@ -54,8 +58,7 @@ class ReplayLabels:
         run.replayed.append(to_host(batch))
         memory = jax.tree.map(lambda *x: np.concatenate(x), *run.replayed)
         memory = jax.tree.map(lambda x: x[memory.weight > 0], memory)
-        per_label, after = run.config.replay.updates_per_label, run.labeller.num_queries
-        first, last = int(per_label * before), int(per_label * after)
+        first, last = (self.updates(run.config, labels) for labels in (before, run.labeller.num_queries))
         if first == last or not len(memory.weight):
             return {}
         metrics, finite, B = {}, 1.0, len(batch.weight)
