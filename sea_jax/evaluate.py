@@ -174,6 +174,7 @@ class Evaluator:
         backbone: an `ensemble.features.Extractor`, for best-of-N.
         eval_set: prompts and opponents.
         pairs: held-out pairs; None for a method without an ensemble.
+        responses: the greedy responses of the last call; before the first one the starting policy's.
     """
 
     config: Config
@@ -183,20 +184,36 @@ class Evaluator:
     backbone: Any
     eval_set: EvalSet
     pairs: HeldoutPairs | None
+    responses: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.responses = self.responses or self.eval_set.sft
 
     def __call__(self, state: SeaState, policy: VersionedParams, step: int) -> dict[str, float]:
         """Measures the greedy policy and, where there is an ensemble, its accuracy and best-of-N."""
         config, data = self.config, self.eval_set
-        responses, length = greedy_responses(
+        self.responses, length = greedy_responses(
             self.task, self._sample(policy, 1, 0.0), data.tokens, data.mask, config.eval.batch_size
         )
-        metrics = evaluate_policy(self.oracle, config.oracle.labels, data, responses, length)
+        metrics = evaluate_policy(self.oracle, config.oracle.labels, data, self.responses, length)
         if state.ensemble is not None:
             metrics |= ensemble_accuracy(state.ensemble.params, self.ordered_pairs)
             if config.eval.best_of > 1:
                 key = step_keys(state.key, step).evaluate
                 metrics |= self.best_of(state.ensemble.params, policy, key)
         return metrics
+
+    def before_and_after(self) -> list[dict[str, Any]]:
+        """Returns each prompt with the starting policy's response and that of the last call.
+
+        People read them. Where the oracle has rewards, those of both are beside them.
+        """
+        texts = {"before": self.eval_set.sft, "after": self.responses}
+        columns: dict[str, Any] = {"prompt": self.eval_set.prompts} | texts
+        if hasattr(self.oracle, "rewards"):
+            for name, responses in texts.items():
+                columns[f"reward_{name}"] = self.oracle.rewards(self.eval_set.prompts, responses).tolist()
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     @functools.cached_property
     def ordered_pairs(self) -> Array:

@@ -1,6 +1,7 @@
 """The host loop: what is bought, who labels, what is written, and that a seed decides everything."""
 
 import inspect
+import json
 from zlib import crc32
 
 import jax
@@ -154,6 +155,15 @@ def test_no_text_is_scored_twice(tmp_path):
     metrics, _ = loop(run)
     assert len(seen) == len(set(seen)) > 30
     assert any("duel/win_rate_reference" in row for row in metrics)
+    # The texts of the last evaluation, with the rewards that its mean was taken of.
+    rows = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["before"]) for row in rows] == list(
+        zip(run.assets.eval_set.prompts, run.assets.eval_set.sft, strict=True)
+    )
+    evaluated = [row["eval/reward"] for row in metrics if "eval/reward" in row]
+    assert np.mean([row["reward_after"] for row in rows]) == pytest.approx(evaluated[-1], rel=1e-5)
+    expected = run.oracle.rewards([row["prompt"] for row in rows], [row["after"] for row in rows])
+    np.testing.assert_allclose([row["reward_after"] for row in rows], expected)
 
 
 def test_best_of_n_is_chosen_by_the_ensembles_mean(tmp_path, monkeypatch):

@@ -69,6 +69,7 @@ class Logbook:
             self.flush()
             self._evaluate(record.step + 1, record)
         if last:
+            self._writer.write_responses(self._evaluator.before_and_after())
             self._bar.close()
 
     def _evaluate(self, step: int, record: Record | None) -> None:

@@ -1,4 +1,4 @@
-"""Writes the numbers of a run: metrics.jsonl, TensorBoard event files, samples.jsonl."""
+"""Writes a run's numbers (metrics.jsonl, TensorBoard files) and texts (samples.jsonl, responses.jsonl)."""
 
 import json
 import math
@@ -22,7 +22,7 @@ class MetricWriter:
     """
 
     def __init__(self, folder: Path):
-        self._board = None
+        self._board, self._responses = None, Path(os.devnull)
         if not is_main():
             self._metrics, self._samples = open(os.devnull, "w"), open(os.devnull, "w")
             return
@@ -30,6 +30,8 @@ class MetricWriter:
         remove_summary(folder)
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
+        self._responses = folder / "responses.jsonl"
+        self._responses.unlink(missing_ok=True)
         self._metrics = open(folder / "metrics.jsonl", "w")
         self._samples = open(folder / "samples.jsonl", "w")
         self._board = SummaryWriter(str(folder))
@@ -58,6 +60,10 @@ class MetricWriter:
         for row in rows:
             self._samples.write(json.dumps(row) + "\n")
         self._samples.flush()
+
+    def write_responses(self, rows: list[dict[str, Any]]) -> None:
+        """Writes the evaluation prompts with their responses before and after alignment."""
+        self._responses.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def close(self) -> None:
         """Closes the files."""

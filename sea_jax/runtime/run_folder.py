@@ -1,6 +1,6 @@
 """Names a run's folder, <workdir>/runs/<method>-seed<seed>, and records in it that the run has finished.
 
-    metrics.jsonl, samples.jsonl, events.out.tfevents.*    written by `runtime.metrics.MetricWriter`
+    metrics.jsonl, samples.jsonl, responses.jsonl, events.out.tfevents.*    by `runtime.metrics.MetricWriter`
     policy/                                                the policy that the run ended with
     done.json                                              written last: what `Summary` holds
 
