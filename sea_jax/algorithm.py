@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from sea_jax.ensemble import experience as buffer
-from sea_jax.ensemble import heads, selection
+from sea_jax.ensemble import heads, selection, uncertainty
 from sea_jax.ensemble.posterior import Posterior
 from sea_jax.losses import DAP_LOSSES, LossTerm, mean_or_nan, sequence_logprobs
 from sea_jax.losses.micro_batches import merge_passes, split_passes
@@ -269,6 +269,7 @@ def _update_ensemble(
         "ensemble/confidence_chosen": mean_or_nan(jnp.maximum(probability, 1 - probability), weight),
         "ensemble/nll_chosen": mean_or_nan(-jnp.log(probability + 1e-6), weight),
         "ensemble/probability_std": mean_or_nan(jax.nn.sigmoid(margin).std(0), weight),
+        "ensemble/surprise": uncertainty.surprise(probability, weight),
     }
 
 

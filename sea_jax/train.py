@@ -46,7 +46,7 @@ class Run:
     initial_params: Callable[[], Params]  # θ⁰ in f32, read anew at each call
     state: SeaState
     policy: VersionedParams  # θ_t of the state, under a version for the sampler
-    replayed: list[PreferenceBatch] = dataclasses.field(default_factory=list)  # of methods that replay labels
+    memory: list[Any] = dataclasses.field(default_factory=list)  # what learning between labels keeps of steps
 
     def set_state(self, state: SeaState) -> None:
         """Takes over a state, and gives its policy a new version."""
@@ -141,7 +141,7 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
     state, learned = update(run.settings, run.state, run.ref_params, batch)
     run.set_state(state)
     if run.method.improvement is not None:  # Eq. 7: between labels the policy learns from the posterior
-        learned |= run.method.improvement.improve(run, bought, batch)
+        learned |= run.method.improvement.improve(run, bought, batch, learned)
         watch.lap("improve", run.policy.params)
 
     metrics = learned | metrics | run.labeller.metrics()

@@ -308,6 +308,9 @@ def test_metrics_by_hand(step, stepped):
     hidden = np.maximum(hidden + p["hidden_0"]["bias"][:, None, None], 0)
     r = np.einsum("kbih,kh->kbi", hidden, p["out"]["kernel"][..., 0])
     probability = (1 / (1 + np.exp(r[..., 1] - r[..., 0])))[:, bought]
+    mean = probability.mean(0)
+    entropy = -mean * np.log(mean) - (1 - mean) * np.log(1 - mean)
+    excess, variance = -np.log(mean) - entropy, mean * (1 - mean) * np.log(mean / (1 - mean)) ** 2
     for name, value in {
         "policy/implicit_accuracy": (ratio[:, 0] > ratio[:, 1]).mean(),
         "policy/log_ratio_chosen": ratio[:, 0].mean(),
@@ -318,6 +321,7 @@ def test_metrics_by_hand(step, stepped):
         "ensemble/confidence_chosen": np.maximum(probability.mean(0), 1 - probability.mean(0)).mean(),
         "ensemble/nll_chosen": -np.log(probability.mean(0)).mean(),
         "ensemble/probability_std": probability.std(0).mean(),
+        "ensemble/surprise": excess.sum() / np.sqrt(variance.sum()),
     }.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
 

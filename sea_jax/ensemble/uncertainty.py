@@ -1,8 +1,9 @@
-"""Variances of rewards [K, B, M] over the members of the ensemble (ddof 0)."""
+"""Variances of rewards [K, B, M] over the members of the ensemble (ddof 0), and what labels say of them."""
 
 import jax
 import jax.numpy as jnp
 
+from sea_jax.losses import mean_or_nan
 from sea_jax.types import Array
 
 
@@ -49,3 +50,25 @@ def pair_logit_variance(rewards: Array) -> Array:
     covariance = jnp.einsum("kbm,kbn->bmn", centred, centred) / rewards.shape[0]
     variance = jnp.diagonal(covariance, axis1=1, axis2=2)
     return variance[:, :, None] + variance[:, None, :] - 2 * covariance
+
+
+def surprise(probability: Array, weight: Array) -> Array:
+    """Computes by how many standard deviations the labels' log-loss exceeds its expectation.
+
+    If labels have the probabilities that the posterior gives them, their log-loss exceeds their entropy by 0
+    on average, with variance p (1 − p) log²(p / (1 − p)). A posterior that is wrong where it is asked is
+    surprised. There it shows first that the policy exploits the posterior's errors.
+
+    Args:
+        probability: [B] f32, P(y+ ≻ y−) by the posterior before it learns from the label.
+        weight: [B] f32, 0 for a duel without a label.
+
+    Returns:
+        [] f32, of mean 0 and variance 1 for a calibrated posterior; NaN without a label.
+    """
+    p = jnp.clip(probability, 1e-6, 1 - 1e-6)
+    log_odds = jnp.log(p) - jnp.log1p(-p)
+    excess = -(1 - p) * log_odds  # −log p − H(p)
+    variance = p * (1 - p) * log_odds**2
+    scale = jnp.sqrt(jnp.maximum(weight.sum(), 1.0))
+    return scale * mean_or_nan(excess, weight) / jnp.sqrt(mean_or_nan(variance, weight) + 1e-12)

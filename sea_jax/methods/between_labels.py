@@ -25,6 +25,7 @@ from sea_jax.runtime.mesh import ensure_on_mesh
 from sea_jax.tasks.stream import prompt_rows
 from sea_jax.types import Array, Candidates, Config, PolicyState, PreferenceBatch, PromptBatch
 
+_RECENT = 8  # steps whose labels may contradict the posterior
 _PROMPT_SEED = 1_000_003  # offset of the seed of these prompts, which are others than those of the duels
 
 
@@ -71,6 +72,13 @@ class Rloo(Section):
         "share of distinct responses to a prompt below which the updates of a step end",
         at_least=0,
         at_most=1,
+    )
+    max_surprise: float = field(
+        float("inf"),
+        "standard deviations by which the labels of the last 8 steps may contradict the posterior before a "
+        "step makes no update",
+        above=0,
+        infinite=True,
     )
     burst_labels: tuple[int, ...] = field(
         (32, 64), "labels after which policy and Adam begin anew at π_ref, ascending", at_least=1
@@ -158,10 +166,13 @@ class BetweenLabels(abc.ABC):
             Metrics [] f32, among them "improve/finite", "rloo/kl" and "rloo/distinct".
         """
 
-    def improve(self, run: Any, before: int, batch: PreferenceBatch) -> dict[str, Any]:
+    def improve(
+        self, run: Any, before: int, batch: PreferenceBatch, learned: dict[str, Any]
+    ) -> dict[str, Any]:
         """Makes the updates that are due, after a restart at π_ref where a burst begins.
 
         They end early where the policy is as far from π_ref, or its responses as alike, as the config allows.
+        There is none while the labels contradict the posterior more than it allows.
         """
         del batch  # the posterior has learned from it
         config, after = run.config.rloo, run.labeller.num_queries
@@ -170,6 +181,8 @@ class BetweenLabels(abc.ABC):
             run.set_state(run.state._replace(policy=_begin_anew(run)))
         if last == first:
             return {}
+        if contradicted(run, learned):
+            return {"improve/updates": 0.0}
         rows = prompt_rows(len(run.actor.task.prompts["train"]), config.num_prompts, run.seed + _PROMPT_SEED)
         metrics, finite, made = {}, 1.0, 0
         for update in range(first, last):
@@ -199,6 +212,20 @@ def too_far(config: Config, metrics: dict[str, Array]) -> bool:
     """Tells whether the update passed max_kl or min_distinct; without limits it waits for nothing."""
     far = math.isfinite(config.max_kl) and float(metrics["rloo/kl"]) > config.max_kl
     return far or (config.min_distinct > 0 and float(metrics["rloo/distinct"]) < config.min_distinct)
+
+
+def contradicted(run: Any, learned: dict[str, Any]) -> bool:
+    """Tells whether the labels of the last steps contradict the posterior.
+
+    Without a limit it waits for nothing. The surprises of n steps, each of variance 1, add up to one of
+    variance n.
+    """
+    most = run.config.rloo.max_surprise
+    if most == math.inf or "ensemble/surprise" not in learned:
+        return False
+    surprise = float(learned["ensemble/surprise"])
+    run.memory[:] = [*run.memory, *([] if math.isnan(surprise) else [surprise])][-_RECENT:]
+    return sum(run.memory) > most * math.sqrt(len(run.memory))
 
 
 def _begin_anew(run: Any) -> PolicyState:

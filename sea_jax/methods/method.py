@@ -144,13 +144,16 @@ class Improvement(Protocol):
         """Traces an update on abstract arrays, for `launch.plan`; None if it is that of `train.update`."""
         ...
 
-    def improve(self, run: Any, before: int, batch: PreferenceBatch) -> dict[str, Any]:
+    def improve(
+        self, run: Any, before: int, batch: PreferenceBatch, learned: dict[str, Any]
+    ) -> dict[str, Any]:
         """Makes the updates that the labels of this step allow.
 
         Args:
             run: a `train.Run`, whose state and policy are changed.
             before: labels bought before this step.
             batch: the labelled duels of this step.
+            learned: metrics of `train.update` on them.
 
         Returns:
             Metrics.

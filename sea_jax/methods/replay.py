@@ -53,10 +53,13 @@ class ReplayLabels:
     def trace(self, context: Any, prompts: Any, responses: Any, rewards: Any) -> None:
         """Returns None: its updates are those of `train.update`."""
 
-    def improve(self, run: Any, before: int, batch: PreferenceBatch) -> dict[str, Any]:
+    def improve(
+        self, run: Any, before: int, batch: PreferenceBatch, learned: dict[str, Any]
+    ) -> dict[str, Any]:
         """Adds the duels of this step to the memory, and makes the updates that its labels allow."""
-        run.replayed.append(to_host(batch))
-        memory = jax.tree.map(lambda *x: np.concatenate(x), *run.replayed)
+        del learned
+        run.memory.append(to_host(batch))
+        memory = jax.tree.map(lambda *x: np.concatenate(x), *run.memory)
         memory = jax.tree.map(lambda x: x[memory.weight > 0], memory)
         first, last = (self.updates(run.config, labels) for labels in (before, run.labeller.num_queries))
         if first == last or not len(memory.weight):

@@ -115,7 +115,7 @@ class Decoder(nn.Module):
 
     @property
     def freezes(self) -> bool:
-        """Whether only the last layers and the final norm learn."""
+        """True if only the last layers and the final norm learn."""
         return self.config.trained_layers > 0
 
     def _stack(self) -> Params:

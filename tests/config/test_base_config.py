@@ -142,6 +142,7 @@ BASE = {
     "rloo.lower_bound": 1.0,
     "rloo.max_grad_norm": 1.0,
     "rloo.max_kl": float("inf"),
+    "rloo.max_surprise": float("inf"),
     "rloo.min_distinct": 0.0,
     "rloo.num_prompts": 16,
     "rloo.num_responses": 8,

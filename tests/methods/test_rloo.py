@@ -12,7 +12,7 @@ from helpers import chosen as gather
 from small_run import FEW_UPDATES, loop, small_run
 
 from sea_jax import algorithm
-from sea_jax.ensemble import heads, selection
+from sea_jax.ensemble import heads, selection, uncertainty
 from sea_jax.errors import InputError
 from sea_jax.experiment import validate
 from sea_jax.methods import between_labels, rloo
@@ -269,6 +269,43 @@ def test_limits_end_the_updates_of_a_step(tmp_path):
     assert between_labels.too_far(config, {"rloo/kl": 0.6}) and not between_labels.too_far(
         config, {"rloo/kl": 0.4}
     )
+
+
+def test_no_update_follows_labels_that_contradict_the_posterior(tmp_path, monkeypatch):
+    """The policy stays as it is, while labels are bought and learned from."""
+    monkeypatch.setattr(between_labels, "contradicted", lambda run, learned: "ensemble/surprise" in learned)
+    run = small_run(tmp_path, "posterior_rl", **FEW_UPDATES)
+    start = jax.device_get(run.state.policy.params)
+    rows, _ = loop(run)
+    assert sum(row["improve/updates"] for row in rows if "improve/updates" in row) == 0
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state.policy.params), start)
+    assert run.labeller.num_queries == 16 and int(run.state.experience.size) == 16
+
+
+def test_the_surprise_of_the_last_steps_adds_up():
+    config = types.SimpleNamespace(rloo=types.SimpleNamespace(max_surprise=2.0))
+    run = types.SimpleNamespace(config=config, memory=[])
+    told = [
+        between_labels.contradicted(run, {"ensemble/surprise": jnp.float32(x)})
+        for x in (1.5, np.nan, 1.5, 1.5, -3.0)
+    ]
+    assert told == [False, False, True, True, False]  # 3 / √2 and 4.5 / √3 are above 2
+    for _ in range(9):
+        between_labels.contradicted(run, {"ensemble/surprise": jnp.float32(0.5)})
+    assert run.memory == [0.5] * 8
+    config.rloo.max_surprise = float("inf")
+    assert not between_labels.contradicted(run, {"ensemble/surprise": jnp.float32(1e9)})
+
+
+def test_a_calibrated_posterior_is_surprised_by_chance_only():
+    """Mean 0 and variance 1 over labels drawn with the probabilities that it gives them."""
+    generator = np.random.default_rng(0)
+    p = generator.uniform(0.05, 0.95, (4000, 16))
+    chosen = np.where(generator.uniform(size=p.shape) < p, p, 1 - p)
+    found = np.asarray(jax.vmap(uncertainty.surprise)(jnp.asarray(chosen, jnp.float32), jnp.ones(p.shape)))
+    assert abs(found.mean()) < 0.06 and abs(found.std() - 1) < 0.06
+    sure_and_wrong = uncertainty.surprise(jnp.full(16, 0.1), jnp.ones(16))
+    assert sure_and_wrong > 10
 
 
 def test_a_perfect_reward_needs_no_ensemble(tmp_path):

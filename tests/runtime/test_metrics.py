@@ -13,7 +13,7 @@ from sea_jax.runtime.metrics import MetricWriter
 
 OVER_LABELS = (
     "ensemble/accuracy_chosen", "ensemble/confidence_chosen", "ensemble/nll_chosen",
-    "ensemble/probability_std",
+    "ensemble/probability_std", "ensemble/surprise",
 )  # fmt: skip
 OVER_DUELS = (
     "policy/implicit_accuracy", "policy/log_ratio_chosen", "policy/log_ratio_rejected",
