@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from absl import flags
@@ -70,7 +71,9 @@ def calls_in_run(config: Config, program: Timed) -> float:
     return steps + updates if replays else steps * program.calls
 
 
-def device_hours(config: Config, programs: list[Timed], devices: int, utilization: float) -> dict[str, float]:
+def device_hours(
+    config: Config, programs: Sequence[Timed], devices: int, utilization: float
+) -> dict[str, float]:
     """Returns the device-hours of each program in a run.
 
     Args:
@@ -83,7 +86,7 @@ def device_hours(config: Config, programs: list[Timed], devices: int, utilizatio
     return {name: seconds * devices / utilization / 3600 for name, seconds in each.items()}
 
 
-def describe(config: Config, programs: list[Timed], devices: int, prices: Prices) -> str:
+def describe(config: Config, programs: Sequence[Timed], devices: int, prices: Prices) -> str:
     """Returns the estimate of a run in words and numbers."""
     hours = device_hours(config, programs, devices, prices.utilization)
     budget, total = config.train.query_budget, sum(hours.values())
