@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ray
 from services import finished_run, local_run
+from small_run import FEW_UPDATES, loop, small_run
 
 from configs import quickstart
 from sea_jax.actors import ray_pool, ray_workers
@@ -246,6 +247,26 @@ def test_a_run_on_workers_is_the_run_of_one_process(cluster, tmp_path):
     assert killed == [[0]] and here.labeller.num_queries == there.labeller.num_queries == 16
     parts = [(run.state.policy, run.state.ensemble, run.state.experience) for run in (here, there)]
     jax.tree.map(np.testing.assert_array_equal, *parts)
+
+
+def test_updates_between_labels_are_sampled_by_the_workers(cluster, tmp_path):
+    """`posterior_rl` on two actors is the run of one process, to the bit."""
+    states, asked = [], []
+    for actors in (0, 2):
+        fields = FEW_UPDATES | {"ray.actors": actors, "ray.timeout_s": 100.0}
+        run = small_run(tmp_path / str(actors), "posterior_rl", **fields)
+        begin = run.assets.sampler.begin
+
+        def counted(*arguments, begin=begin, num_responses, **options):
+            asked.append(num_responses)
+            return begin(*arguments, num_responses=num_responses, **options)
+
+        run.actor.sampler.begin = counted
+        loop(run)
+        states.append(jax.device_get((run.state.policy, run.state.ensemble, run.state.experience)))
+    run.assets.sampler.close()
+    assert asked.count(3) == 2 * 7  # 3 + 2 updates of the bursts, then one per 2 labels
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 @pytest.mark.parametrize(

@@ -199,12 +199,17 @@ def test_rays_actors_have_a_vllm_each(pair):
 
 
 def test_the_quickstart_with_vllm(tmp_path):
-    """A small run from task to report in a separate process; it leaves no process behind."""
+    """Small runs from task to report in a separate process; they leave no process behind.
+
+    The sidecar also writes what the policy learns from between labels.
+    """
     options = {
-        "sampler.kind": "vllm", "progress": False, "num_seeds": 1, "methods": "('sea',)",
+        "sampler.kind": "vllm", "progress": False, "num_seeds": 1, "methods": "('sea','posterior_rl')",
         "policy.num_layers": 1, "sft.steps": 30, "backbone.steps": 5, "backbone.num_prompts": 64,
         "prior_heads.steps": 5, "train.query_budget": 16, "sea.burn_in": 8, "sea.num_responses": 5,
         "eval.num_prompts": 20, "eval.batch_size": 20, "eval.num_pairs": 20, "eval.every_queries": 8,
+        "overrides.posterior_rl.train.query_budget": 16, "rloo.pool_factor": 2, "rloo.num_prompts": 4,
+        "rloo.burst_labels": (8,), "rloo.burst_updates": (2,), "rloo.updates_per_label": 0.25,
     }  # fmt: skip
     call = [
         sys.executable, "-m", "sea_jax.main", "--config=configs/quickstart.py", f"--workdir={tmp_path}",
@@ -215,10 +220,12 @@ def test_the_quickstart_with_vllm(tmp_path):
         call, cwd=helpers.ROOT, env=environment, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = (tmp_path / "runs/sea-seed0/metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(row) for row in rows]
-    assert rows[-1]["queries"] == 16 and any("time/sync_s" in row for row in rows)
-    assert (tmp_path / "runs/sea-seed0/policy/model.safetensors").exists()
+    for method in ("sea", "posterior_rl"):
+        rows = (tmp_path / f"runs/{method}-seed0/metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(row) for row in rows]
+        assert rows[-1]["queries"] == 16 and any("time/sync_s" in row for row in rows)
+        assert (tmp_path / f"runs/{method}-seed0/policy/model.safetensors").exists()
+    assert sum(row.get("improve/updates", 0) for row in rows) == 4  # 2 of the burst, then one per 4 labels
     for process in pathlib.Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # the process has ended or is not ours
             assert f"OF_THE_TEST={tmp_path}".encode() not in process.read_bytes()
