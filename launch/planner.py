@@ -17,7 +17,7 @@ from sea_jax.models.remat import POLICIES
 from sea_jax.types import Config
 
 GIB, MIB = topology.GIB, 2**20
-_HEAD = "  {:<10}{:>9}{:>11}{:>13}{:>9}{:>6}{:>9}{:>11}{:>11}"
+_HEAD = "  {:<16}{:>9}{:>11}{:>13}{:>9}{:>6}{:>9}{:>11}{:>11}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _row(plan: Plan, p: Program, unit: int) -> str:
 def _sent(p: Program, unit: int) -> str:
     parts = [f"{kind} {sent / unit:.2f}" for kind, sent in p.traffic.sent.items() if sent]
     bound = " (at most, as a loop ends by data)" if p.traffic.bounded else ""
-    return f"  {p.name:<10}{', '.join(parts) or 'none'}{bound if parts else ''}"
+    return f"  {p.name:<17}{', '.join(parts) or 'none'}{bound if parts else ''}"
 
 
 def growth(plans: list[Plan]) -> str:
