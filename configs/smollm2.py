@@ -6,6 +6,7 @@ needs no training (docs/guides/smollm2.md):
 `python -m sea_jax.main rm --config=configs/smollm2.py --workdir=runs/smollm2-rm`
 `python -m sea_jax.main --config=configs/smollm2.py --workdir=runs/smollm2`
 `python -m sea_jax.main --config=configs/smollm2.py:sentiment --workdir=runs/smollm2-sentiment`
+What was measured with it is in docs/benchmarks.md; it shows no method ahead yet.
 """
 
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def get_config(oracle: str = "critics") -> Config:
     # The states of the middle layer tell reviews apart after few labels (docs/benchmarks.md).
     config.backbone.update(kind="policy", pool="both", num_prompts=64, num_responses=8)
     config.ensemble.update(kind="linear", prior="random", num_members=64)
-    config.train.update(query_budget=256, temperature=1.0, learning_rate=2e-5, warmup_queries=16)
+    config.train.update(query_budget=256, temperature=1.0, learning_rate=2e-4, warmup_queries=16)
     config.sea.update(num_responses=8, burn_in=64)
     config.rloo.update(num_prompts=4, num_responses=8, pool_factor=2, learning_rate=1e-4, kl_weight=0.05)
     config.rloo.update(burst_labels=(16, 32), burst_updates=(16, 32), updates_per_label=1.0)
