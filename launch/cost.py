@@ -14,8 +14,15 @@ from sea_jax.types import Config
 class Timed(Protocol):
     """A program of a step, as `planner.Program`."""
 
-    name: str
-    calls: int
+    @property
+    def name(self) -> str:
+        """Returns its name, one of `steps.NAMES`."""
+        ...
+
+    @property
+    def calls(self) -> int:
+        """Returns the calls of a step."""
+        ...
 
     @property
     def seconds_a_call(self) -> float:
