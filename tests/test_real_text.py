@@ -58,7 +58,7 @@ def test_a_run_without_an_encoder(files, tmp_path):
     config.ensemble.update(dict(kind="linear", prior="random"))
     config.rloo.update(
         dict(pool_factor=2, num_prompts=4, num_responses=3, burst_labels=(4,), burst_updates=(2,),
-             updates_per_label=0.5)
+             updates_per_label=0.5, learning_rate=1e-3)
     )  # fmt: skip
     config.policy.trained_layers = 1
     assert config.policy.dtype == "bfloat16"  # prepared from f32, then found with π_ref's cast parameters
