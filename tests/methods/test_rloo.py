@@ -359,12 +359,12 @@ def test_a_proposal_set_from_both_policies(tmp_path):
         ),
     ],
 )
-def test_bad_fields(tmp_path, fields, said):
+def test_bad_fields(fields, said):
     from configs import quickstart
 
     config = quickstart.get_config()
     config.methods = ("posterior_rl",)
     config.update_from_flattened_dict(fields)
     with pytest.raises(InputError) as error:
-        validate.load_task(config, tmp_path)
+        validate.validate_parts(config)
     assert said in str(error.value)
