@@ -58,9 +58,9 @@ def define_flags() -> tuple[Any, Any, Any]:
 
 
 def num_steps(config: Config) -> int:
-    """Returns the steps of a run whose duels are all asked or labelled as γ says.
+    """Returns the number of steps that buy the budget at B labels a step, or γ B with synthetic labels.
 
-    Void duels and the burn-in of synthetic labels are left out.
+    Void duels and the burn-in of SEA are left out.
     """
     gamma = config.sea.gamma if METHODS[config.methods[0]].synthetic else 1.0
     return math.ceil(config.train.query_budget / (gamma * config.train.batch_size))

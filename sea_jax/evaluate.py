@@ -92,7 +92,7 @@ def greedy_responses(
 
 def evaluate_policy(
     oracle, mode: str, data: EvalSet, responses: Sequence[str], mean_length: float
-) -> dict[str, float]:
+) -> tuple[dict[str, float], np.ndarray | None]:
     """Computes win rates against the starting policy and the references. Buys no label.
 
     Args:
@@ -104,9 +104,10 @@ def evaluate_policy(
         mean_length: tokens.
 
     Returns:
-        Metrics; `_se` is the standard error over prompts. NaN where nothing was answered.
+        Metrics; `_se` is the standard error over prompts; NaN where nothing was answered. The responses'
+        rewards [N] f32, None from an oracle without rewards.
     """
-    metrics = {"eval/mean_length": mean_length}
+    metrics, rewards = {"eval/mean_length": mean_length}, None
     for name, opponent in (("sft", data.sft), ("reference", data.references)):
         if not opponent:
             continue
@@ -117,8 +118,9 @@ def evaluate_policy(
             float(won.std(ddof=1) / np.sqrt(len(won))) if len(won) > 1 else np.nan
         )
     if hasattr(oracle, "rewards"):
-        metrics["eval/reward"] = float(oracle.rewards(data.prompts, responses).mean())
-    return metrics
+        rewards = oracle.rewards(data.prompts, responses)
+        metrics["eval/reward"] = float(rewards.mean())
+    return metrics, rewards
 
 
 def duel_wins(
@@ -174,7 +176,7 @@ class Evaluator:
         backbone: an `ensemble.features.Extractor`, for best-of-N.
         eval_set: prompts and opponents.
         pairs: held-out pairs; None for a method without an ensemble.
-        responses: the greedy responses of the last call; before the first one the starting policy's.
+        evaluated: the greedy responses of the first and of the last call, each with their rewards.
     """
 
     config: Config
@@ -184,18 +186,16 @@ class Evaluator:
     backbone: Any
     eval_set: EvalSet
     pairs: HeldoutPairs | None
-    responses: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        self.responses = self.responses or self.eval_set.sft
+    evaluated: list[tuple[Sequence[str], np.ndarray | None]] = dataclasses.field(default_factory=list)
 
     def __call__(self, state: SeaState, policy: VersionedParams, step: int) -> dict[str, float]:
         """Measures the greedy policy and, where there is an ensemble, its accuracy and best-of-N."""
         config, data = self.config, self.eval_set
-        self.responses, length = greedy_responses(
+        responses, length = greedy_responses(
             self.task, self._sample(policy, 1, 0.0), data.tokens, data.mask, config.eval.batch_size
         )
-        metrics = evaluate_policy(self.oracle, config.oracle.labels, data, self.responses, length)
+        metrics, rewards = evaluate_policy(self.oracle, config.oracle.labels, data, responses, length)
+        self.evaluated = [*self.evaluated[:1], (responses, rewards)]
         if state.ensemble is not None:
             metrics |= ensemble_accuracy(state.ensemble.params, self.ordered_pairs)
             if config.eval.best_of > 1:
@@ -204,15 +204,15 @@ class Evaluator:
         return metrics
 
     def before_and_after(self) -> list[dict[str, Any]]:
-        """Returns each prompt with the starting policy's response and that of the last call.
+        """Returns each prompt with the responses of the first and of the last call, for people to read.
 
-        People read them. Where the oracle has rewards, those of both are beside them.
+        Where the oracle has rewards, those of both are beside them. The oracle is not asked again.
         """
-        texts = {"before": self.eval_set.sft, "after": self.responses}
-        columns: dict[str, Any] = {"prompt": self.eval_set.prompts} | texts
-        if hasattr(self.oracle, "rewards"):
-            for name, responses in texts.items():
-                columns[f"reward_{name}"] = self.oracle.rewards(self.eval_set.prompts, responses).tolist()
+        columns: dict[str, Any] = {"prompt": self.eval_set.prompts}
+        for name, (responses, rewards) in zip(("before", "after"), self.evaluated, strict=True):
+            columns[name] = responses
+            if rewards is not None:
+                columns[f"reward_{name}"] = rewards.tolist()
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     @functools.cached_property
@@ -238,7 +238,7 @@ class Evaluator:
             self.task, self._sample(policy, config.eval.best_of, config.train.temperature), score,
             data.tokens, data.mask, config.eval.batch_size, key,
         )  # fmt: skip
-        metrics = evaluate_policy(self.oracle, config.oracle.labels, data, responses, length)
+        metrics, _ = evaluate_policy(self.oracle, config.oracle.labels, data, responses, length)
         return {name.replace("eval/", "eval/best_of_"): value for name, value in metrics.items()}
 
     def _sample(self, policy: VersionedParams, num_responses: int, temperature: float) -> Callable[..., Any]:

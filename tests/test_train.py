@@ -105,6 +105,7 @@ def test_online_win_rate_is_that_of_what_the_oracle_was_shown(tmp_path, monkeypa
     run.labeller.label = lambda *args, **kw: shown.append(args) or label(*args, **kw)
     run.oracle.probability = lambda x, *ys: sizes.append(len(x)) or read(x, *ys)
     monkeypatch.setattr(Evaluator, "__call__", lambda *_: {})
+    monkeypatch.setattr(Evaluator, "before_and_after", lambda *_: [])
     rows, _ = loop(run)
     metrics = [row for row in rows if "policy/loss" in row]
 
@@ -144,7 +145,7 @@ def test_the_online_win_rate_is_measured_where_the_oracle_is_free_or_if_asked_fo
 
 def test_no_text_is_scored_twice(tmp_path):
     """Labels, the online win rate, the held-out pairs and every evaluation share the rewards of texts."""
-    run, seen = small_run(tmp_path, "sea", **{"eval.every_queries": 4}), []
+    run, seen = small_run(tmp_path, "sea", **{"eval.every_queries": 4, "train.learning_rate": 0.05}), []
     reward = run.oracle._reward_fn
 
     def counted(prompts, responses):
@@ -157,13 +158,14 @@ def test_no_text_is_scored_twice(tmp_path):
     assert any("duel/win_rate_reference" in row for row in metrics)
     # The texts of the last evaluation, with the rewards that its mean was taken of.
     rows = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
-    assert [(row["prompt"], row["before"]) for row in rows] == list(
-        zip(run.assets.eval_set.prompts, run.assets.eval_set.sft, strict=True)
-    )
+    prompts = [row["prompt"] for row in rows]
+    assert tuple(prompts) == run.assets.eval_set.prompts
     evaluated = [row["eval/reward"] for row in metrics if "eval/reward" in row]
-    assert np.mean([row["reward_after"] for row in rows]) == pytest.approx(evaluated[-1], rel=1e-5)
-    expected = run.oracle.rewards([row["prompt"] for row in rows], [row["after"] for row in rows])
-    np.testing.assert_allclose([row["reward_after"] for row in rows], expected)
+    for when, mean in (("before", evaluated[0]), ("after", evaluated[-1])):
+        rewards = [row[f"reward_{when}"] for row in rows]
+        assert np.mean(rewards) == pytest.approx(mean, rel=1e-5)
+        np.testing.assert_allclose(rewards, run.oracle.rewards(prompts, [row[when] for row in rows]))
+    assert [row["before"] for row in rows] != [row["after"] for row in rows]
 
 
 def test_best_of_n_is_chosen_by_the_ensembles_mean(tmp_path, monkeypatch):
@@ -189,7 +191,8 @@ def test_best_of_n_is_chosen_by_the_ensembles_mean(tmp_path, monkeypatch):
         key = step_keys(run.state.key, 0).evaluate
         metrics = evaluator.best_of(run.state.ensemble.params, run.policy, key)
     (texts, length), *_ = seen
-    plain = evaluate.evaluate_policy(run.oracle, "threshold", data, texts, length)
+    plain, rewards = evaluate.evaluate_policy(run.oracle, "threshold", data, texts, length)
+    assert plain["eval/reward"] == pytest.approx(rewards.mean())
     assert metrics == {f"eval/best_of_{name.removeprefix('eval/')}": value for name, value in plain.items()}
     assert run.labeller.num_queries == 0
 

@@ -179,9 +179,10 @@ class BetweenLabels(abc.ABC):
         first, last = (updates_due(config, labels) for labels in (before, after))
         if restarts(config, before, after):
             run.set_state(run.state._replace(policy=_begin_anew(run)))
+        wrong = contradicted(run, learned)  # of every step, so that the last 8 are known when updates are due
         if last == first:
             return {}
-        if contradicted(run, learned):
+        if wrong:
             return {"improve/updates": 0.0}
         rows = prompt_rows(len(run.actor.task.prompts["train"]), config.num_prompts, run.seed + _PROMPT_SEED)
         metrics, finite, made = {}, 1.0, 0

@@ -186,7 +186,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: Array) -> Array:
         """Computes logits [..., V] f32 from hidden states [..., W], after the final norm."""
         name = "embed" if self.config.tied else "head"
-        if self.freezes and not self.is_initializing():
+        if self.freezes and not self.is_initializing():  # the head is among what is not trained
             head: Any = getattr(self, name).clone(parent=None)
             params = jax.lax.stop_gradient(self.variables["params"][name])
             method = "attend" if self.config.tied else None

@@ -1,5 +1,6 @@
 """Trains the embedded task's frozen backbone on the starting policy's samples."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -22,13 +23,13 @@ class Ranker(Prepared):
         cfg = self.config.backbone
         pooling = features.GatedPooling(cfg.pooled_width, self.model.config.vocab_size, cfg.gate_hidden)
         folder = self.folder / f"backbone-{cache.fingerprint(self._prior_fields)}"
+        # It learns in all layers, whatever the policy does.
+        model = self.model.clone(config=dataclasses.replace(self.model.config, trained_layers=0))
         if not folder.exists():
             key, data = jax.random.key(cfg.seed), (self.samples, self.rewards)
-            trained = backbone_lib.train(
-                cfg, self.model, self.params, *data, key, self.mesh, self.config.progress
-            )
+            trained = backbone_lib.train(cfg, model, self.params, *data, key, self.mesh, self.config.progress)
             cache.write_params(folder, trained.params)
-        return features.Backbone(self.model, pooling, replicate(self.mesh, cache.read_params(folder)))
+        return features.Backbone(model, pooling, replicate(self.mesh, cache.read_params(folder)))
 
     @property
     def fields(self) -> dict[str, Any]:

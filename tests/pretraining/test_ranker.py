@@ -1,5 +1,6 @@
 """The rewards that ranker and priors are fitted to."""
 
+import dataclasses
 import pathlib
 import types
 from typing import Any
@@ -11,7 +12,9 @@ from sea_jax import tasks
 from sea_jax.config.checks import Checks
 from sea_jax.config.posterior import Backbone
 from sea_jax.experiment.base_config import base_config
+from sea_jax.pretraining import backbone
 from sea_jax.pretraining.ranker import Ranker
+from sea_jax.runtime.mesh import make_mesh
 
 
 def ranker(name: str, family: str) -> Ranker:
@@ -35,6 +38,23 @@ def test_a_family_of_another_task_gives_its_rewards():
     linear, asked = tasks.find("mini_tldr_v2").reward_family, ranker("mini_tldr_v2_register", "mini_tldr_v2")
     assert linear is not None
     np.testing.assert_array_equal(asked._family.draw(1_000_000), linear.draw(1_000_000))
+
+
+def test_a_ranker_learns_in_all_layers(tiny, tmp_path, monkeypatch):
+    """Also where only the policy's last ones learn: the experiments share the cached ranker."""
+    whole, params = tiny
+    model = whole.clone(config=dataclasses.replace(whole.config, trained_layers=1))
+    made = ranker("mini_tldr_v2", "")
+    made = Ranker(made.config, tmp_path, made.task, model, params, make_mesh())
+    made.__dict__.update(samples=(), rewards=np.zeros(0))
+    trained: list[Any] = []
+
+    def train(config: Any, model: Any, *rest: Any) -> Any:
+        trained.append(model)
+        return types.SimpleNamespace(params={"mean": np.zeros(3)})
+
+    monkeypatch.setattr(backbone, "train", train)
+    assert made.backbone.model == whole and trained == [whole]
 
 
 @pytest.mark.parametrize(
