@@ -29,3 +29,15 @@ class ServiceError(RuntimeError):
     Its message is one line that names the service, the time limit and the reply; `main` prints it and no
     traceback.
     """
+
+
+class StorageError(RuntimeError):
+    """Failure of a disk: full, read-only, a quota.
+
+    Its message is one line that names the file; `main` prints it and no traceback. Everything that was on the
+    disk before stays there, and the same command goes on from it.
+    """
+
+
+class StoppedError(RuntimeError):
+    """End of a run at somebody's request, after it was saved; its message says where and how to go on."""

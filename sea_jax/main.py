@@ -4,23 +4,31 @@ python -m sea_jax.main --config=<file> --workdir=<folder>         # the experime
 python -m sea_jax.main sft --config=<file> --workdir=<folder>     # supervised fine-tuning of the policy
 python -m sea_jax.main rm --config=<file> --workdir=<folder>      # training of a reward model
 python -m sea_jax.main --config=<file> --print_config             # every field and its meaning
+
+Exit status: 0 at the end; 2 on a mistake in the input or a service that failed; 74 on a disk that cannot be
+written; 75 after SIGTERM or Ctrl-C, when the run has been saved and the same command goes on.
 """
 
+import os
 import re
+import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sea_jax.config.flags import command_of, fail, parse, read_config
-from sea_jax.errors import InputError, ServiceError
+from sea_jax.errors import InputError, ServiceError, StoppedError, StorageError
 from sea_jax.experiment.commands import COMMANDS
 from sea_jax.runtime.process import meet, prepare_jax
 from sea_jax.types import Config
 
+_STORAGE_STATUS = os.EX_IOERR  # 74: a disk is full or read-only; what was saved before stays
+_STOPPED_STATUS = os.EX_TEMPFAIL  # 75: stopped by a signal and saved; the same command goes on
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.")
 _PREPARE = flags.DEFINE_bool("prepare", False, "Only train the parts that runs share, into the cache.")
 _PRINT = flags.DEFINE_bool("print_config", False, "Print every field with its meaning, and train nothing.")
+_EXTEND = flags.DEFINE_bool("extend", False, "Go on with finished runs whose query budget was raised.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "",
     "Of a run on several hosts: host:port of process 0, or 'auto' where the cluster tells (TPU pods, Slurm, "
@@ -43,12 +51,19 @@ def main(argv: list[str]) -> None:
         fail("--workdir: absent; valid: a folder for the runs, made if absent")
     if command and _PREPARE.value:
         fail(f"--prepare: valid without a command, not with {command!r}")
+    if _EXTEND.value and (command or _PREPARE.value):
+        fail("--extend: valid without a command and without --prepare")
     prepare_jax(config, workdir)
     _join()
     try:
         print(_run(command, config, workdir))
     except (InputError, FloatingPointError, ServiceError) as error:
         fail(error)
+    except StorageError as error:
+        fail(error, _STORAGE_STATUS)
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(_STOPPED_STATUS)
 
 
 def _described(config: Config) -> str:
@@ -64,7 +79,9 @@ def _run(command: str | None, config: Config, workdir: str) -> str:
 
     if command:
         return commands.run(command, config, workdir)
-    return (experiment.prepare if _PREPARE.value else experiment.run)(config, workdir)
+    if _PREPARE.value:
+        return experiment.prepare(config, workdir)
+    return experiment.run(config, workdir, _EXTEND.value)
 
 
 def _join() -> None:

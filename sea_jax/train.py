@@ -20,7 +20,7 @@ from sea_jax.actors.sampler import VersionedParams, new_version
 from sea_jax.methods import Method
 from sea_jax.methods.method import Prompts, no_rewards
 from sea_jax.models import Responses
-from sea_jax.oracles.labels import Labeller, Labels
+from sea_jax.oracles.labeller import Labeller, Labels, Origin
 from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime.mesh import to_host
 from sea_jax.runtime.stopwatch import Stopwatch
@@ -46,7 +46,10 @@ class Run:
     initial_params: Callable[[], Params]  # θ⁰ in f32, read anew at each call
     state: SeaState
     policy: VersionedParams  # θ_t of the state, under a version for the sampler
-    memory: list[Any] = dataclasses.field(default_factory=list)  # what learning between labels keeps of steps
+    # What learning between labels keeps of earlier steps: arrays on the host, by name.
+    memory: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    step: int = 0  # t, steps done
+    idle: int = 0  # steps since the last that bought a label
 
     def set_state(self, state: SeaState) -> None:
         """Takes over a state, and gives its policy a new version."""
@@ -97,15 +100,15 @@ def train(run: Run, observer: Observer) -> None:
     """
     budget, patience = run.config.train.query_budget, run.config.train.max_idle_steps
     observer.begin(run)
-    step, idle, bought = 0, 0, 0
+    bought = run.labeller.num_queries
     # A policy that only repeats itself offers only void duels and would never spend its budget.
-    while bought < budget and idle < patience:
-        record = train_step(run, step, observer)
-        idle = 0 if run.labeller.num_queries > bought else idle + 1
-        step, bought = step + 1, run.labeller.num_queries
-        observer.end_step(run, record, last=bought >= budget or idle >= patience)
+    while bought < budget and run.idle < patience:
+        record = train_step(run, run.step, observer)
+        run.idle = 0 if run.labeller.num_queries > bought else run.idle + 1
+        run.step, bought = run.step + 1, run.labeller.num_queries
+        observer.end_step(run, record, last=bought >= budget or run.idle >= patience)
     if bought < budget:
-        _warn_of_early_end(run, idle)
+        _warn_of_early_end(run)
     assert int(run.state.num_queries) == run.labeller.num_queries
 
 
@@ -201,9 +204,11 @@ def ask_oracle(
     rows = np.flatnonzero(duel.query_oracle)
     chosen = rows[:, None], np.stack([duel.first, duel.second], 1)[rows]
     pairs = run.decode(tokens[chosen], mask[chosen])
+    policy_step = max(step - run.config.train.staleness, 0)
+    origin = Origin(step, policy_step, rows, tokens[chosen], mask[chosen], run.actor.packed())
     bought = run.labeller.label(
         [texts[row] for row in rows], [y for y, _ in pairs], [y for _, y in pairs],
-        rng_seed=run.seed * 1_000_003 + step,
+        rng_seed=run.seed * 1_000_003 + step, origin=origin,
     )  # fmt: skip
     labels = Labels(np.zeros(len(texts), bool), np.zeros(len(texts), bool))
     for whole, part in zip(labels, bought, strict=True):
@@ -218,15 +223,11 @@ def with_extra(batch: PreferenceBatch, extra: Responses | None) -> PreferenceBat
     return batch._replace(extra_tokens=extra.tokens, extra_mask=extra.mask)
 
 
-def _warn_of_early_end(run: Run, idle: int) -> None:
-    budget, bought, dropped = (
-        run.config.train.query_budget,
-        run.labeller.num_queries,
-        run.labeller.num_dropped,
-    )
+def _warn_of_early_end(run: Run) -> None:
+    bought, dropped = run.labeller.num_queries, run.labeller.num_dropped
     unanswered = f", or duels that the oracle left without an answer ({dropped} in all)" if dropped else ""
     said = "%s: ended after %d of %d queries, since %d steps in a row had only equal responses%s"
-    logging.warning(said, run.name, bought, budget, idle, unanswered)
+    logging.warning(said, run.name, bought, run.config.train.query_budget, run.idle, unanswered)
 
 
 merge_duplicates = jax.jit(algorithm.merge_duplicates)

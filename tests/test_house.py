@@ -26,7 +26,9 @@ PAGES = sorted(
 )
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TARGETS = ("run", "sidecar", "test", "test-sidecar", "lint", "format", "docs", "bench", "help", "clean")
+TARGETS = (
+    "run", "sidecar", "test", "coverage", "test-sidecar", "lint", "format", "docs", "bench", "help", "clean",
+)  # fmt: skip
 
 
 def symbols():

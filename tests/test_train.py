@@ -19,7 +19,7 @@ from sea_jax.experiment.setup import make_evaluator
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.oracles import protocol
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.oracles.labels import Labeller
+from sea_jax.oracles.labeller import Labeller
 from sea_jax.state import step_keys
 
 

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from sea_jax.actors import proposals
 from sea_jax.actors.sampler import PendingResponses, Sampler, VersionedParams, new_version, sample_now
 from sea_jax.methods.method import Method, Prompts, Samples
 from sea_jax.models import Responses
 from sea_jax.runtime import mesh as mesh_lib
+from sea_jax.runtime.mesh import to_host
 from sea_jax.state import sample_keys, step_keys
 from sea_jax.tasks.protocol import Task
 from sea_jax.tasks.stream import pool_rows, prompt_rows
@@ -66,6 +68,8 @@ class Actor:
         self.reference = new_version(ref_params)
         self.num_extra = method.term(config).num_extra if method.term else 0
         self.ahead: deque[PendingProposal] = deque()  # sampled ahead of learning, at most `staleness` steps
+        self.stored: dict[int, bytes] = {}  # of a restored run: what its steps proposed before, by step
+        self.last: Proposal | None = None  # read last
 
     def begin(self, policy: VersionedParams, step: int, key: Array) -> None:
         """Starts to sample up to step t + staleness, where that has not been started.
@@ -77,7 +81,9 @@ class Actor:
         """
         while len(self.ahead) <= self.config.train.staleness:
             later = step + len(self.ahead)
-            self.ahead.append(self.start(policy, later, step_keys(key, later).sample))
+            stored = self.stored.pop(later, None)
+            known = self._unpacked(stored) if stored else None
+            self.ahead.append(known or self.start(policy, later, step_keys(key, later).sample))
 
     def read(self) -> Proposal:
         """Waits for the oldest proposal that was begun, and hands it out."""
@@ -87,7 +93,35 @@ class Actor:
         if extra is not None:
             further, waited = self._wait(extra)
             seconds = add(seconds, waited)
-        return Proposal(prompts, found, further, metrics, seconds)
+        self.last = Proposal(prompts, found, further, metrics, seconds)
+        return self.last
+
+    def packed(self) -> bytes:
+        """Returns the prompts and responses that were read last; a restored run reads them again."""
+        assert self.last is not None
+        return _packed(self.last)
+
+    def pack_ahead(self) -> list[bytes]:
+        """Waits for what was sampled ahead; returns it from the next step on."""
+        last, found = self.last, [self.read() for _ in range(len(self.ahead))]
+        self.last = last
+        self.ahead.extend(map(_ready, found))
+        return [_packed(proposal) for proposal in found]
+
+    def _unpacked(self, content: bytes) -> PendingProposal:
+        """Returns the stored prompts and responses of a step; log-probs, which nobody reads, are NaN."""
+        stored = proposals.unpack(content)
+
+        def responses(tokens: np.ndarray, mask: np.ndarray) -> PendingResponses:
+            logprobs = np.full(tokens.shape, np.nan, np.float32)
+            found = Responses(*mesh_lib.shard_batch(self.mesh, (tokens, mask, logprobs)))
+            return lambda: found
+
+        extra = None
+        if stored.extra_tokens is not None and stored.extra_mask is not None:
+            extra = responses(stored.extra_tokens, stored.extra_mask)
+        own = responses(stored.tokens, stored.mask)
+        return PendingProposal(self.encode(stored.rows), own, extra, stored.metrics, {})
 
     def start(self, policy: VersionedParams, step: int, key: Array) -> PendingProposal:
         """Receives the prompts of step t and starts to sample M responses to each.
@@ -162,3 +196,17 @@ class Actor:
 def add(seconds: dict[str, float], more: dict[str, float]) -> dict[str, float]:
     """Adds seconds per stage."""
     return {stage: seconds.get(stage, 0) + more.get(stage, 0) for stage in seconds | more}
+
+
+def _packed(proposal: Proposal) -> bytes:
+    own, extra = proposal.responses, proposal.extra
+    further = (None, None) if extra is None else (extra.tokens, extra.mask)
+    arrays = to_host((proposal.prompts.rows, own.tokens, own.mask, *further))
+    return proposals.pack(proposals.Packed(*arrays, metrics=proposal.metrics))
+
+
+def _ready(proposal: Proposal) -> PendingProposal:
+    """Returns a proposal that was waited for as one that is read later."""
+    prompts, responses, extra, metrics, seconds = proposal
+    further = None if extra is None else (lambda: extra)
+    return PendingProposal(prompts, lambda: responses, further, metrics, seconds)

@@ -53,14 +53,14 @@ def read_config(flag: Any) -> Config:
     return config
 
 
-def fail(error: object) -> NoReturn:
-    """Ends the process with status 2, and on stderr a line per problem, after their number if it is not 1."""
+def fail(error: object, status: int = 2) -> NoReturn:
+    """Ends the process, and on stderr a line per problem, after their number if it is not 1."""
     problems = error.problems if isinstance(error, InputError) else (error,)
     if len(problems) > 1:
         print(f"{len(problems)} problems:", file=sys.stderr)
     for problem in problems:
         print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def config_mistake(argv: list[str]) -> str | None:

@@ -36,6 +36,15 @@ class Mesh(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class Checkpoint(Section):
+    """Checkpoints, from which the same command goes on with a run that was stopped."""
+
+    section_name = "checkpoint"
+    every_s: float = field(60.0, "seconds between two checkpoints; 0: after every step", at_least=0)
+    keep: int = field(2, "newest checkpoints that are kept", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Eval(Section):
     """Evaluation on held-out prompts, while a method learns and at its end."""
 

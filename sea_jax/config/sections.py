@@ -1,7 +1,7 @@
 """All sections of the base config, in the order in which they are printed; methods bring their own."""
 
 from sea_jax.config.fields import Section
-from sea_jax.config.general import Eval, General, Mesh
+from sea_jax.config.general import Checkpoint, Eval, General, Mesh
 from sea_jax.config.oracle import Oracle
 from sea_jax.config.policy import Policy, RewardTraining, Sft
 from sea_jax.config.posterior import Backbone, Encoder, Ensemble, PriorHeads, Sea
@@ -10,5 +10,5 @@ from sea_jax.config.train import Ray, Sampler, Train
 
 SECTIONS: tuple[type[Section], ...] = (
     General, Mesh, Task, Oracle, Policy, Sft, RewardTraining, Backbone, Encoder, PriorHeads, Train, Sampler,
-    Ray, Ensemble, Sea, Eval,
+    Ray, Ensemble, Sea, Eval, Checkpoint,
 )  # fmt: skip

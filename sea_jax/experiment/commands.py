@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sea_jax.experiment.workdir import require_writable
+from sea_jax.runtime.owner import own
 from sea_jax.types import Config
 
 COMMANDS = ("sft", "rm")  # fine-tuning of the policy; training of a reward model
@@ -31,9 +32,13 @@ def run(command: str, config: Config, workdir: str) -> str:
         The results, in words.
 
     Raises:
-        InputError: on a config or work directory that cannot work, before anything is trained.
+        InputError: on a config or work directory that cannot work, before anything is trained; or another
+            process works in it.
     """
     from sea_jax.experiment import finetune, reward_training  # they check configs, and checks name commands
 
     run = {"sft": finetune.run, "rm": reward_training.run}[command]
-    return run(config, cache_folder(config, workdir), Path(workdir))
+    cache, folder = cache_folder(config, workdir), Path(workdir)
+    require_writable("--workdir", folder)
+    with own(folder):
+        return run(config, cache, folder)

@@ -1,8 +1,9 @@
 """Watches a run: writes its metrics and samples, evaluates it, and saves the inputs of a step that failed."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,14 @@ from sea_jax.runtime.progress import bar as progress_bar
 from sea_jax.train import Record, Run
 
 
+class Saver(Protocol):
+    """Saves a run between steps."""
+
+    def end_step(self, run: Run, logbook: "Logbook", last: bool) -> None:
+        """Saves the run where that is due, or asked for."""
+        ...
+
+
 class Logbook:
     """The observer of `train.train` that an experiment uses.
 
@@ -25,18 +34,32 @@ class Logbook:
         folder: the run's; also gets the inputs of a step that is not finite.
         writer: of the metrics and samples.
         evaluator: measures the policy every config.eval.every_queries labels.
+        saver: keeps checkpoints; None: there are none, and nobody can stop the run.
+        restored: of a restored run: what `saved` returned for its checkpoint.
     """
 
-    def __init__(self, folder: Path, writer: MetricWriter, evaluator: Evaluator):
+    def __init__(
+        self, folder: Path, writer: MetricWriter, evaluator: Evaluator, saver: "Saver | None" = None,
+        restored: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
         self._folder, self._writer, self._evaluator = folder, writer, evaluator
+        self._saver, self._restored = saver, restored
         self._pending: tuple[Record, int] | None = None  # a step, and the labels bought by its end
         self._wins = self._responses = 0.0
 
     def begin(self, run: Run) -> None:
-        """Evaluates the starting policy."""
-        self._run, self._queries = run, 0
+        """Evaluates the starting policy, unless the run was restored."""
+        self._run, self._queries = run, run.labeller.num_queries
         total = run.config.train.query_budget
-        self._bar = progress_bar(None, run.name, "query", run.config.progress, total)
+        self._bar = progress_bar(None, run.name, "query", run.config.progress, total, self._queries)
+        if self._restored is not None:
+            self._wins, self._responses = self._restored["wins"], self._restored["responses"]
+            self._evaluator.evaluated = [
+                (texts, None if rewards is None else np.array(rewards, np.float32))
+                for texts, rewards in self._restored["evaluated"]
+            ]
+            self._bar.compiling("the next step")
+            return
         self._bar.compiling("the evaluation")
         self._evaluate(0, None)
         self._bar.compiling("the first step")
@@ -71,6 +94,18 @@ class Logbook:
         if last:
             self._writer.write_responses(self._evaluator.before_and_after())
             self._bar.close()
+        if self._saver is not None:
+            self._saver.end_step(run, self, last)
+
+    def saved(self) -> dict[str, Any]:
+        """Writes what is pending; returns what a restored run needs to go on, as JSON."""
+        self.flush()
+        evaluated = [
+            (list(texts), None if rewards is None else rewards.tolist())
+            for texts, rewards in self._evaluator.evaluated
+        ]
+        counts = dict(wins=float(self._wins), responses=float(self._responses))
+        return counts | dict(evaluated=evaluated, files=self._writer.positions())
 
     def _evaluate(self, step: int, record: Record | None) -> None:
         start, run = time.perf_counter(), self._run

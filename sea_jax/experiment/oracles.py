@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from jax.sharding import Mesh
 
@@ -12,7 +13,8 @@ from sea_jax.oracles import function, protocol
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.function import FunctionPreferences
 from sea_jax.oracles.judge import Judge, Prices
-from sea_jax.oracles.remote import BroadcastFn, RemoteOracle, RequestLimits
+from sea_jax.oracles.protocol import BroadcastFn
+from sea_jax.oracles.remote import RemoteOracle, RequestLimits
 from sea_jax.runtime.mesh import broadcast_from_main
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Config
@@ -34,6 +36,20 @@ def make_oracles(config: Config, mesh: Mesh, task: Task | None = None) -> Callab
 
         return ray_workers.start_oracles(config, make_local_oracles)
     return make_local_oracles(config, mesh, task)
+
+
+def labelled_by(config: Config, replicate: int) -> str:
+    """Names the oracle of a run for its journal; nothing of it is secret."""
+    oracle, seed = config.oracle, config.task.oracle_seed + replicate
+    url = urlsplit(oracle.url)
+    names = {
+        "task": f"hidden reward of {config.task.name}, seed {seed}",
+        "reward_model": f"reward model {oracle.folder}",
+        "function": f"function {oracle.function}",
+        "remote": f"service {url.hostname}:{url.port}, seed {seed}",
+        "judge": f"judge {oracle.model}",
+    }
+    return names[oracle.kind]
 
 
 def make_local_oracles(config: Config, mesh: Mesh, task: Task | None = None) -> Callable[[int], Any]:

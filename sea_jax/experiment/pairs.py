@@ -19,7 +19,7 @@ from sea_jax.actors.sampler import new_version, sample_now
 from sea_jax.errors import InputError
 from sea_jax.experiment.oracles import make_oracles
 from sea_jax.models import RewardConfig
-from sea_jax.oracles.labels import Labeller
+from sea_jax.oracles.labeller import Labeller
 from sea_jax.pretraining import policy
 from sea_jax.runtime.mesh import to_host
 from sea_jax.tasks.batching import padded_batches

@@ -8,48 +8,59 @@ from absl import logging
 
 from sea_jax.config.overrides import for_method
 from sea_jax.experiment import assets, validate
+from sea_jax.experiment.checkpoints import Checkpoints, RunSaver
 from sea_jax.experiment.commands import cache_folder
 from sea_jax.experiment.logbook import Logbook
+from sea_jax.experiment.oracles import labelled_by
 from sea_jax.experiment.setup import make_evaluator, make_run
-from sea_jax.experiment.workdir import claim_workdir
+from sea_jax.experiment.workdir import claim_workdir, require_writable
+from sea_jax.labels.journal import Journal
 from sea_jax.methods import METHODS
 from sea_jax.pretraining import policy
 from sea_jax.report import report
 from sea_jax.runtime.mesh import is_main, to_host
 from sea_jax.runtime.metrics import MetricWriter
-from sea_jax.runtime.run_folder import Summary, is_finished, run_folder, write_summary
-from sea_jax.train import train
+from sea_jax.runtime.owner import own
+from sea_jax.runtime.run_folder import Summary, is_finished, read_summary, run_folder, write_summary
+from sea_jax.runtime.stop import stop_request
+from sea_jax.train import Run, train
 from sea_jax.types import Config
 
 
-def run(config: Config, workdir: str) -> str:
+def run(config: Config, workdir: str, extend: bool = False) -> str:
     """Runs a config from the task to the table.
 
     Runs that the work directory holds finished are skipped: the same call again runs what is missing, and one
-    with more methods or seeds adds them. A run that was interrupted begins anew.
+    with more methods or seeds adds them. A run that was stopped goes on from its last checkpoint; labels that
+    it bought after it are in its journal, and are not bought again.
 
     Args:
         config: see `experiment.base_config`.
         workdir: folder of this config's runs; trained parts found in its cache are not trained again.
+        extend: goes on with finished runs whose budget the config has raised since.
 
     Returns:
         The report of all runs of the config, as printed. In a run on several hosts the main process returns
         it, the others return ''.
 
     Raises:
-        InputError: on a config or work directory that cannot work, before anything is trained.
+        InputError: on a config or work directory that cannot work, before anything is trained; or another
+            process works in it.
+        StoppedError: by a signal, after the run was saved.
     """
     folder, cache = Path(workdir), cache_folder(config, workdir)
     task = validate.load_task(config, cache)
-    claim_workdir(config, folder)
-    # Listed before any run begins, so that the processes of all hosts list the same.
-    if unfinished := _unfinished(config, folder):
-        _introduce(config)
-        shared = assets.prepare(config, cache, task)
-        with contextlib.closing(shared.sampler):
-            for method, replicate in unfinished:
-                train_one(config, shared, method, replicate, folder)
-    return report.write(folder, config) if is_main() else ""
+    require_writable("--workdir", folder)
+    with own(folder):
+        claim_workdir(config, folder, extend)
+        # Listed before any run begins, so that the processes of all hosts list the same.
+        if unfinished := _unfinished(config, folder, extend):
+            _introduce(config)
+            shared = assets.prepare(config, cache, task)
+            with contextlib.closing(shared.sampler):
+                for method, replicate in unfinished:
+                    train_one(config, shared, method, replicate, folder)
+        return report.write(folder, config) if is_main() else ""
 
 
 def _introduce(config: Config) -> None:
@@ -59,17 +70,16 @@ def _introduce(config: Config) -> None:
             print(f"{METHODS[method].label} ({method}) {METHODS[method].about}", file=sys.stderr)
 
 
-def _unfinished(config: Config, workdir: Path) -> list[tuple[str, int]]:
+def _unfinished(config: Config, workdir: Path, extend: bool) -> list[tuple[str, int]]:
     """Returns (method, replicate) of each run that has not finished, and logs what happens to the others."""
     unfinished = []
     for replicate in range(config.num_seeds):
         for method in config.methods:
             folder = run_folder(workdir, method, config.seed + replicate)
-            if is_finished(folder):
+            budget = for_method(config, method).train.query_budget
+            if is_finished(folder) and not (extend and read_summary(folder).queries < budget):
                 _log("skipped, as it has finished: %s", folder)
                 continue
-            if folder.exists():
-                _log("has not finished, and begins anew: %s", folder)
             unfinished.append((method, replicate))
     return unfinished
 
@@ -93,15 +103,34 @@ def prepare(config: Config, workdir: str) -> str:
 
 
 def train_one(config: Config, shared: assets.Assets, method: str, replicate: int, workdir: Path) -> None:
-    """Trains one method on one seed; leaves its metrics, samples and final policy in a folder of its own."""
-    folder = run_folder(workdir, method, config.seed + replicate)
-    run = make_run(for_method(config, method), shared, method, replicate)
-    with MetricWriter(folder) as writer:  # marks the run as unfinished
-        train(run, Logbook(folder, writer, make_evaluator(run, shared)))
+    """Trains one method on one seed; leaves its labels, metrics, samples and policy in a folder of its own.
+
+    Goes on from the last checkpoint that the folder holds.
+    """
+    folder, own_config = run_folder(workdir, method, config.seed + replicate), for_method(config, method)
+    with contextlib.ExitStack() as files:
+        journal = files.enter_context(Journal(folder, labelled_by(config, replicate))) if is_main() else None
+        run = make_run(own_config, shared, method, replicate, journal)
+        checkpoints = files.enter_context(Checkpoints(folder, config.checkpoint))
+        restored = checkpoints.restore(run)
+        _tell_of_restart(run, folder, restored is not None)
+        kept = restored["files"] if restored else None
+        writer = files.enter_context(MetricWriter(folder, kept))  # marks the run as unfinished
+        saver = RunSaver(checkpoints, files.enter_context(stop_request()))
+        train(run, Logbook(folder, writer, make_evaluator(run, shared), saver, restored))
     params = to_host(run.state.policy.params)
     if is_main():
         policy.save_policy(config, folder / "policy", shared.model, params, shared.task)
         write_summary(folder, _summary(method, run.labeller.num_queries))
+
+
+def _tell_of_restart(run: Run, folder: Path, restored: bool) -> None:
+    """Says where a run goes on that was begun before."""
+    if restored:
+        queries, budget = run.labeller.num_queries, run.config.train.query_budget
+        _log(f"goes on after {run.step} steps and {queries} of {budget} labels: %s", folder)
+    elif run.labeller.journal is not None and (labels := run.labeller.journal.count()):
+        _log(f"begins anew without a checkpoint, with the {labels} labels that it bought: %s", folder)
 
 
 def _summary(method: str, queries: int) -> Summary:

@@ -17,18 +17,21 @@ from sea_jax.ensemble.linear import LinearPosterior
 from sea_jax.ensemble.posterior import HeadEnsemble, Posterior
 from sea_jax.evaluate import Evaluator
 from sea_jax.experiment.assets import Assets
+from sea_jax.labels.journal import Journal
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS, Method
 from sea_jax.methods.method import posterior_kind
-from sea_jax.oracles.labels import Labeller
-from sea_jax.runtime.mesh import ensure_on_mesh
+from sea_jax.oracles.labeller import Labeller
+from sea_jax.runtime.mesh import broadcast_from_main, ensure_on_mesh
 from sea_jax.runtime.sharding import with_gather
 from sea_jax.state import init_state, policy_optimizer
 from sea_jax.train import Run
 from sea_jax.types import Array, Config, EnsembleState, Experience, Params
 
 
-def make_run(config: Config, assets: Assets, method_name: str, replicate: int) -> Run:
+def make_run(
+    config: Config, assets: Assets, method_name: str, replicate: int, journal: Journal | None = None
+) -> Run:
     """Makes one method on one seed.
 
     Args:
@@ -36,6 +39,7 @@ def make_run(config: Config, assets: Assets, method_name: str, replicate: int) -
         assets: shared by all runs.
         method_name: a row of `METHODS`.
         replicate: i; the run's seed is config.seed + i, its oracle's config.task.oracle_seed + i.
+        journal: gets the labels; None: they are in memory only.
     """
     method, seed = METHODS[method_name], config.seed + replicate
     oracle = assets.oracle(config.task.oracle_seed + replicate)
@@ -57,7 +61,13 @@ def make_run(config: Config, assets: Assets, method_name: str, replicate: int) -
         actor=Actor(config, assets.task, assets.sampler, assets.mesh, method, assets.ref_params, seed),
         backbone=assets.backbone,
         oracle=oracle,
-        labeller=Labeller(oracle, config.oracle.labels, config.oracle.flip_probability),
+        labeller=Labeller(
+            oracle,
+            config.oracle.labels,
+            config.oracle.flip_probability,
+            journal=journal,
+            broadcast=broadcast_from_main,
+        ),
         settings=settings,
         ref_params=assets.ref_params,
         initial_params=assets.initial_params,

@@ -14,7 +14,7 @@ from sea_jax.config.posterior import check_layer
 from sea_jax.errors import InputError
 from sea_jax.models.convert import CLASSES
 from sea_jax.oracles import function
-from sea_jax.oracles.labels import MODES
+from sea_jax.oracles.labeller import MODES
 from sea_jax.pretraining.backbone import SEED_OFFSET
 from sea_jax.tasks.protocol import Task
 

@@ -14,9 +14,11 @@ from sea_jax.types import Config
 _ORACLE_FIELDS = (
     "url", "timeout_s", "patience_s", "attempts", "in_flight", "request_size", "requests_per_minute",
 )  # fmt: skip
+_BUDGET = "train.query_budget"  # also at the end of the names of its overrides
 # Fields that a later call on the same work directory may change: they add runs, and alter none.
 FREE_FIELDS = (
-    "methods", "num_seeds", "cache_dir", "progress", *(f"oracle.{name}" for name in _ORACLE_FIELDS),
+    "methods", "num_seeds", "cache_dir", "progress", "checkpoint.every_s", "checkpoint.keep",
+    *(f"oracle.{name}" for name in _ORACLE_FIELDS),
 )  # fmt: skip
 
 
@@ -30,19 +32,24 @@ def require_writable(name: str, folder: Path) -> None:
         raise InputError(f"{name}: {folder}: {error.strerror}; valid: a folder that can be written") from None
 
 
-def claim_workdir(config: Config, folder: Path) -> None:
+def claim_workdir(config: Config, folder: Path, extend: bool = False) -> None:
     """Writes the config into a fresh work directory; refuses one that holds another config.
+
+    Args:
+        config: of this call.
+        folder: the work directory.
+        extend: allows other budgets of labels.
 
     Raises:
         InputError: naming the first field that differs, or a file that is no config.
     """
     mine = json.loads(config.to_json())
     file = folder / "config.json"
-    if file.exists() and (found := difference(mine, _read_config(file))):
+    if file.exists() and (found := difference(mine, _read_config(file), extend)):
         name, here, there = found
         raise InputError(
             f"workdir {folder}: holds runs with {name}={there!r}, not {here!r}; "
-            "valid: that config, or another --workdir"
+            f"valid: that config{_hint(name)}, or another --workdir"
         )
     require_writable("--workdir", folder)
     if is_main():
@@ -52,10 +59,16 @@ def claim_workdir(config: Config, folder: Path) -> None:
         part.replace(file)
 
 
-def difference(mine: dict, theirs: dict) -> tuple[str, Any, Any] | None:
+def _hint(name: str) -> str:
+    return ", --extend" if name.endswith(_BUDGET) else ""
+
+
+def difference(mine: dict, theirs: dict, extend: bool = False) -> tuple[str, Any, Any] | None:
     """Returns name, mine and theirs of the first field that differs and is not free to; None without one."""
     here, there = flat(mine), flat(theirs)
     for name in sorted((here.keys() | there.keys()) - {*FREE_FIELDS}):
+        if extend and name.endswith(_BUDGET):
+            continue
         values = here.get(name, "(absent)"), there.get(name, "(absent)")
         if values[0] != values[1]:
             return name, *values

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sea_jax.config.checks import Checks
@@ -224,9 +225,10 @@ def contradicted(run: Any, learned: dict[str, Any]) -> bool:
     most = run.config.rloo.max_surprise
     if most == math.inf or "ensemble/surprise" not in learned:
         return False
-    surprise = float(learned["ensemble/surprise"])
-    run.memory[:] = [*run.memory, *([] if math.isnan(surprise) else [surprise])][-_RECENT:]
-    return sum(run.memory) > most * math.sqrt(len(run.memory))
+    surprises = np.append(run.memory.get("surprise", []), float(learned["ensemble/surprise"]))
+    surprises = surprises[~np.isnan(surprises)][-_RECENT:]
+    run.memory["surprise"] = surprises
+    return surprises.sum() > most * math.sqrt(len(surprises))
 
 
 def _begin_anew(run: Any) -> PolicyState:

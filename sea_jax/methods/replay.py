@@ -58,9 +58,7 @@ class ReplayLabels:
     ) -> dict[str, Any]:
         """Adds the duels of this step to the memory, and makes the updates that its labels allow."""
         del learned
-        run.memory.append(to_host(batch))
-        memory = jax.tree.map(lambda *x: np.concatenate(x), *run.memory)
-        memory = jax.tree.map(lambda x: x[memory.weight > 0], memory)
+        memory = remember(run, batch)
         first, last = (self.updates(run.config, labels) for labels in (before, run.labeller.num_queries))
         if first == last or not len(memory.weight):
             return {}
@@ -76,3 +74,13 @@ class ReplayLabels:
             run.set_state(state._replace(step=step))
         learned = {name: value for name, value in metrics.items() if name.startswith("policy/")}
         return learned | {"improve/finite": finite, "improve/updates": float(last - first)}
+
+
+def remember(run: Any, batch: PreferenceBatch) -> PreferenceBatch:
+    """Adds the duels that teach something to the run's memory; returns all that it holds, on the host."""
+    new = {name: value for name, value in to_host(batch)._asdict().items() if value is not None}
+    taught = new["weight"] > 0
+    for name, value in new.items():
+        old = run.memory.get(name, value[:0])
+        run.memory[name] = np.concatenate([old, value[taught]])
+    return batch._replace(**run.memory)

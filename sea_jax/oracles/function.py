@@ -20,8 +20,7 @@ import numpy as np
 
 from sea_jax.errors import InputError
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.oracles.protocol import Answers
-from sea_jax.oracles.remote import BroadcastFn, compute_locally
+from sea_jax.oracles.protocol import Answers, BroadcastFn, compute_locally
 
 # The two forms of a function, told apart by the names of its parameters.
 FORMS = {"score": ("prompts", "responses"), "prefer": ("prompts", "first", "second")}

@@ -13,8 +13,8 @@ import numpy as np
 
 from sea_jax.errors import InputError, ServiceError
 from sea_jax.oracles.patience import RateLimiter, RetryableError, map_in_order, retry
-from sea_jax.oracles.protocol import Answers
-from sea_jax.oracles.remote import BroadcastFn, RequestLimits, compute_locally
+from sea_jax.oracles.protocol import Answers, BroadcastFn, compute_locally
+from sea_jax.oracles.remote import RequestLimits
 
 # Fig. 10, word for word, but for the quotation mark after "model_identifier that the figure lacks.
 TEMPLATE = """\

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+
+# (compute, like) -> the result of compute(), a tree of arrays with the shapes and dtypes of `like`. In a run
+# on several hosts only the main process computes (`sea_jax/runtime/mesh.py:broadcast_from_main`).
+BroadcastFn = Callable[[Callable[[], Any], Any], Any]
+
+
+def compute_locally(compute: Callable[[], Any], like: Any) -> Any:
+    """Computes in this process, as a `BroadcastFn` for runs of one process."""
+    del like
+    return compute()
 
 
 class Oracle(Protocol):

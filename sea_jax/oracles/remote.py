@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx2
@@ -15,20 +15,11 @@ import numpy as np
 from sea_jax.errors import InputError, ServiceError
 from sea_jax.oracles import messages
 from sea_jax.oracles.patience import RetryableError, map_in_order, retry
-
-# (compute, like) -> the result of compute(), an array with the shape and dtype of `like`. In a run on several
-# hosts only the main process computes, and broadcasts (`sea_jax/runtime/mesh.py:broadcast_from_main`).
-BroadcastFn = Callable[[Callable[[], np.ndarray], np.ndarray], np.ndarray]
+from sea_jax.oracles.protocol import BroadcastFn, compute_locally
 
 _CONNECT_TIMEOUT_S = 5.0
 # From a proxy, from a worker that was killed or is busy, from a service that starts or shuts down.
 RETRYABLE_STATUS = (408, 429, 502, 503, 504)
-
-
-def compute_locally(compute: Callable[[], np.ndarray], like: np.ndarray) -> np.ndarray:
-    """Computes in this process, as a `BroadcastFn` for runs of one process."""
-    del like
-    return compute()
 
 
 @dataclasses.dataclass(frozen=True)

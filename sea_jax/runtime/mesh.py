@@ -157,6 +157,13 @@ def _bytes(array: Any, like: Any) -> bytes:
     return array.tobytes()
 
 
+def from_all(array: np.ndarray) -> np.ndarray:
+    """Returns the host array of every process: [processes, ...], the same on all of them."""
+    if not jax.distributed.is_initialized():
+        return array[None]
+    return np.asarray(multihost_utils.process_allgather(array))
+
+
 def wait_for_all(what: str) -> None:
     """Waits until every process has reached this barrier, named `what`."""
     if jax.distributed.is_initialized():

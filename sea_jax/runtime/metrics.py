@@ -3,11 +3,13 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tensorboardX import SummaryWriter
 
+from sea_jax.errors import InputError
 from sea_jax.runtime.mesh import is_main
 from sea_jax.runtime.run_folder import remove_summary
 
@@ -19,9 +21,15 @@ class MetricWriter:
         folder: the run's folder. Files of an earlier run in it are replaced, after the run has been marked as
             unfinished. In a run on several hosts only the main process writes; the writers of the others
             discard what they are given.
+        kept: of a restored run: the bytes of metrics.jsonl and samples.jsonl that stay, as `positions` gave
+            them; what was written after them is written again. The event files are made anew from the rows
+            that stay. None: the files begin empty.
+
+    Raises:
+        InputError: a file is shorter than that.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, kept: Mapping[str, int] | None = None):
         self._board, self._responses = None, Path(os.devnull)
         if not is_main():
             self._metrics, self._samples = open(os.devnull, "w"), open(os.devnull, "w")
@@ -32,9 +40,20 @@ class MetricWriter:
             old.unlink()
         self._responses = folder / "responses.jsonl"
         self._responses.unlink(missing_ok=True)
-        self._metrics = open(folder / "metrics.jsonl", "w")
-        self._samples = open(folder / "samples.jsonl", "w")
+        kept = kept or {}
+        self._metrics = _continued(folder / "metrics.jsonl", kept.get("metrics.jsonl", 0))
+        self._samples = _continued(folder / "samples.jsonl", kept.get("samples.jsonl", 0))
         self._board = SummaryWriter(str(folder))
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            self._show(json.loads(line))
+
+    def positions(self) -> dict[str, int]:
+        """Returns the bytes of metrics.jsonl and samples.jsonl, which are on the disk when this returns."""
+        for file in (self._metrics, self._samples):
+            file.flush()
+            if self._board is not None:
+                os.fsync(file.fileno())
+        return {"metrics.jsonl": self._metrics.tell(), "samples.jsonl": self._samples.tell()}
 
     def write(self, step: int, queries: int, metrics: dict[str, float]) -> None:
         """Appends a row.
@@ -47,13 +66,18 @@ class MetricWriter:
         """
         measured = {name: value for name, value in metrics.items() if not math.isnan(value)}
         row = {name: value if math.isfinite(value) else None for name, value in measured.items()}
-        self._metrics.write(json.dumps({"step": step, "queries": queries} | row) + "\n")
+        row = {"step": step, "queries": queries} | row
+        self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
-        if self._board is None:
-            return
+        if self._board is not None:
+            self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        """Adds a row of metrics.jsonl to the event file."""
+        assert self._board is not None
         for name, value in row.items():
-            if value is not None:
-                self._board.add_scalar(name, value, queries)
+            if value is not None and name not in ("step", "queries"):
+                self._board.add_scalar(name, value, row["queries"])
 
     def write_samples(self, rows: list[dict[str, Any]]) -> None:
         """Appends labelled pairs as text: prompt, y+, y−, who labelled them, the ensemble's probability."""
@@ -77,3 +101,12 @@ class MetricWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _continued(file: Path, size: int) -> TextIO:
+    """Opens a file to append to its first `size` bytes; the rest is cut off."""
+    with open(file, "ab") as rest:
+        if rest.tell() < size:
+            raise InputError(f"{file}: {rest.tell()} bytes; valid: the {size} it had, or delete its folder")
+        rest.truncate(size)
+    return open(file, "a")

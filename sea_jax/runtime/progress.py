@@ -71,7 +71,7 @@ class ProgressBar(tqdm):
 
 
 def bar(
-    steps: Iterable[Any] | None, name: str, unit: str, shown: bool, total: int | None = None
+    steps: Iterable[Any] | None, name: str, unit: str, shown: bool, total: int | None = None, done: int = 0
 ) -> ProgressBar:
     """Makes a progress bar; in a run on several hosts only that of the main process is drawn.
 
@@ -81,12 +81,14 @@ def bar(
         unit: name of a unit, as 'step'.
         shown: False draws nothing.
         total: number of units, where `steps` is None.
+        done: units of an earlier process.
     """
     stream = sys.stderr
     drawing: dict[str, Any] = dict(file=stream)
     if not stream.isatty():
         drawing = dict(file=_Lines(stream), mininterval=_LOG_SECONDS, maxinterval=_LOG_SECONDS)
-    return ProgressBar(steps, name, total=total, unit=unit, disable=not (shown and is_main()), **drawing)
+    drawing |= dict(total=total, unit=unit, initial=done)
+    return ProgressBar(steps, name, disable=not (shown and is_main()), **drawing)
 
 
 class _Lines:

@@ -34,6 +34,8 @@ BASE = {
     "backbone.temperature": 1.0,
     "backbone.width": 128,
     "cache_dir": "",
+    "checkpoint.every_s": 60.0,
+    "checkpoint.keep": 2,
     "encoder.batch_size": 64,
     "encoder.candidate_length": 412,
     "encoder.dtype": "float32",

@@ -17,8 +17,8 @@ def test_updates_per_label_on_the_labels_bought(tmp_path, monkeypatch):
     rows, _ = loop(run)
     assert [row["improve/updates"] for row in rows if "improve/updates" in row] == [2, 2, 2, 2]
     assert len(seen) == 8 and int(run.state.num_queries) == 16  # replayed labels are not counted again
-    bought = jax.tree.map(lambda *x: np.concatenate(x), *run.memory)
-    known = {(*pair.ravel(), *prompt) for pair, prompt in zip(bought.tokens, bought.prompts, strict=True)}
+    bought = zip(run.memory["tokens"], run.memory["prompts"], strict=True)
+    known = {(*pair.ravel(), *prompt) for pair, prompt in bought}
     for batch in seen:
         assert (batch.weight > 0).all() and not batch.from_oracle.any()
         for pair, prompt in zip(batch.tokens, batch.prompts, strict=True):

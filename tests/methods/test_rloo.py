@@ -284,7 +284,7 @@ def test_no_update_follows_labels_that_contradict_the_posterior(tmp_path, monkey
 
 def test_the_surprise_of_the_last_steps_adds_up():
     config = types.SimpleNamespace(rloo=types.SimpleNamespace(max_surprise=2.0))
-    run = types.SimpleNamespace(config=config, memory=[])
+    run = types.SimpleNamespace(config=config, memory={})
     told = [
         between_labels.contradicted(run, {"ensemble/surprise": jnp.float32(x)})
         for x in (1.5, np.nan, 1.5, 1.5, -3.0)
@@ -292,7 +292,7 @@ def test_the_surprise_of_the_last_steps_adds_up():
     assert told == [False, False, True, True, False]  # 3 / √2 and 4.5 / √3 are above 2
     for _ in range(9):
         between_labels.contradicted(run, {"ensemble/surprise": jnp.float32(0.5)})
-    assert run.memory == [0.5] * 8
+    assert run.memory["surprise"].tolist() == [0.5] * 8
     config.rloo.max_surprise = float("inf")
     assert not between_labels.contradicted(run, {"ensemble/surprise": jnp.float32(1e9)})
 

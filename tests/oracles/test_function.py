@@ -18,8 +18,8 @@ from sea_jax.experiment import run as experiment
 from sea_jax.experiment import validate
 from sea_jax.experiment.oracles import make_function_oracle
 from sea_jax.oracles import function, protocol
-from sea_jax.oracles.labels import Labeller
-from sea_jax.oracles.remote import compute_locally
+from sea_jax.oracles.labeller import Labeller
+from sea_jax.oracles.protocol import compute_locally
 
 TEXTS = ["x0", "x1", "x2"], ["a", "bbbb", "cc"], ["aaa", "b", "cc"]
 LENGTHS = "def score(prompts, responses):\n    return [len(y) for y in responses]\n"

@@ -17,8 +17,9 @@ from sea_jax.experiment.oracles import make_remote_oracles
 from sea_jax.experiment.validate import validate_parts
 from sea_jax.oracles import protocol
 from sea_jax.oracles.judge import TEMPLATE, Judge, Prices, is_swapped, read_margin
-from sea_jax.oracles.labels import Labeller
-from sea_jax.oracles.remote import RequestLimits, compute_locally
+from sea_jax.oracles.labeller import Labeller
+from sea_jax.oracles.protocol import compute_locally
+from sea_jax.oracles.remote import RequestLimits
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 

@@ -10,7 +10,7 @@ from services import Http, free_port, oracle_http
 
 from sea_jax.errors import InputError, ServiceError
 from sea_jax.oracles import messages
-from sea_jax.oracles.labels import Labeller
+from sea_jax.oracles.labeller import Labeller
 from sea_jax.oracles.remote import RemoteOracle, RequestLimits
 
 pytestmark = pytest.mark.usefixtures("quick_retries")

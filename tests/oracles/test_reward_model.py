@@ -15,7 +15,7 @@ from sea_jax.errors import InputError
 from sea_jax.experiment.reward_scorer import make_oracle
 from sea_jax.models import RewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
-from sea_jax.oracles.labels import Labeller
+from sea_jax.oracles.labeller import Labeller
 from sea_jax.oracles.reward_model import RewardModelOracle, bucket, padded
 from sea_jax.runtime.mesh import make_mesh
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sea_jax.oracles import bradley_terry, labels, protocol
+from sea_jax.oracles import bradley_terry, protocol
+from sea_jax.oracles import labeller as labels
 
 
 class Fixed:

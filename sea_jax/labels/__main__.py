@@ -1,0 +1,126 @@
+"""Lists, exports and verifies the labels that runs have bought.
+
+python -m sea_jax.labels list runs/a                          # how many, by whom, when, at what cost
+python -m sea_jax.labels export runs/a --output labels.jsonl  # or .csv, .parquet; without it to the terminal
+python -m sea_jax.labels verify runs/a                        # finds damage; exit status 1 if there is some
+
+The folder is that of a run, or a work directory with several. A journal may be read while its run writes.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from sea_jax.config.flags import fail
+from sea_jax.errors import InputError, StorageError
+from sea_jax.labels import reading
+
+_BATCH = 10_000  # rows in memory at once
+
+
+def main() -> None:
+    """Runs one of the commands; a mistake in its arguments is one line and exit status 2."""
+    arguments = _parser().parse_args()
+    try:
+        files = reading.journals(arguments.folder)
+        sys.exit({"list": _list, "export": _export, "verify": _verify}[arguments.command](files, arguments))
+    except (InputError, StorageError) as error:
+        fail(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sea_jax.labels", description="Labels that runs bought.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, what in (
+        ("list", "count the labels"),
+        ("export", "write the labels"),
+        ("verify", "find damage"),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("folder", type=Path, help="a run's folder, or a work directory of runs")
+        if name == "export":
+            command.add_argument("--output", type=Path, help="a file that ends in .jsonl, .csv or .parquet")
+    return parser
+
+
+def _list(files: list[Path], arguments: argparse.Namespace) -> int:
+    del arguments
+    names = ("run", "labels", "unanswered", "waiting", "cost in $", "last answer", "labelled by")
+    dollars = lambda cost: "" if cost is None else f"{cost:.4f}"  # noqa: E731
+    rows = [
+        (s.run, s.labels, s.unanswered, s.waiting, dollars(s.cost), s.last, s.labelled_by)
+        for s in map(reading.summary, files)
+    ]  # fmt: skip
+    table = [names, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _verify(files: list[Path], arguments: argparse.Namespace) -> int:
+    del arguments
+    found = [line for file in files for line in reading.faults(file)]
+    for line in found:
+        print(line)
+    total = sum(reading.summary(file).labels for file in files)
+    print(f"{len(files)} journals, {total} labels, {len(found)} faults")
+    return 1 if found else 0
+
+
+def _export(files: list[Path], arguments: argparse.Namespace) -> int:
+    rows = (row for file in files for row in reading.labels(file))
+    output: Path | None = arguments.output
+    if output is None:
+        _write_jsonl(rows, sys.stdout)
+        return 0
+    writers = {".jsonl": _write_jsonl, ".csv": _write_csv}
+    if output.suffix not in (*writers, ".parquet"):
+        raise InputError(f"--output: {output}; valid: a file that ends in .jsonl, .csv or .parquet")
+    try:
+        if output.suffix == ".parquet":
+            _write_parquet(rows, output)
+        else:
+            with open(output, "w", newline="") as file:
+                writers[output.suffix](rows, file)
+    except OSError as error:
+        raise StorageError(f"--output: {output}: {error.strerror}") from error
+    return 0
+
+
+def _write_jsonl(rows: Iterable[dict[str, Any]], file: TextIO) -> None:
+    for row in rows:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_csv(rows: Iterable[dict[str, Any]], file: TextIO) -> None:
+    writer = csv.DictWriter(file, [str(name) for name in reading.COLUMNS])
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _write_parquet(rows: Iterator[dict[str, Any]], file: Path) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError("--output: .parquet needs pyarrow; valid: pip install 'sea_jax[data]'") from None
+    kinds = {
+        "step": pyarrow.int64(), "row": pyarrow.int64(), "policy_step": pyarrow.int64(),
+        "times_asked": pyarrow.int64(), "first_tokens": pyarrow.list_(pyarrow.int32()),
+        "second_tokens": pyarrow.list_(pyarrow.int32()), "probability": pyarrow.float64(),
+        "cost": pyarrow.float64(), "seconds": pyarrow.float64(),
+    }  # fmt: skip
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in reading.COLUMNS])
+    with parquet.ParquetWriter(file, schema) as writer:
+        while batch := list(itertools.islice(rows, _BATCH)):
+            writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+
+
+if __name__ == "__main__":
+    main()

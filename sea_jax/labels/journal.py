@@ -1,0 +1,247 @@
+"""Writes every duel of a run before it is asked, and every answer before anything learns from it.
+
+The journal is one SQLite file per run. It can be read while the run writes. Each call is one transaction that
+is on the disk when the call returns: `synchronous=FULL` keeps it through a power failure, as WAL mode alone
+would not. Imports no JAX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sea_jax.errors import InputError, StorageError
+
+FILE = "labels.sqlite"
+LAYOUT = 1  # of the tables; `PRAGMA user_version`
+ASKED, ANSWERED, UNANSWERED = "asked", "answered", "unanswered"
+_BUSY_SECONDS = 30.0  # to wait for a process that reads
+_TABLES = """
+CREATE TABLE duels (
+  id INTEGER PRIMARY KEY,
+  step INTEGER NOT NULL,            -- t, from 0
+  row INTEGER NOT NULL,             -- of the step's batch
+  policy_step INTEGER NOT NULL,     -- steps that the policy had learned from when it wrote the responses
+  prompt TEXT NOT NULL,
+  first TEXT NOT NULL,              -- the response that is shown first
+  second TEXT NOT NULL,
+  first_tokens BLOB NOT NULL,       -- token ids, int32, little-endian
+  second_tokens BLOB NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('asked', 'answered', 'unanswered')),
+  times_asked INTEGER NOT NULL,
+  asked_at REAL NOT NULL,           -- seconds since 1970, UTC
+  labelled_by TEXT NOT NULL,
+  probability REAL,                 -- P(first ≻ second | x)
+  prefers_first INTEGER,            -- the label
+  cost REAL,                        -- US dollars; NULL: unknown
+  seconds REAL,                     -- that the batch of this duel was waited for
+  answered_at REAL
+) STRICT;
+CREATE INDEX duels_of_a_step ON duels (step, row);
+CREATE TABLE proposals (step INTEGER PRIMARY KEY, content BLOB NOT NULL) STRICT;
+"""
+
+
+class Question(NamedTuple):
+    """A duel that an oracle is asked about."""
+
+    row: int  # of the step's batch
+    prompt: str
+    first: str
+    second: str
+    first_tokens: np.ndarray  # [n] int32, without padding
+    second_tokens: np.ndarray
+
+
+class Entry(NamedTuple):
+    """A duel as the journal holds it."""
+
+    id: int
+    state: str
+    probability: float | None
+    prefers_first: bool | None
+
+
+class Answer(NamedTuple):
+    """The outcome of a question: a label, or none."""
+
+    id: int
+    answered: bool
+    probability: float
+    prefers_first: bool
+
+
+class Journal:
+    """The label journal of one run; only its main process opens it.
+
+    Args:
+        folder: the run's; made if absent. A journal that it holds is continued.
+        labelled_by: who answers, as 'judge gpt-4o-mini'; no secret.
+
+    Raises:
+        InputError: the file is no journal, is damaged, or was written by a newer version.
+        StorageError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, labelled_by: str):
+        self._file, self._labelled_by = folder / FILE, labelled_by
+        with _storage(self._file):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._db = connect(self._file)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            if self._db.execute("PRAGMA user_version").fetchone() == (0,):
+                self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version={LAYOUT}; COMMIT")
+
+    def ask(self, step: int, policy_step: int, questions: Sequence[Question], proposal: bytes) -> list[Entry]:
+        """Writes the questions of a step that are not answered yet.
+
+        A question is known by its step, row and texts. One that was asked before and has no answer is asked
+        again, which raises times_asked.
+
+        Args:
+            step: t.
+            policy_step: steps that the policy had learned from when it wrote the responses.
+            questions: B duels.
+            proposal: the prompts and responses that the duels were chosen from. A run that is restored at an
+                earlier step reads them, so that it asks the same duels though its sampler writes others.
+
+        Returns:
+            One entry for each question.
+        """
+        now, entries = time.time(), []
+        with self._writing():
+            self._db.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?)", (step, proposal))
+            for q in questions:
+                entry = self._find(step, q)
+                if entry is None:
+                    tokens = (_packed(q.first_tokens), _packed(q.second_tokens))
+                    row = (step, q.row, policy_step, q.prompt, q.first, q.second, *tokens, now)
+                    added = self._db.execute(
+                        "INSERT INTO duels (step, row, policy_step, prompt, first, second, first_tokens, "
+                        "second_tokens, asked_at, state, times_asked, labelled_by) "
+                        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'asked', 1, ?)",
+                        (*row, self._labelled_by),
+                    )
+                    entry = Entry(_id(added), ASKED, None, None)
+                elif entry.state == ASKED:
+                    again = "UPDATE duels SET times_asked = times_asked + 1, asked_at = ? WHERE id = ?"
+                    self._db.execute(again, (now, entry.id))
+                entries.append(entry)
+        return entries
+
+    def answer(self, answers: Sequence[Answer], seconds: float, cost: float | None = None) -> None:
+        """Writes the answers to questions; they are on the disk when this returns.
+
+        Args:
+            answers: of `ask`'s entries.
+            seconds: waited for all of them.
+            cost: of all of them, in US dollars; None: unknown.
+        """
+        now, each = time.time(), None if cost is None else cost / max(len(answers), 1)
+        rows = [
+            (ANSWERED, a.probability, int(a.prefers_first), each, seconds, now, a.id)
+            if a.answered
+            else (UNANSWERED, None, None, each, seconds, now, a.id)
+            for a in answers
+        ]
+        with self._writing():
+            self._db.executemany(
+                "UPDATE duels SET state = ?, probability = ?, prefers_first = ?, cost = ?, seconds = ?, "
+                "answered_at = ? WHERE id = ?",
+                rows,
+            )
+
+    def keep_proposal(self, step: int, content: bytes) -> None:
+        """Keeps the prompts and responses of a step that has not begun."""
+        with self._writing():
+            self._db.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?)", (step, content))
+
+    def proposals(self, first: int) -> dict[int, bytes]:
+        """Returns the prompts and responses of the steps from `first` on, by step."""
+        with _storage(self._file):
+            return dict(self._db.execute("SELECT step, content FROM proposals WHERE step >= ?", (first,)))
+
+    def forget_proposals(self, before: int) -> None:
+        """Deletes the proposals of the steps before one, which no restored run reads again."""
+        with self._writing():
+            self._db.execute("DELETE FROM proposals WHERE step < ?", (before,))
+
+    def count(self) -> int:
+        """Returns the number of labels."""
+        with _storage(self._file):
+            return self._db.execute("SELECT count(*) FROM duels WHERE state = 'answered'").fetchone()[0]
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._db.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _find(self, step: int, q: Question) -> Entry | None:
+        found = self._db.execute(
+            "SELECT id, state, probability, prefers_first FROM duels "
+            "WHERE step = ? AND row = ? AND prompt = ? AND first = ? AND second = ?",
+            (step, q.row, q.prompt, q.first, q.second),
+        ).fetchone()
+        if found is None:
+            return None
+        number, state, probability, first = found
+        return Entry(number, state, probability, None if first is None else bool(first))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Makes one transaction of what happens inside."""
+        with _storage(self._file), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+
+
+def connect(file: Path, read_only: bool = False) -> sqlite3.Connection:
+    """Opens a journal.
+
+    Raises:
+        InputError: it is no journal of this layout, or damaged.
+        StorageError: it cannot be opened.
+    """
+    address = f"{file.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    with _storage(file):
+        db = sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+        (layout,) = db.execute("PRAGMA user_version").fetchone()
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if layout > LAYOUT:
+        raise InputError(f"{file}: layout {layout}, written by a newer version; valid: at most {LAYOUT}")
+    if (layout or read_only or tables) and not {"duels", "proposals"} <= tables:
+        raise InputError(f"{file}: no label journal; valid: the {FILE} of a run")
+    return db
+
+
+@contextlib.contextmanager
+def _storage(file: Path) -> Iterator[None]:
+    """Turns an error of SQLite into one line that names the file."""
+    try:
+        yield
+    except (sqlite3.OperationalError, OSError) as error:
+        raise StorageError(f"{file}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        valid = f"valid: a copy of it; without it the run begins anew and its labels are lost, so keep {file}"
+        raise InputError(f"{file}: damaged ({error}); {valid}") from error
+
+
+def _packed(tokens: Any) -> bytes:
+    return np.asarray(tokens, "<i4").tobytes()
+
+
+def _id(cursor: sqlite3.Cursor) -> int:
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid

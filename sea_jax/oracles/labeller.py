@@ -1,0 +1,190 @@
+"""Draws binary labels from an oracle's probabilities, counts every label, and keeps the journal of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sea_jax.labels.journal import ANSWERED, ASKED, Answer, Entry, Journal, Question
+from sea_jax.oracles import protocol
+from sea_jax.oracles.protocol import BroadcastFn, compute_locally
+
+MODES = ("threshold", "bernoulli")
+_STREAM = 5_180_417  # separates these draws from any other use of the same seed
+
+
+class Labels(NamedTuple):
+    """The labels of B comparisons."""
+
+    prefers_first: np.ndarray  # [B] bool; False where unanswered
+    answered: np.ndarray  # [B] bool; False: no label was bought, and the duel is dropped
+
+
+class Origin(NamedTuple):
+    """Step, tokens and proposals behind the duels of a call, for the journal."""
+
+    step: int  # t
+    policy_step: int  # steps that the policy had learned from when it wrote the responses
+    rows: np.ndarray  # [B] int, of the step's batch
+    tokens: np.ndarray  # [B, 2, T] int32
+    mask: np.ndarray  # [B, 2, T] bool
+    proposal: bytes  # the prompts and responses that they were chosen from
+
+
+class Labeller:
+    """Asks an oracle P and draws z ∈ {first preferred, second preferred} (paper, Sec. 2).
+
+    Args:
+        oracle: the source of P.
+        mode: 'threshold' is z = [P > 1/2], an exact tie decided by a fair coin; 'bernoulli' is
+            z ~ Bernoulli(P).
+        flip_probability: probability in [0, 1] that a label is flipped (App. G.4).
+        num_queries: labels bought before, when a run is resumed.
+        journal: holds what was asked and answered, of earlier processes too; None: nothing is written. In a
+            run on several hosts only the main process has one.
+        broadcast: see `BroadcastFn`.
+
+    Attributes:
+        num_queries: labels bought so far, in queries.
+        num_dropped: comparisons that the oracle left unanswered; they do not count as queries.
+    """
+
+    def __init__(
+        self,
+        oracle: protocol.Oracle | protocol.PartialOracle,
+        mode: str = "threshold",
+        flip_probability: float = 0.0,
+        num_queries: int = 0,
+        journal: Journal | None = None,
+        broadcast: BroadcastFn = compute_locally,
+    ):
+        if mode not in MODES:
+            raise ValueError(f"mode: {mode!r}, must be one of {MODES}")
+        if not 0.0 <= flip_probability <= 1.0:
+            raise ValueError(f"flip_probability: {flip_probability}, must lie in [0, 1]")
+        if num_queries < 0:
+            raise ValueError(f"num_queries: {num_queries}, must be at least 0")
+        self.num_queries = num_queries
+        self.num_dropped = 0
+        self._oracle = oracle
+        self._mode = mode
+        self._flip_probability = flip_probability
+        self.journal, self._broadcast = journal, broadcast
+
+    def label(
+        self,
+        prompts: Sequence[str],
+        first: Sequence[str],
+        second: Sequence[str],
+        rng_seed: int,
+        origin: Origin | None = None,
+    ) -> Labels:
+        """Buys B labels, or fewer where the oracle leaves comparisons unanswered.
+
+        Every answer counts as one query, even if it turns out to be unusable; a call that fails costs
+        nothing. An unanswered comparison gets no label, not even a random one.
+
+        Args:
+            prompts, first, second: B texts each.
+            rng_seed: non-negative; the same seed and answers give the same labels.
+            origin: of the duels. With it they are written into the journal before they are asked, and their
+                answers before this returns; what the journal has answered is not asked again.
+
+        Returns:
+            Labels of the B comparisons.
+
+        Raises:
+            ValueError: lengths differ, or the answer is not [B] numbers in [0, 1].
+        """
+        for name, texts in (("first", first), ("second", second)):
+            if len(texts) != len(prompts):
+                raise ValueError(f"{name}: {len(texts)} given, must be one per prompt, {len(prompts)}")
+        if not len(prompts):
+            return Labels(np.zeros(0, bool), np.zeros(0, bool))
+        start, spent, texts = time.monotonic(), self._spent(), (prompts, first, second)
+        entries = self._write_questions(origin, texts)
+        probability, answered, asked = self._answers(entries, texts)
+        # All three are always drawn, so that a label depends on nothing but its seed and its own answer.
+        coin, chance, noise = np.random.default_rng([_STREAM, rng_seed]).random((3, len(prompts)))
+        if self._mode == "threshold":
+            labels = np.where(probability == 0.5, coin < 0.5, probability > 0.5)
+        else:
+            labels = chance < probability
+        found = Labels((labels ^ (noise < self._flip_probability)) & answered, answered)
+        if self.journal is not None and entries is not None and asked.any():
+            cost = None if spent is None else (self._spent() or 0.0) - spent
+            self.journal.answer(
+                _journaled(entries, asked, found, probability), time.monotonic() - start, cost
+            )
+        return found
+
+    def _spent(self) -> float | None:
+        """Returns the US dollars that the oracle says it has cost; None if it does not say."""
+        return getattr(self._oracle, "metrics", dict)().get("oracle/cost_usd")
+
+    def _write_questions(self, origin: Origin | None, texts: tuple[Sequence[str], ...]) -> list[Entry] | None:
+        """Writes the questions into the journal; returns its entries, None without a journal."""
+        if self.journal is None or origin is None:
+            return None
+        ids = [
+            [row[keep] for row, keep in zip(*pair, strict=True)]
+            for pair in zip(origin.tokens, origin.mask, strict=True)
+        ]
+        rows = zip(origin.rows.tolist(), *texts, ids, strict=True)
+        questions = [Question(row, *words, *tokens) for row, *words, tokens in rows]
+        return self.journal.ask(origin.step, origin.policy_step, questions, origin.proposal)
+
+    def _answers(
+        self, entries: list[Entry] | None, texts: tuple[Sequence[str], ...]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns probability, answered, and which of them were asked now, [B] each."""
+        size = len(texts[0])
+
+        def stored() -> tuple[np.ndarray, np.ndarray]:
+            known = entries or [Entry(0, ASKED, None, None)] * size
+            open_now = np.array([entry.state == ASKED for entry in known])
+            answers = [entry.probability if entry.state == ANSWERED else np.nan for entry in known]
+            return open_now, np.array(answers, np.float64)
+
+        asked, probability = self._broadcast(stored, (np.zeros(size, bool), np.zeros(size)))
+        answered = ~np.isnan(probability) & ~asked
+        self._count(answered[~asked])
+        if asked.any():
+            rows: list[int] = np.flatnonzero(asked).tolist()
+            part, found = protocol.compare(self._oracle, *([words[row] for row in rows] for words in texts))
+            self._count(found)
+            probability[rows], answered[rows] = _checked(part, found), found
+        return probability, answered, asked
+
+    def _count(self, answered: np.ndarray) -> None:
+        self.num_queries += int(answered.sum())
+        self.num_dropped += int((~answered).sum())
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the number of dropped comparisons and the oracle's own metrics, if it has any."""
+        oracle_metrics = getattr(self._oracle, "metrics", dict)
+        return {"oracle/dropped": float(self.num_dropped)} | oracle_metrics()
+
+
+def _checked(answer: np.ndarray, answered: np.ndarray) -> np.ndarray:
+    """Returns the answer as [B] float64; raises ValueError unless it lies in [0, 1] where answered."""
+    probability = np.asarray(answer, np.float64)
+    if probability.shape != answered.shape:
+        raise ValueError(f"oracle: answer of shape {probability.shape}, must be {answered.shape}")
+    # A NaN fails both comparisons, so it is caught here too.
+    bad = np.flatnonzero(~((probability >= 0.0) & (probability <= 1.0)) & answered)
+    if bad.size:
+        raise ValueError(f"oracle: probability[{bad[0]}] is {probability[bad[0]]}, must lie in [0, 1]")
+    return probability
+
+
+def _journaled(
+    entries: list[Entry], asked: np.ndarray, labels: Labels, probability: np.ndarray
+) -> list[Answer]:
+    """Returns what the journal has to write: the answers to those of its entries that were asked now."""
+    found = zip(entries, labels.answered, probability, labels.prefers_first, strict=True)
+    answers = [Answer(entry.id, bool(done), float(p), bool(first)) for entry, done, p, first in found]
+    return [answer for answer, new in zip(answers, asked, strict=True) if new]
