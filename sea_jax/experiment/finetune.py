@@ -13,7 +13,9 @@ from sea_jax.experiment.validate import check_fields
 from sea_jax.experiment.validate_parts import check_policy_on_task
 from sea_jax.experiment.workdir import claim_workdir
 from sea_jax.models import Decoder
+from sea_jax.pretraining import cache as cache_lib
 from sea_jax.pretraining import policy, sft
+from sea_jax.runtime.checkpoint_folder import open_folder
 from sea_jax.runtime.mesh import is_main, make_mesh, shard_batch, to_host
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks.batching import padded_batches
@@ -47,11 +49,13 @@ def run(config: Config, cache: Path, folder: Path) -> str:
     params = shard_params(mesh, model, params)
     size = config.eval.batch_size
     before = heldout_nll(config.sft, model, params, held_out, mesh, size)
-    params = sft.train(config.sft, task, model, key, mesh, config.progress, params)
+    with open_folder(folder / "checkpoints", config.checkpoint) as saved:
+        params = sft.train(config.sft, task, model, key, mesh, config.progress, params, saved)
     after = heldout_nll(config.sft, model, params, held_out, mesh, size)
     params = to_host(params)
     if is_main():
         policy.save_policy(config, folder / "policy", model, params, task)
+    cache_lib.remove(folder / "checkpoints")
     return (
         f"nats a token of {len(held_out[0])} {config.eval.split} references: {before:.4f} before, "
         f"{after:.4f} after {config.sft.steps} steps\npolicy: {folder / 'policy'}"

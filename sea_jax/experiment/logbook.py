@@ -22,6 +22,11 @@ from sea_jax.train import Record, Run
 class Saver(Protocol):
     """Saves a run between steps."""
 
+    @property
+    def last(self) -> str:
+        """The newest checkpoint; empty without one."""
+        ...
+
     def end_step(self, run: Run, logbook: "Logbook", last: bool) -> None:
         """Saves the run where that is due, or asked for."""
         ...
@@ -77,7 +82,8 @@ class Logbook:
         metrics = {name: float(value) for name, value in to_host(record.metrics).items()}
         learned = time.perf_counter() - start + record.seconds.get("learn", 0.0)
         if not (metrics["step/finite"] and metrics.get("improve/finite", 1.0)):
-            _save_inputs(self._run, record, metrics, self._folder / f"non_finite_step_{record.step}")
+            last = self._saver.last if self._saver is not None else ""
+            _save_inputs(self._run, record, metrics, self._folder / f"non_finite_step_{record.step}", last)
         seconds = {f"time/{stage}_s": value for stage, value in (record.seconds | {"learn": learned}).items()}
         self._writer.write(record.step, queries, metrics | seconds)
 
@@ -184,7 +190,7 @@ def completions(run: Run, record: Record, queries: int) -> list[dict[str, Any]]:
     ]
 
 
-def _save_inputs(run: Run, record: Record, metrics: dict[str, float], folder: Path) -> None:
+def _save_inputs(run: Run, record: Record, metrics: dict[str, float], folder: Path, last: str) -> None:
     """Saves the batch and the state of a step that is not finite, and raises FloatingPointError.
 
     Such a step changes nothing (`algorithm.update`), so the run's state is still the one before it.
@@ -197,4 +203,5 @@ def _save_inputs(run: Run, record: Record, metrics: dict[str, float], folder: Pa
         leaves, _ = jax.tree_util.tree_flatten_with_path(state)
         np.savez(folder / "state.npz", **{jax.tree_util.keystr(k): v for k, v in leaves})  # pyright: ignore[reportArgumentType]
     bad = {k: v for k, v in metrics.items() if not np.isfinite(v)} or "an update"
-    raise FloatingPointError(f"step {record.step}: {bad} is not finite; its inputs are in {folder}")
+    good = f"; the last checkpoint is {last}" if last else ""
+    raise FloatingPointError(f"step {record.step}: {bad} is not finite; its inputs are in {folder}{good}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,10 +19,11 @@ from sea_jax.actors.make import sampler_for
 from sea_jax.actors.sampler import new_version, sample_now
 from sea_jax.errors import InputError
 from sea_jax.experiment.oracles import make_oracles
+from sea_jax.labels.journal import Journal
 from sea_jax.models import RewardConfig
-from sea_jax.oracles.labeller import Labeller
+from sea_jax.oracles.labeller import Labeller, Origin
 from sea_jax.pretraining import policy
-from sea_jax.runtime.mesh import to_host
+from sea_jax.runtime.mesh import broadcast_from_main, to_host
 from sea_jax.tasks.batching import padded_batches
 from sea_jax.tasks.preferences import Length, Pair
 from sea_jax.tasks.protocol import Task
@@ -29,8 +31,9 @@ from sea_jax.types import Array, Config
 
 
 def load(
-    config: Config, cache: Path, task: Task, length: Length, longest: int, key: Array, mesh: Mesh
-) -> tuple[list[Pair], list[Pair], int]:
+    config: Config, cache: Path, task: Task, length: Length, longest: int, key: Array, mesh: Mesh,
+    journal: Journal | None = None,
+) -> tuple[list[Pair], list[Pair], int]:  # fmt: skip
     """Samples and labels pairs of train prompts and of held-out prompts.
 
     Args:
@@ -40,6 +43,7 @@ def load(
         length, longest: see `preferences.load`.
         key: [] key of the samples.
         mesh: its devices share each batch.
+        journal: gets the labels, and has those that were bought before; None: they are in memory only.
 
     Returns:
         Train pairs, held-out pairs, and the number of labels bought for both.
@@ -54,7 +58,8 @@ def load(
         num_responses=2, temperature=config.train.temperature,
     )  # fmt: skip
     oracle = make_oracles(config, mesh, task)(config.task.oracle_seed)
-    labeller = Labeller(oracle, config.oracle.labels, config.oracle.flip_probability)
+    labels, flips = config.oracle.labels, config.oracle.flip_probability
+    labeller = Labeller(oracle, labels, flips, journal=journal, broadcast=broadcast_from_main)
     found = []
     sizes = {"train": config.rm.num_pairs, config.eval.split: config.eval.num_pairs}
     with contextlib.closing(sampler):
@@ -67,7 +72,7 @@ def load(
                     f"config.train.temperature={config.train.temperature}: all {size} pairs of samples are "
                     "equal; valid is a higher temperature"
                 )
-            found.append(label(labeller, duels, 2 * config.rm.seed + i))
+            found.append(label(labeller, duels, 2 * config.rm.seed + i, step=i))
             if not found[-1]:
                 raise InputError(
                     f"config.oracle.kind={config.oracle.kind!r}: none of {len(duels)} pairs got an answer"
@@ -114,12 +119,19 @@ def distinct(drawn: Sequence[Pair], length: Length, longest: int) -> list[Pair]:
     return kept
 
 
-def label(labeller: Labeller, duels: Sequence[Pair], seed: int) -> list[Pair]:
+def label(labeller: Labeller, duels: Sequence[Pair], seed: int, step: int = 0) -> list[Pair]:
     """Buys a label for each pair and puts the preferred response first.
 
     Pairs that the oracle does not answer are dropped.
+
+    Args:
+        labeller: asks the oracle.
+        duels: pairs without labels.
+        seed: of the labels' draws.
+        step: under which the journal keeps them.
     """
-    prefers_first, answered = labeller.label(*zip(*duels, strict=True), rng_seed=seed)
+    origin = Origin(step, 0, np.arange(len(duels)))
+    prefers_first, answered = labeller.label(*zip(*duels, strict=True), rng_seed=seed, origin=origin)
     return [
         pair if first else Pair(pair.prompt, pair.rejected, pair.chosen)
         for pair, first, has_label in zip(duels, prefers_first, answered, strict=True)

@@ -1,5 +1,6 @@
 """The command `rm`: trains a reward model on preferences, in a folder that an oracle can be made of."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from sea_jax.config.task import Task as TaskSection
 from sea_jax.config.task import is_text
 from sea_jax.config.train import Sampler
 from sea_jax.experiment import pairs
+from sea_jax.experiment.oracles import labelled_by
 from sea_jax.experiment.reward_scorer import make_oracle
 from sea_jax.experiment.validate import check_fields, check_size
 from sea_jax.experiment.validate_parts import (
@@ -25,9 +27,12 @@ from sea_jax.experiment.validate_parts import (
     read_model,
 )
 from sea_jax.experiment.workdir import claim_workdir
+from sea_jax.labels.journal import Journal
 from sea_jax.models import Decoder, RewardConfig, RewardModel
 from sea_jax.oracles.reward_model import Encode, make_encode
+from sea_jax.pretraining import cache as cache_lib
 from sea_jax.pretraining import policy, rm
+from sea_jax.runtime.checkpoint_folder import open_folder
 from sea_jax.runtime.mesh import is_main, make_mesh, to_host
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks import preferences
@@ -81,11 +86,13 @@ def run(config: Config, cache: Path, folder: Path) -> str:
     params = shard_params(mesh, model, params)
     before = _heldout(config, model, params, encode, source, mesh)
     tokens = rm.tokenize_pairs(encode, source.train)
-    params = rm.train(config.rm, tokens, model, params, order_key, mesh, config.progress)
+    with open_folder(folder / "checkpoints", config.checkpoint) as saved:
+        params = rm.train(config.rm, tokens, model, params, order_key, mesh, config.progress, saved)
     after = _heldout(config, model, params, encode, source, mesh)
     params = to_host(params)
     if is_main():
         save(folder / "reward_model", model, params, source.tokenizer, "" if task else source.start)
+    cache_lib.remove(folder / "checkpoints")
     return _report(config, folder, source, before, after)
 
 
@@ -169,7 +176,9 @@ def _samples(config: Config, cache: Path, folder: Path, task: Task, key: Array, 
     )
     # A token that is not valid text decodes to a character of up to three tokens.
     longest = config.rm.length or task.prompt_length + 4 * task.response_length
-    found = pairs.load(config, cache, task, rm.pair_lengths(make_encode(tokenizer)), longest, key, mesh)
+    length = rm.pair_lengths(make_encode(tokenizer))
+    with Journal(folder, labelled_by(config, 0)) if is_main() else contextlib.nullcontext() as journal:
+        found = pairs.load(config, cache, task, length, longest, key, mesh, journal)
     start = config.policy.folder or policy.trained_policy(config, cache, task, mesh)
     return Source(start, tokenizer, longest, *found)
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from absl import logging
 
 from sea_jax.config.overrides import for_method
-from sea_jax.experiment import assets, validate
-from sea_jax.experiment.checkpoints import Checkpoints, RunSaver
+from sea_jax.experiment import assets, checkpoints, validate
 from sea_jax.experiment.commands import cache_folder
 from sea_jax.experiment.logbook import Logbook
 from sea_jax.experiment.oracles import labelled_by
@@ -18,6 +17,7 @@ from sea_jax.labels.journal import Journal
 from sea_jax.methods import METHODS
 from sea_jax.pretraining import policy
 from sea_jax.report import report
+from sea_jax.runtime.checkpoint_folder import open_folder
 from sea_jax.runtime.mesh import is_main, to_host
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.owner import own
@@ -111,12 +111,12 @@ def train_one(config: Config, shared: assets.Assets, method: str, replicate: int
     with contextlib.ExitStack() as files:
         journal = files.enter_context(Journal(folder, labelled_by(config, replicate))) if is_main() else None
         run = make_run(own_config, shared, method, replicate, journal)
-        checkpoints = files.enter_context(Checkpoints(folder, config.checkpoint))
-        restored = checkpoints.restore(run)
+        saved = files.enter_context(open_folder(folder / "checkpoints", config.checkpoint))
+        restored = checkpoints.restore(saved, run)
         _tell_of_restart(run, folder, restored is not None)
         kept = restored["files"] if restored else None
         writer = files.enter_context(MetricWriter(folder, kept))  # marks the run as unfinished
-        saver = RunSaver(checkpoints, files.enter_context(stop_request()))
+        saver = checkpoints.RunSaver(saved, files.enter_context(stop_request()))
         train(run, Logbook(folder, writer, make_evaluator(run, shared), saver, restored))
     params = to_host(run.state.policy.params)
     if is_main():

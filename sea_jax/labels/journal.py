@@ -31,7 +31,7 @@ CREATE TABLE duels (
   prompt TEXT NOT NULL,
   first TEXT NOT NULL,              -- the response that is shown first
   second TEXT NOT NULL,
-  first_tokens BLOB NOT NULL,       -- token ids, int32, little-endian
+  first_tokens BLOB NOT NULL,       -- token ids, int32, little-endian; empty: unknown
   second_tokens BLOB NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('asked', 'answered', 'unanswered')),
   times_asked INTEGER NOT NULL,
@@ -55,7 +55,7 @@ class Question(NamedTuple):
     prompt: str
     first: str
     second: str
-    first_tokens: np.ndarray  # [n] int32, without padding
+    first_tokens: np.ndarray  # [n] int32, without padding; empty: unknown
     second_tokens: np.ndarray
 
 
@@ -109,15 +109,17 @@ class Journal:
             step: t.
             policy_step: steps that the policy had learned from when it wrote the responses.
             questions: B duels.
-            proposal: the prompts and responses that the duels were chosen from. A run that is restored at an
-                earlier step reads them, so that it asks the same duels though its sampler writes others.
+            proposal: the prompts and responses that the duels were chosen from, or nothing. A run that is
+                restored at an earlier step reads them, so that it asks the same duels though its sampler
+                writes others.
 
         Returns:
             One entry for each question.
         """
         now, entries = time.time(), []
         with self._writing():
-            self._db.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?)", (step, proposal))
+            if proposal:
+                self._db.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?)", (step, proposal))
             for q in questions:
                 entry = self._find(step, q)
                 if entry is None:

@@ -39,7 +39,7 @@ def journals(folder: Path) -> list[Path]:
     Raises:
         InputError: there is none.
     """
-    found = [folder / FILE] if (folder / FILE).is_file() else sorted(folder.glob(f"runs/*/{FILE}"))
+    found = sorted([*folder.glob(FILE), *folder.glob(f"runs/*/{FILE}")])
     if not found:
         raise InputError(f"{folder}: holds no {FILE}; valid: a run's folder, or a --workdir of runs")
     return found
@@ -94,7 +94,7 @@ _FAULTS = {
     "have an answer without a probability": "state = 'answered' "
     "AND NOT coalesce(probability, 2) BETWEEN 0 AND 1",
     "have a label without an answer": "state != 'answered' AND prefers_first IS NOT NULL",
-    "have two equal responses": "first_tokens = second_tokens",
+    "have two equal responses": "length(first_tokens) AND first_tokens = second_tokens",
     "have token ids that are no int32": "length(first_tokens) % 4 OR length(second_tokens) % 4",
 }
 

@@ -29,9 +29,9 @@ class Origin(NamedTuple):
     step: int  # t
     policy_step: int  # steps that the policy had learned from when it wrote the responses
     rows: np.ndarray  # [B] int, of the step's batch
-    tokens: np.ndarray  # [B, 2, T] int32
-    mask: np.ndarray  # [B, 2, T] bool
-    proposal: bytes  # the prompts and responses that they were chosen from
+    tokens: np.ndarray | None = None  # [B, 2, T] int32
+    mask: np.ndarray | None = None  # [B, 2, T] bool
+    proposal: bytes = b""  # the prompts and responses that they were chosen from
 
 
 class Labeller:
@@ -129,10 +129,10 @@ class Labeller:
         """Writes the questions into the journal; returns its entries, None without a journal."""
         if self.journal is None or origin is None:
             return None
-        ids = [
-            [row[keep] for row, keep in zip(*pair, strict=True)]
-            for pair in zip(origin.tokens, origin.mask, strict=True)
-        ]
+        ids = [(np.zeros(0, np.int32),) * 2] * len(origin.rows)
+        if origin.tokens is not None and origin.mask is not None:
+            pairs = zip(origin.tokens, origin.mask, strict=True)
+            ids = [(y[0][keep[0]], y[1][keep[1]]) for y, keep in pairs]
         rows = zip(origin.rows.tolist(), *texts, ids, strict=True)
         questions = [Question(row, *words, *tokens) for row, *words, tokens in rows]
         return self.journal.ask(origin.step, origin.policy_step, questions, origin.proposal)

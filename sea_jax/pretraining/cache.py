@@ -47,6 +47,12 @@ def _write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(part)
 
 
+def remove(folder: Path) -> None:
+    """Deletes a folder that nothing reads any more; in a run on several hosts the main process does."""
+    if is_main():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_params(folder: Path, params: Params) -> None:
     """Writes a tree of arrays to a folder."""
     flat: dict[str, np.ndarray] = to_host(flatten_dict(params, sep="/"))

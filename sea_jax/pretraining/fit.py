@@ -1,15 +1,21 @@
 """Trains one model on a fixed set of examples: the loop of SFT, reward models and the backbone."""
 
+import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from absl import logging
 from jax.sharding import Mesh
 
+from sea_jax.errors import StoppedError
+from sea_jax.runtime.checkpoint_folder import CheckpointFolder
 from sea_jax.runtime.mesh import shard_batch
 from sea_jax.runtime.progress import bar as progress_bar
+from sea_jax.runtime.stop import StopRequest, stop_request
 from sea_jax.types import Array, Config, Params
 
 Loss = Callable[[Params, Any], tuple[Array, dict[str, Array]]]
@@ -20,6 +26,7 @@ def fit(
     loss: Loss, optimizer: optax.GradientTransformation, params: Params, rows: Iterator[np.ndarray],
     examples: Callable[[np.ndarray], Any], mesh: Mesh, *,
     steps: int, metric: str, progress: bool = True, micro_batch: int = 0,
+    saved: CheckpointFolder | None = None,
 ) -> Params:  # fmt: skip
     """Takes one optimizer step on each of `steps` batches.
 
@@ -34,12 +41,15 @@ def fit(
         metric: the metric that the bar shows, as 'sft/response_nll'; its prefix names the bar.
         progress: shows a bar.
         micro_batch: examples in a backward pass, a divisor of B; 0: the whole batch.
+        saved: gets checkpoints; training goes on from the newest that it holds. None: there are none.
 
     Returns:
         Parameters, f32, on the mesh.
 
     Raises:
         FloatingPointError: if that metric is not finite.
+        StoppedError: after a signal, when a checkpoint has been saved; without `saved` a signal ends the
+            process.
     """
 
     def step(params: Params, opt_state: Any, batch: Any) -> tuple[Params, Any, dict[str, Array]]:
@@ -49,18 +59,39 @@ def fit(
 
     step = jax.jit(step, donate_argnums=(0, 1))
     opt_state = optimizer.init(params)
+    params, opt_state, first = _restored(saved, params, opt_state)
+    for _ in range(first):
+        next(rows)
     name, _, short = metric.partition("/")
-    bar = progress_bar(range(steps), name.upper(), "step", progress)
+    bar = progress_bar(range(first, steps), name.upper(), "step", progress, steps, first)
     bar.compiling("the training step")
-    for i in bar:
-        batch = shard_batch(mesh, examples(next(rows)))
-        params, opt_state, metrics = step(params, opt_state, batch)
-        if i % _CHECKED == _CHECKED - 1 or i == steps - 1:
-            value = float(metrics[metric])
-            if not np.isfinite(value):
-                raise FloatingPointError(f"{metric} at step {i + 1}: {value}, must be finite")
-            bar.set_postfix({short: f"{value:.3f}"}, refresh=False)
+    with stop_request() if saved else contextlib.nullcontext(StopRequest()) as stop:
+        for i in bar:
+            batch = shard_batch(mesh, examples(next(rows)))
+            params, opt_state, metrics = step(params, opt_state, batch)
+            due, number = saved.asked(stop) if saved else (False, 0)
+            if due or number or i % _CHECKED == _CHECKED - 1 or i == steps - 1:
+                value = float(metrics[metric])
+                if not np.isfinite(value):
+                    raise FloatingPointError(f"{metric} at step {i + 1}: {value}, must be finite")
+                bar.set_postfix({short: f"{value:.3f}"}, refresh=False)
+            if saved and (due or number):
+                saved.save(i + 1, {}, params=params, opt_state=opt_state)
+            if saved and number and i < steps - 1:
+                saved.wait()
+                said = f"{name}: stopped by {signal.Signals(number).name} after {i + 1} of {steps} steps"
+                raise StoppedError(f"{said}, and saved; the same command goes on")
     return params
+
+
+def _restored(saved: CheckpointFolder | None, params: Params, opt_state: Any) -> tuple[Params, Any, int]:
+    """Returns parameters, the optimizer's state and the steps done of the newest checkpoint."""
+    found = saved.newest(params=params, opt_state=opt_state) if saved else None
+    if found is None:
+        return params, opt_state, 0
+    record, trees = found
+    logging.warning("goes on after %d steps: %s", record["step"], saved.folder if saved else "")
+    return trees["params"], trees["opt_state"], record["step"]
 
 
 def gradient(loss: Loss, params: Params, batch: Any, micro_batch: int) -> tuple[dict[str, Array], Params]:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from sea_jax import models
 from sea_jax.models import Decoder, PythiaConfig
 from sea_jax.pretraining import cache, sft
+from sea_jax.runtime.checkpoint_folder import open_folder
 from sea_jax.runtime.mesh import to_host
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks.protocol import Task
@@ -25,8 +26,12 @@ def trained_policy(config: Config, folder: Path, task: Task, mesh: Mesh) -> str:
     if not (folder / "model.safetensors").exists():
         model = Decoder(policy_config(config, task))
         key = jax.random.key(config.sft.seed)
-        params = to_host(sft.train(config.sft, task, model, key, mesh, progress=config.progress))
+        unfinished = folder.with_name(f"{folder.name}.training")
+        with open_folder(unfinished, config.checkpoint) as saved:
+            params = sft.train(config.sft, task, model, key, mesh, progress=config.progress, saved=saved)
+        params = to_host(params)
         cache.write_atomically(folder, lambda part: models.save(part, model, params, task.tokenizer))
+        cache.remove(unfinished)
     return str(folder)
 
 

@@ -18,6 +18,7 @@ from sea_jax.models import Decoder, RewardConfig, RewardModel
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.reward_model import Encode, bucket, padded
 from sea_jax.pretraining.fit import adamw, fit, shuffled_rows
+from sea_jax.runtime.checkpoint_folder import CheckpointFolder
 from sea_jax.runtime.sharding import shard_params, with_gather
 from sea_jax.tasks.preferences import Length, Pair
 from sea_jax.tasks.tokenizer import Tokenizer
@@ -51,6 +52,7 @@ def train(
     key: Array,
     mesh: Mesh,
     progress: bool = True,
+    saved: CheckpointFolder | None = None,
 ) -> Params:
     """Trains a reward model.
 
@@ -61,6 +63,7 @@ def train(
         key: [] key of the order of pairs.
         mesh: its devices share each batch.
         progress: shows a bar.
+        saved: gets checkpoints, see `fit.fit`.
 
     Returns:
         Parameters, f32, on the mesh.
@@ -79,6 +82,7 @@ def train(
     return fit(
         loss, adamw(config), params, shuffled_rows(key, len(pairs), config.batch_size), batch, mesh,
         steps=config.steps, metric="rm/nll", progress=progress, micro_batch=config.micro_batch,
+        saved=saved,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from sea_jax.losses import weighted_mean
 from sea_jax.losses.logprobs import token_logprobs
 from sea_jax.models.decoder import Decoder
 from sea_jax.pretraining.fit import adamw, fit, shuffled_rows
+from sea_jax.runtime.checkpoint_folder import CheckpointFolder
 from sea_jax.runtime.sharding import shard_params, with_gather
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Config, Params
@@ -56,7 +57,7 @@ def sft_loss(
 
 def train(
     config: Config, task: Task, model: Decoder, key: Array, mesh: Mesh, progress: bool = True,
-    params: Params | None = None,
+    params: Params | None = None, saved: CheckpointFolder | None = None,
 ) -> Params:  # fmt: skip
     """Trains a policy on the task's demonstrations or, without any, on its references.
 
@@ -68,6 +69,7 @@ def train(
         mesh: its devices share each batch.
         progress: shows a bar.
         params: initial parameters; None: random weights.
+        saved: gets checkpoints, see `fit.fit`.
 
     Returns:
         Parameters, f32, on the mesh.
@@ -89,7 +91,7 @@ def train(
     return fit(
         loss, adamw(config), params, shuffled_rows(order_key, len(data[0]), config.batch_size),
         lambda rows: tuple(x[rows] for x in data), mesh,
-        steps=config.steps, metric="sft/response_nll", progress=progress,
+        steps=config.steps, metric="sft/response_nll", progress=progress, saved=saved,
     )  # fmt: skip
 
 

@@ -3,17 +3,23 @@
 import json
 import signal
 import sqlite3
+import types
 
 import jax
 import numpy as np
 import pytest
+from helpers import truncate
 from ml_collections import ConfigDict
 from small_run import FEW_UPDATES, small_run
 
-from sea_jax.errors import StoppedError
+from sea_jax import main
+from sea_jax.actors import actor
+from sea_jax.errors import InputError, StoppedError, StorageError
 from sea_jax.experiment import checkpoints
 from sea_jax.experiment import run as experiment
-from sea_jax.labels import journal
+from sea_jax.labels import journal, reading
+from sea_jax.oracles import labeller
+from sea_jax.runtime.stop import stop_request
 
 METHODS = {
     "passive": {},
@@ -62,15 +68,23 @@ def stopped_after(monkeypatch, step, error=None):
     monkeypatch.setattr(checkpoints.RunSaver, "end_step", end)
 
 
+def journal_file(folder, method):
+    return folder / f"runs/{method}-seed0" / journal.FILE
+
+
+def labels_of(folder, method):
+    """The rows of a run's journal, without instants and seconds."""
+    with sqlite3.connect(journal_file(folder, method)) as db:
+        columns = "step, row, policy_step, prompt, first, second, first_tokens, second_tokens, state, probability"
+        return db.execute(f"SELECT {columns}, prefers_first FROM duels ORDER BY id").fetchall()
+
+
 def files(folder, method):
     """The rows of a run's files, without seconds and instants."""
     run = folder / f"runs/{method}-seed0"
     read = lambda name: [json.loads(line) for line in (run / name).read_text().splitlines()]  # noqa: E731
     metrics = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read("metrics.jsonl")]
-    with sqlite3.connect(run / journal.FILE) as db:
-        columns = "step, row, policy_step, prompt, first, second, first_tokens, second_tokens, state, probability"
-        labels = db.execute(f"SELECT {columns}, prefers_first FROM duels ORDER BY id").fetchall()
-    return metrics, read("samples.jsonl"), read("responses.jsonl"), labels
+    return metrics, read("samples.jsonl"), read("responses.jsonl"), labels_of(folder, method)
 
 
 QUICK = [("passive", 0, False), ("sea", 0, False), *((method, 1, True) for method in METHODS)]
@@ -93,3 +107,96 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(
     begin()
     jax.tree.map(np.testing.assert_array_equal, no_policy["whole"], no_policy["parts"])
     assert files(tmp_path / "parts", method) == files(tmp_path / "whole", method)
+
+
+def test_a_finished_run_goes_on_with_a_larger_budget(tmp_path, no_policy):
+    """As if it had had that budget from the start, since the learning rate is constant."""
+    start(tmp_path / "whole", "sea", **{"train.query_budget": 24})()
+    start(tmp_path / "parts", "sea")()
+    assert files(tmp_path / "parts", "sea")[0][-1]["queries"] == 16
+    start(tmp_path / "parts", "sea", **{"train.query_budget": 24})()
+    jax.tree.map(np.testing.assert_array_equal, no_policy["whole"], no_policy["parts"])
+    assert files(tmp_path / "parts", "sea") == files(tmp_path / "whole", "sea")
+
+
+def test_labels_of_a_run_without_a_checkpoint_are_not_bought_again(tmp_path, monkeypatch):
+    """Killed before the first checkpoint: the run begins anew and asks only what was never answered."""
+    begin = start(tmp_path, "sea", **{"checkpoint.every_s": 1e6})
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        stopped_after(patch, 2, MemoryError())
+        begin()
+    asked, compare = [], labeller.protocol.compare
+    note = lambda oracle, *texts: asked.extend(texts[0]) or compare(oracle, *texts)  # noqa: E731
+    monkeypatch.setattr(labeller, "protocol", types.SimpleNamespace(compare=note))  # not the evaluation's
+    begin()
+    *_, labels = files(tmp_path, "sea")
+    answered = [row for row in labels if row[8] == journal.ANSWERED]
+    assert len(answered) == 16 and len(asked) < 16 and not reading.faults(journal_file(tmp_path, "sea"))
+    before = [row for row in answered if row[0] < 2]
+    assert len(asked) == 16 - len(before) > 0 and before
+
+
+def test_a_sampler_that_writes_something_else_still_gets_its_labels(tmp_path, monkeypatch):
+    """As vLLM does, or JAX on other devices: the steps after the checkpoint read their responses again."""
+    begin = start(tmp_path, "sea", **{"checkpoint.every_s": 1e6})
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        stopped_after(patch, 2, MemoryError())
+        begin()
+    before = labels_of(tmp_path, "sea")
+    keys = actor.step_keys
+    other = lambda key, step: keys(jax.random.fold_in(key, 99), step)  # noqa: E731
+    monkeypatch.setattr(actor, "step_keys", other)
+    begin()
+    *_, labels = files(tmp_path, "sea")
+    assert labels[: len(before)] == before and len(labels) == 16
+
+
+@pytest.mark.parametrize("damage", ["absent", "truncated", "empty"])
+def test_a_damaged_checkpoint_is_left_out(tmp_path, monkeypatch, no_policy, caplog, damage):
+    """The run goes on from the one before, and ends where it would have."""
+    start(tmp_path / "whole", "passive")()
+    begin = start(tmp_path / "parts", "passive")
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        stopped_after(patch, 2)
+        begin()
+    folder = tmp_path / "parts/runs/passive-seed0/checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+    files_there = [file for file in (folder / "2").rglob("*") if file.is_file()]
+    for file in files_there:
+        if file.stat().st_size > 100:
+            file.unlink() if damage == "absent" else truncate(file, 0.5 if damage == "truncated" else 0)
+    with caplog.at_level("WARNING", logger="absl"):
+        begin()
+    said = [record.getMessage() for record in caplog.records]
+    assert any(f"{folder / '2'} cannot be read, and is deleted" in line for line in said)
+    assert any("goes on after 1 steps and 4 of 16 labels" in line for line in said)
+    jax.tree.map(np.testing.assert_array_equal, no_policy["whole"], no_policy["parts"])
+    assert files(tmp_path / "parts", "passive") == files(tmp_path / "whole", "passive")
+
+
+def test_a_second_signal_ends_at_once():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), stop_request() as request:
+        assert request.number == 0
+        signal.raise_signal(signal.SIGINT)
+        assert (request.signal, request.number) == ("SIGINT", signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(StoppedError("saved"), 75), (StorageError("full"), 74), (InputError("bad"), 2)]
+)
+def test_exit_status(monkeypatch, capsys, error, status):
+    def run(*_):
+        raise error
+
+    flags = dict(_CONFIG=ConfigDict({"a": 1}), _WORKDIR="runs", _PREPARE=False, _PRINT=False, _EXTEND=False)
+    for name, value in flags.items():
+        monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))
+    monkeypatch.setattr(main, "prepare_jax", lambda *_: None)
+    monkeypatch.setattr(main, "_join", lambda: None)
+    monkeypatch.setattr(main, "_run", run)
+    with pytest.raises(SystemExit) as end:
+        main.main(["sea_jax"])
+    assert end.value.code == status and str(error) in capsys.readouterr().err

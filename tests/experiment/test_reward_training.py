@@ -99,7 +99,7 @@ def cache(tmp_path_factory):
 def test_on_the_embedded_task(cache, tmp_path, monkeypatch):
     """From the SFT policy, of pairs that it wrote and the task's oracle labelled, each label counted."""
     config, label, bought = small_quickstart(cache), pairs.label, []
-    monkeypatch.setattr(pairs, "label", lambda *a: bought.append(label(*a)) or bought[-1])
+    monkeypatch.setattr(pairs, "label", lambda *a, **k: bought.append(label(*a, **k)) or bought[-1])
     said = commands.run("rm", config, str(tmp_path))
     task = tasks.load(config, cache / "task")
     rewards = mini_tldr.reward_fn(config.task.oracle_seed)

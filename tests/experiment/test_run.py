@@ -28,11 +28,11 @@ def call(tmp_path, monkeypatch):
             writer.write(0, 4, {"eval/win_rate_sft": 0.5, "time/learn_s": float(len(trained))})
         write_summary(folder, Summary(4, method, f"label of {method}", False))
 
-    def run(methods=("passive",), num_seeds=1, **fields):
+    def run(methods=("passive",), num_seeds=1, extend=False, **fields):
         config = quickstart.get_config()
         config.update(dict(methods=methods, num_seeds=num_seeds, seed=7))
         config.update_from_flattened_dict(fields)
-        return experiment.run(config, str(tmp_path))
+        return experiment.run(config, str(tmp_path), extend)
 
     monkeypatch.setattr(experiment.validate, "load_task", lambda *_: None)
     monkeypatch.setattr(experiment.assets, "prepare", lambda *_: prepared.append(1) or shared)
@@ -85,6 +85,18 @@ def test_a_run_with_a_spoilt_summary_has_not_finished(call, tmp_path):
     (folder / "done.json").write_text("{")
     call()
     assert call.trained == [("passive", 0)] * 2 and read_summary(folder).queries == 4
+
+
+def test_a_finished_run_is_extended_where_its_budget_was_raised(call, tmp_path):
+    """A smaller or equal budget trains nothing; without --extend another budget is another config."""
+    call(**{"train.query_budget": 4})
+    for budget, trained in ((4, 1), (8, 2), (8, 3)):  # the stand-in for training stops at 4 labels
+        call(extend=True, **{"train.query_budget": budget})
+        assert len(call.trained) == trained
+    with pytest.raises(InputError, match=r"train\.query_budget=8, not 12; valid: that config, --extend"):
+        call(**{"train.query_budget": 12})
+    with pytest.raises(InputError, match=r"train\.beta"):
+        call(extend=True, **{"train.beta": 0.2, "train.query_budget": 8})
 
 
 def test_a_finished_run_of_another_config_is_refused(call, tmp_path):

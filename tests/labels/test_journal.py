@@ -1,5 +1,6 @@
 """The label journal: what is written, when, and what is done about damage."""
 
+import csv
 import json
 import sqlite3
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from helpers import ROOT, truncate
+from pyarrow import parquet
 
 from sea_jax.errors import InputError, StorageError
 from sea_jax.labels import __main__ as command
@@ -168,17 +170,22 @@ def test_commands(bought, tmp_path):
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 def test_exports_hold_the_same(bought, tmp_path, monkeypatch, ending):
-    import pandas
-
     output = tmp_path / f"labels.{ending}"
     monkeypatch.setattr(sys, "argv", ["labels", "export", str(bought), "--output", str(output)])
     with pytest.raises(SystemExit) as end:
         command.main()
     assert end.value.code == 0
-    read = {"jsonl": lambda f: pandas.read_json(f, lines=True), "csv": pandas.read_csv, "parquet": pandas.read_parquet}
-    table = read[ending](output)
-    assert list(table) == list(reading.COLUMNS) and list(table["prompt"]) == TEXTS[0]
-    assert list(table["probability"]) == [0.9, 0.2] and list(table["chosen"]) == ["first", "second"]
+    read = {
+        "jsonl": lambda: [json.loads(line) for line in output.read_text().splitlines()],
+        "csv": lambda: list(csv.DictReader(output.open(newline=""))),
+        "parquet": lambda: parquet.read_table(output).to_pylist(),
+    }
+    table = read[ending]()
+    assert [tuple(row) for row in table] == [reading.COLUMNS] * 2
+    assert [[row[name] for row in table] for name in ("prompt", "first", "chosen")] == [
+        TEXTS[0], TEXTS[1], ["first", "second"]
+    ]  # fmt: skip
+    assert [float(row["probability"]) for row in table] == [0.9, 0.2]
 
 
 def test_verify_finds_damage(bought):
@@ -207,7 +214,7 @@ def test_a_file_that_is_no_journal_is_one_line(tmp_path, bought, spoil):
     else:
         with sqlite3.connect(file) as db:
             db.execute("PRAGMA user_version = 9")
-    with pytest.raises((InputError, StorageError), match="labels.sqlite") as error:
+    with pytest.raises((InputError, StorageError), match=r"labels\.sqlite") as error:
         with Journal(file.parent, "o") as journal:
             Labeller(Counting(), journal=journal).label(*TEXTS, 0, ORIGIN._replace(step=9))
         pytest.fail("a spoilt journal was accepted")

@@ -1,12 +1,17 @@
 """The rows that training reads, and one optimizer step for each batch."""
 
 import itertools
+import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
+from sea_jax.errors import StoppedError
 from sea_jax.pretraining import fit
+from sea_jax.runtime.checkpoint_folder import CheckpointFolder
 from sea_jax.runtime.mesh import make_mesh
 
 
@@ -43,3 +48,44 @@ def test_one_step_for_each_batch():
         steps=3, metric="toy/loss", progress=False,
     )  # fmt: skip
     np.testing.assert_allclose(found, 0.5 * (0.5 * (0.5 * 1 + 4) + 2))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_stopped_fit_goes_on(tmp_path, killed):
+    """Twice stopped, it ends with the parameters of one that was never stopped, and read the same rows."""
+    loss = lambda p, x: (((p["w"] - x) ** 2).mean() / 2, {"toy/loss": p["w"].sum()})  # noqa: E731
+    data, seen = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32), []
+
+    def train(folder, stop_at=None):
+        def examples(rows):
+            if len(seen) == stop_at:
+                if killed:
+                    raise MemoryError
+                signal.raise_signal(signal.SIGTERM)
+            seen.append(rows.tolist())
+            return data[rows]
+
+        rows = fit.shuffled_rows(jax.random.key(1), len(data), 4)
+        with CheckpointFolder(folder, 0, 2) as saved:
+            return fit.fit(
+                loss, optax.adam(0.1), {"w": jnp.zeros(3)}, rows, examples, make_mesh(), steps=9,
+                metric="toy/loss", progress=False, saved=saved,
+            )["w"]  # fmt: skip
+
+    whole, expected = train(tmp_path / "whole"), seen[:]
+    seen.clear()
+    for stop_at in (2, 5):
+        with pytest.raises(MemoryError if killed else StoppedError):
+            train(tmp_path / "parts", stop_at)
+    np.testing.assert_array_equal(train(tmp_path / "parts"), whole)
+    assert seen == expected and len(seen) == 9
+
+
+def test_without_checkpoints_signals_are_left_alone():
+    """The default handler of SIGINT raises inside the loop."""
+    with pytest.raises(KeyboardInterrupt):
+        fit.fit(
+            lambda w, x: (w, {"toy/loss": w}), optax.sgd(0.5), jnp.float32(0), iter(np.zeros((3, 1), int)),
+            lambda rows: signal.raise_signal(signal.SIGINT) or rows, make_mesh(),
+            steps=3, metric="toy/loss", progress=False,
+        )  # fmt: skip

@@ -1,12 +1,15 @@
 """Rows of metrics.jsonl: what is left out, and what is null."""
 
 import json
+import struct
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import update
+from tensorboardX.proto.event_pb2 import Event
 
+from sea_jax.errors import InputError
 from sea_jax.losses import mean_or_nan
 from sea_jax.runtime import metrics
 from sea_jax.runtime.metrics import MetricWriter
@@ -23,6 +26,15 @@ OVER_DUELS = (
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def tensorboard_events(file):
+    """The events of a file of TFRecords: length, checksum, event, checksum."""
+    data, at = file.read_bytes(), 0
+    while at < len(data):
+        (length,) = struct.unpack("<Q", data[at : at + 8])
+        yield Event.FromString(data[at + 12 : at + 12 + length])
+        at += 16 + length
 
 
 def test_a_metric_that_measured_nothing_is_left_out(tmp_path):
@@ -76,3 +88,23 @@ def test_a_run_is_marked_as_unfinished_before_its_rows_are_replaced(tmp_path, mo
     )  # fmt: skip
     with MetricWriter(tmp_path):
         assert order == ["{}\n"] and not (tmp_path / "done.json").exists()
+
+
+def test_a_restored_run_continues_its_files(tmp_path):
+    """Rows after the checkpoint are cut off, and the event file holds each row once."""
+    with MetricWriter(tmp_path) as writer:
+        writer.write(0, 4, {"a/b": 1.0})
+        writer.write_samples([{"n": 1}])
+        kept = writer.positions()
+        writer.write(1, 8, {"a/b": 2.0})
+        writer.write_samples([{"n": 2}])
+    for _ in range(2):
+        with MetricWriter(tmp_path, kept) as writer:
+            writer.write(1, 8, {"a/b": 3.0})
+    assert [row["a/b"] for row in rows(tmp_path)] == [1.0, 3.0]
+    assert (tmp_path / "samples.jsonl").read_text() == '{"n": 1}\n'
+    [events] = tmp_path.glob("events.out.tfevents.*")
+    found = [(e.step, v.simple_value) for e in tensorboard_events(events) for v in e.summary.value]
+    assert found == [(4, 1.0), (8, 3.0)]
+    with pytest.raises(InputError, match=r"metrics\.jsonl: \d+ bytes; valid: the 99999 it had"):
+        MetricWriter(tmp_path, kept | {"metrics.jsonl": 99_999})

@@ -1,0 +1,139 @@
+"""Kills a run at random instants and goes on with it each time; says what was lost.
+
+python -m benchmarks.faults --kills=100 --workdir=runs/faults
+
+Runs a short quickstart once without a fault. Then it runs it again: SIGKILL at a random instant, the same
+command, until a run has ended; and again in a new folder until there were so many kills. It counts labels that
+were lost or bought twice, checkpoints that could not be read, and files that differ from the undisturbed run's.
+"""
+
+import argparse
+import filecmp
+import json
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sea_jax.labels.journal import FILE
+from sea_jax.labels.reading import faults
+
+METHODS = ("sea", "posterior_rl")
+SHORT = {
+    "num_seeds": 1, "methods": METHODS, "progress": False, "sft.steps": 60, "backbone.steps": 10,
+    "backbone.num_prompts": 200, "prior_heads.steps": 20, "train.query_budget": 96,
+    "overrides.posterior_rl.train.query_budget": 48, "sea.burn_in": 32, "eval.num_prompts": 50,
+    "eval.batch_size": 50, "eval.num_pairs": 50, "eval.every_queries": 32, "rloo.updates_per_label": 0.5,
+    "rloo.burst_updates": (5, 5), "checkpoint.every_s": 1.0,
+}  # fmt: skip
+COLUMNS = (
+    "step, row, policy_step, prompt, first, second, first_tokens, second_tokens, state, probability, "
+    "prefers_first, labelled_by"
+)
+
+
+def command(folder: Path, cache: Path) -> list[str]:
+    fields = [f"--config.{name}={value!r}" for name, value in SHORT.items()]
+    call = [sys.executable, "-m", "sea_jax.main", "--config=configs/quickstart.py", f"--workdir={folder}"]
+    return [*call, f"--config.cache_dir={cache}", *fields]
+
+
+def bought(folder: Path) -> dict[str, list[tuple]]:
+    """Returns the answered duels of every run of a work directory."""
+    found = {}
+    for file in sorted(folder.glob(f"runs/*/{FILE}")):
+        with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as db:
+            query = f"SELECT id, {COLUMNS} FROM duels WHERE state = 'answered' ORDER BY id"
+            found[file.parent.name] = db.execute(query).fetchall()
+    return found
+
+
+def kill_once(call: list[str], log: Path, seconds: float) -> int | None:
+    """Runs a command and kills it after so many seconds; returns the exit status if it ended before."""
+    with open(log, "a") as out:
+        process = subprocess.Popen(call, stdout=out, stderr=out)
+        try:
+            return process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return None
+
+
+def differences(folder: Path, whole: Path) -> list[str]:
+    """Returns the files of the runs that differ from the undisturbed ones in more than seconds."""
+    found = []
+    for method in METHODS:
+        mine, theirs = (place / f"runs/{method}-seed0" for place in (folder, whole))
+        names = ("samples.jsonl", "responses.jsonl", "policy/model.safetensors", "done.json")
+        same = {name: filecmp.cmp(mine / name, theirs / name, shallow=False) for name in names}
+        found += [f"{method}/{name}" for name in names if not same[name]]
+        rows = [
+            [
+                {key: value for key, value in json.loads(line).items() if not key.startswith("time/")}
+                for line in (run / "metrics.jsonl").read_text().splitlines()
+            ]
+            for run in (mine, theirs)
+        ]
+        if rows[0] != rows[1]:
+            found.append(f"{method}/metrics.jsonl")
+    if bought(folder) != bought(whole):
+        found.append(FILE)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Kills a run at random instants and goes on with it.")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/faults"))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    cache, whole, log = (options.workdir / name for name in ("cache", "whole", "log.txt"))
+    for _ in range(2):  # the second time with trained parts and compiled programs
+        shutil.rmtree(whole, ignore_errors=True)
+        start = time.monotonic()
+        with open(log, "a") as out:
+            subprocess.run(command(whole, cache), check=True, stdout=out, stderr=out)
+        longest = time.monotonic() - start
+    print(f"undisturbed: {longest:.0f} s, {sum(map(len, bought(whole).values()))} labels", flush=True)
+
+    rng, kills, ended = random.Random(options.seed), 0, 0
+    lost, twice, unequal, failed = 0, 0, [], 0
+    folder = options.workdir / "killed"
+    shutil.rmtree(folder, ignore_errors=True)
+    before: dict[str, list[tuple]] = {}
+    while kills < options.kills or ended == 0:
+        seconds = rng.uniform(0, longest) if kills < options.kills else 10 * longest
+        status = kill_once(command(folder, cache), log, seconds)
+        now = bought(folder)
+        for run, rows in before.items():
+            lost += len(set(rows) - set(now.get(run, ())))
+        before = now
+        if status is None:
+            kills += 1
+            continue
+        if status:
+            failed += 1
+            print(f"exit status {status}; see {log}", flush=True)
+            break
+        ended += 1
+        unequal += differences(folder, whole)
+        twice += sum(len(rows) for rows in now.values()) - sum(map(len, bought(whole).values()))
+        unequal += [line for file in folder.glob(f"runs/*/{FILE}") for line in faults(file)]
+        shutil.rmtree(folder)
+        before = {}
+    unread = log.read_text().count("cannot be read")
+    print(
+        f"{kills} kills, {ended} runs that ended: {lost} labels lost, {twice} bought twice, "
+        f"{unread} checkpoints that could not be read, {failed} restarts that failed, "
+        f"{len(unequal)} files that differ {sorted(set(unequal)) or ''}"
+    )
+    sys.exit(bool(lost or twice or unread or failed or unequal))
+
+
+if __name__ == "__main__":
+    main()

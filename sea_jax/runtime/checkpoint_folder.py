@@ -1,0 +1,155 @@
+"""A folder of checkpoints, written by Orbax while the next steps run.
+
+A checkpoint is written under another name until it is whole, so one that a killed process left is never read.
+"""
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from sea_jax import __version__
+from sea_jax.errors import InputError, StorageError
+from sea_jax.runtime.mesh import from_all, is_main, wait_for_all
+from sea_jax.runtime.stop import StopRequest
+from sea_jax.types import Config
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+LAYOUT = 1  # of what is saved
+_ARGS = ocp.args
+
+
+class CheckpointFolder:
+    """Checkpoints by step: trees of arrays, and a record in JSON.
+
+    Args:
+        folder: made if absent.
+        every_s: seconds between two checkpoints; 0: every step is due.
+        keep: newest checkpoints that are kept.
+    """
+
+    def __init__(self, folder: Path, every_s: float, keep: int):
+        self.folder, self._every_s, self._last = folder, every_s, time.monotonic()
+        if is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+        wait_for_all(str(folder))
+        kept = preservation_policy.LatestN(keep)
+        options = ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a checkpoint, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def asked(self, stop: StopRequest) -> tuple[bool, int]:
+        """Tells whether a checkpoint is due, and which signal asks for the end, 0 without one.
+
+        All processes of a run return the same: the main one says what is due, and any of them gets signals.
+        """
+        due = time.monotonic() - self._last >= self._every_s
+        flags = from_all(np.array([due, stop.number], np.int32))
+        return bool(flags[0, 0]), int(flags[:, 1].max())
+
+    def save(self, step: int, record: dict[str, Any], **trees: Any) -> None:
+        """Copies the arrays to the host, and begins to write them.
+
+        Raises:
+            StorageError: this checkpoint, or the one before, could not be written.
+        """
+        if step in self._manager.all_steps():
+            return
+        self.wait()
+        items: dict[str, Any] = {name: _ARGS.StandardSave(tree) for name, tree in trees.items()}
+        items["record"] = _ARGS.JsonSave(dict(layout=LAYOUT, version=__version__, step=step, **record))
+        try:
+            self._manager.save(step, args=_ARGS.Composite(**items))
+        except (OSError, ValueError) as error:
+            raise self._storage_error(error) from error
+        self._last = time.monotonic()
+
+    def newest(self, **trees: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Reads the newest checkpoint that can be read; deletes newer ones, with a warning.
+
+        Args:
+            trees: arrays of the shapes and shardings that the restored ones shall have; None: those that were
+                saved, on the host. A tree that the checkpoint lacks is left out.
+
+        Returns:
+            The record and the trees by name; None without a checkpoint.
+
+        Raises:
+            InputError: one was written by a newer version, or there are some and none can be read.
+        """
+        steps = self.steps()
+        for step in steps:
+            try:
+                return self._read(step, trees)
+            except InputError:
+                raise
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                logging.warning(
+                    "%s cannot be read, and is deleted: %s", self.folder / str(step), _line(error)
+                )
+                self._manager.delete(step)
+        if steps:
+            raise InputError(f"{self.folder}: none of its checkpoints can be read; valid: delete the folder")
+        return None
+
+    def _read(self, step: int, trees: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        place = self.folder / str(step)
+        record = self._manager.restore(step, args=_ARGS.Composite(record=_ARGS.JsonRestore()))["record"]
+        if record["layout"] > LAYOUT:
+            valid = f"valid: at most {LAYOUT}"
+            raise InputError(f"{place}: layout {record['layout']}, written by a newer version; {valid}")
+        items = {
+            name: _ARGS.StandardRestore(None if like is None else jax.tree.map(_abstract, like))
+            for name, like in trees.items()
+            if (place / name).is_dir()
+        }
+        found = self._manager.restore(step, args=_ARGS.Composite(**items))
+        return record, {name: found[name] for name in items}
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is on the disk.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._storage_error(error) from error
+
+    def _storage_error(self, error: OSError | ValueError) -> Exception:
+        """Returns one line about a disk that cannot be written; another error as it is."""
+        # TensorStore raises ValueError, with the words of the operating system.
+        known = isinstance(error, OSError) or any(os.strerror(code) in str(error) for code in _DISK)
+        return StorageError(f"{self.folder}: no checkpoint was saved ({_line(error)})") if known else error
+
+    def __enter__(self) -> "CheckpointFolder":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.wait()
+        self._manager.close()
+
+
+def open_folder(folder: Path, config: Config) -> CheckpointFolder:
+    """Opens a folder of checkpoints by the fields of section `checkpoint`."""
+    return CheckpointFolder(folder, config.every_s, config.keep)
+
+
+def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [repr(error)])[0]
