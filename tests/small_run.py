@@ -1,5 +1,6 @@
 """A whole run in miniature, for tests of the host loop."""
 
+import contextlib
 import json
 import random
 
@@ -11,13 +12,17 @@ from sea_jax import models
 from sea_jax.actors.make import sampler_for
 from sea_jax.ensemble import features
 from sea_jax.evaluate import EvalSet, HeldoutPairs
-from sea_jax.experiment import assets
+from sea_jax.experiment import assets, checkpoints
+from sea_jax.experiment.checkpoints import RunSaver
 from sea_jax.experiment.logbook import Logbook
 from sea_jax.experiment.oracles import make_oracles
 from sea_jax.experiment.setup import make_evaluator, make_run
-from sea_jax.runtime.mesh import make_mesh, sampling_mesh
+from sea_jax.labels.journal import Journal
+from sea_jax.runtime.checkpoint_folder import CheckpointFolder
+from sea_jax.runtime.mesh import is_main, make_mesh, sampling_mesh
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.sharding import shard_params
+from sea_jax.runtime.stop import StopRequest
 from sea_jax.tasks import mini_tldr, protocol
 from sea_jax.tasks import mini_tldr_grammar as grammar
 from sea_jax.train import train
@@ -90,3 +95,25 @@ def loop(run):
         train(run, logbook(run, writer))
     read = lambda name: [json.loads(line) for line in (run.folder / name).read_text().splitlines()]  # noqa: E731
     return read("metrics.jsonl"), read("samples.jsonl")
+
+
+def go_on(run, last_step=None):
+    """Goes on with a run from the checkpoints and the journal in its folder, up to a step or to its end."""
+
+    class StopAt(RunSaver):
+        def end_step(self, run, logbook, last):
+            super().end_step(run, logbook, last)
+            if run.step == last_step:
+                raise StopIteration
+
+    with contextlib.ExitStack() as files:
+        if is_main():
+            run.labeller.journal = files.enter_context(Journal(run.folder, "the task"))
+        saved = files.enter_context(CheckpointFolder(run.folder / "checkpoints", 0, 2))
+        restored = checkpoints.restore(saved, run)
+        writer = files.enter_context(MetricWriter(run.folder, restored and restored["files"]))
+        evaluator = make_evaluator(run, run.assets)
+        saver = StopAt(saved, StopRequest())
+        with contextlib.suppress(StopIteration):
+            train(run, Logbook(run.folder, writer, evaluator, saver, restored))
+    return restored is not None

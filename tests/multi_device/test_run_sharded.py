@@ -1,6 +1,8 @@
 """Whole runs on meshes: the devices share prompts and parameters, and nothing that is drawn depends on that."""
 
 import pathlib
+import shutil
+import sqlite3
 import tempfile
 
 import helpers
@@ -18,6 +20,42 @@ def printed():
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_a_run_on_a_mesh_equals_one_devices(mesh, printed):
     assert f"{mesh} agrees" in printed
+
+
+def test_a_run_saved_on_four_devices_goes_on_with_one_and_with_eight(printed):
+    assert "one device agrees" in printed and "eight devices agree" in printed
+
+
+def saved_run(folder, mesh, last_step=None):
+    """Goes on with a run on a mesh; returns its state and its labels."""
+    from small_run import go_on, small_run
+
+    fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
+    run = small_run(folder, "sea", **fields, **{"sea.burn_in": 4})
+    restored = go_on(run, last_step)
+    with sqlite3.connect(folder / "labels.sqlite") as db:
+        labels = db.execute("SELECT step, prompt, first, second, prefers_first FROM duels ORDER BY id").fetchall()
+    return run.state, labels, restored
+
+
+def resume_elsewhere():
+    """Saves on four devices; one and eight go on from there."""
+    import jax
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        whole, labels, _ = saved_run(folder / "whole", {})
+        _, first, restored = saved_run(folder / "four", dict(fsdp=4), 2)
+        assert first == labels[: len(first)] and 0 < len(first) < len(labels) and not restored
+        for said, mesh in (("one device agrees", {}), ("eight devices agree", dict(fsdp=4, tensor=2))):
+            shutil.copytree(folder / "four", folder / said)
+            state, found, restored = saved_run(folder / said, mesh)
+            assert restored and found == labels
+            assert len(state.policy.params["head"]["kernel"].sharding.device_set) == max(8 * len(mesh) // 2, 1)
+            for a, b in zip(jax.tree.leaves(whole.policy), jax.tree.leaves(state.policy), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+            print(said)
 
 
 def one_run(mesh):
@@ -57,6 +95,7 @@ def main():
     for mesh in MESHES:
         compare(reference, one_run(mesh), mesh)
         print(mesh, "agrees")
+    resume_elsewhere()
     with pytest.raises(InputError, match=r"config.mesh.tensor=4: valid is a divisor of 2, an axis of"):
         one_run(dict(tensor=4))
     # What the devices cannot share they all hold.

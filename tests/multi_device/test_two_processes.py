@@ -9,6 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+from small_run import go_on, small_run
+
+from sea_jax.labels.journal import Journal
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MESHES = [dict(data=4), dict(fsdp=2, tensor=2)]  # the first axis lies between the processes
@@ -76,12 +79,23 @@ def test_two_processes_equal_one(i, folders):
                 assert a[name] == wanted, name
 
 
+def test_a_run_saved_by_two_processes_goes_on_with_one(folders):
+    """It ends with the labels that two processes would have bought, and nearly their parameters."""
+    run = small_run(folders / "2" / "saved", "sea", **{"sea.burn_in": 4})
+    assert go_on(run)
+    state = np.load(folders / "2/0/state.npz")
+    with Journal(run.folder, "the task") as journal:
+        assert run.labeller.num_queries == journal.count() == int(state[".num_queries"]) == 16
+    kernel = state[".policy.params['head']['kernel']"]
+    np.testing.assert_allclose(run.state.policy.params["head"]["kernel"], kernel, rtol=1e-5, atol=1e-5)
+
+
 def main(folder, port, processes, index):
     import jax
 
     if processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, index, initialization_timeout=60)
-    from small_run import loop, small_run
+    from small_run import loop
 
     from sea_jax.runtime.mesh import is_main, to_host, wait_for_all
 
@@ -96,6 +110,8 @@ def main(folder, port, processes, index):
             leaves, _ = jax.tree_util.tree_flatten_with_path(state)
             np.savez(folder / str(i) / "state.npz", **{jax.tree_util.keystr(k): v for k, v in leaves})
         wait_for_all(f"the end of {mesh}")
+    if processes > 1:  # saved by two processes, on all devices at the same step
+        go_on(small_run(folder / "saved", "sea", **{"mesh.data": 4, "sea.burn_in": 4}), 2)
     print(f"process {index} of {processes} ended")
 
 
