@@ -142,7 +142,12 @@ def test_main_prints_all(monkeypatch, capsys, tmp_path):
     config = quickstart.get_config()
     config.train.beta, config.sea.gamma, config.cache_dir = -1.0, 0.0, str(tmp_path / "cache")
     values = dict(
-        _CONFIG=config, _WORKDIR=str(tmp_path / "runs"), _PREPARE=False, _PRINT=False, _EXTEND=False, _COORDINATOR=""
+        _CONFIG=config,
+        _WORKDIR=str(tmp_path / "runs"),
+        _PREPARE=False,
+        _PRINT=False,
+        _EXTEND=False,
+        _COORDINATOR="",
     )
     for name, value in values.items():
         monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))

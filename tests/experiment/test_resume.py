@@ -75,7 +75,9 @@ def journal_file(folder, method):
 def labels_of(folder, method):
     """The rows of a run's journal, without instants and seconds."""
     with sqlite3.connect(journal_file(folder, method)) as db:
-        columns = "step, row, policy_step, prompt, first, second, first_tokens, second_tokens, state, probability"
+        columns = (
+            "step, row, policy_step, prompt, first, second, first_tokens, second_tokens, state, probability"
+        )
         return db.execute(f"SELECT {columns}, prefers_first FROM duels ORDER BY id").fetchall()
 
 

@@ -59,7 +59,9 @@ def test_a_duel_is_on_the_disk_before_it_is_asked_and_its_answer_before_it_is_re
         stored = rows(tmp_path, "state, probability, prefers_first, labelled_by, first_tokens, second_tokens")
     asked = [(3, row, 2, *words, ASKED, 1) for row, *words in zip((1, 4), *TEXTS, strict=True)]
     assert seen == [asked]
-    tokens = [tuple(np.array(ids, "<i4").tobytes() for ids in pair) for pair in (([1, 2], [3]), ([4, 5, 6], [7, 8]))]
+    tokens = [
+        tuple(np.array(ids, "<i4").tobytes() for ids in pair) for pair in (([1, 2], [3]), ([4, 5, 6], [7, 8]))
+    ]
     assert stored == [
         (ANSWERED, 0.9, 1, "somebody", *tokens[0]), (ANSWERED, 0.2, 0, "somebody", *tokens[1])
     ]  # fmt: skip
@@ -103,7 +105,10 @@ def test_an_unanswered_duel_stays_unanswered(tmp_path):
             labels = labeller.label(*TEXTS, 0, ORIGIN)
         assert labels.answered.tolist() == [True, False] and not labels.prefers_first[1]
         assert (labeller.num_queries, labeller.num_dropped, len(oracle.asked)) == (1, 1, 2)
-    assert rows(tmp_path, "state, probability, prefers_first") == [(ANSWERED, 0.9, 1), (UNANSWERED, None, None)]
+    assert rows(tmp_path, "state, probability, prefers_first") == [
+        (ANSWERED, 0.9, 1),
+        (UNANSWERED, None, None),
+    ]
 
 
 def test_the_draws_of_a_label_do_not_depend_on_what_was_known(tmp_path):
@@ -117,7 +122,9 @@ def test_the_draws_of_a_label_do_not_depend_on_what_was_known(tmp_path):
             entries = journal.ask(3, 2, [Question(1, *(words[1] for words in TEXTS), *TOKENS[1])], b"")
             journal.answer([Answer(entries[0].id, True, 0.5, False)], 0.0)
             del part
-            found = Labeller(Counting((0.5, 0.5)), "bernoulli", 0.3, journal=journal).label(*TEXTS, seed, origin)
+            found = Labeller(Counting((0.5, 0.5)), "bernoulli", 0.3, journal=journal).label(
+                *TEXTS, seed, origin
+            )
         np.testing.assert_array_equal(found.prefers_first, plain.prefers_first)
 
 
@@ -160,7 +167,9 @@ def test_commands(bought, tmp_path):
     exported = [json.loads(line) for line in said.splitlines()]
     assert [row["chosen"] for row in exported] == ["first", "second"]
     assert [row["first_tokens"] for row in exported] == [[1, 2], [4, 5, 6]]
-    assert [(row["prompt"], row["first"], row["second"]) for row in exported] == list(zip(*TEXTS, strict=True))
+    assert [(row["prompt"], row["first"], row["second"]) for row in exported] == list(
+        zip(*TEXTS, strict=True)
+    )
     status, _, said = run("list", tmp_path / "nowhere")
     assert status == 2 and said == (
         f"error: {tmp_path / 'nowhere'}: holds no labels.sqlite; "
@@ -193,7 +202,9 @@ def test_verify_finds_damage(bought):
     with sqlite3.connect(file) as db:
         db.execute("UPDATE duels SET prefers_first = NULL WHERE id = 1")
         db.execute("UPDATE duels SET first_tokens = second_tokens WHERE id = 2")
-        db.execute("UPDATE duels SET state = 'answered', prefers_first = 1, probability = 1, row = 4 WHERE id > 2")
+        db.execute(
+            "UPDATE duels SET state = 'answered', prefers_first = 1, probability = 1, row = 4 WHERE id > 2"
+        )
     found = "\n".join(reading.faults(file))
     for fault in ("1 duels have an answer without a label", "1 duels have two equal responses",
                   "1 places of a batch have two labels", "4 labels; its run counted 2"):  # fmt: skip

@@ -34,7 +34,9 @@ def saved_run(folder, mesh, last_step=None):
     run = small_run(folder, "sea", **fields, **{"sea.burn_in": 4})
     restored = go_on(run, last_step)
     with sqlite3.connect(folder / "labels.sqlite") as db:
-        labels = db.execute("SELECT step, prompt, first, second, prefers_first FROM duels ORDER BY id").fetchall()
+        labels = db.execute(
+            "SELECT step, prompt, first, second, prefers_first FROM duels ORDER BY id"
+        ).fetchall()
     return run.state, labels, restored
 
 
@@ -52,7 +54,9 @@ def resume_elsewhere():
             shutil.copytree(folder / "four", folder / said)
             state, found, restored = saved_run(folder / said, mesh)
             assert restored and found == labels
-            assert len(state.policy.params["head"]["kernel"].sharding.device_set) == max(8 * len(mesh) // 2, 1)
+            assert len(state.policy.params["head"]["kernel"].sharding.device_set) == max(
+                8 * len(mesh) // 2, 1
+            )
             for a, b in zip(jax.tree.leaves(whole.policy), jax.tree.leaves(state.policy), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
             print(said)

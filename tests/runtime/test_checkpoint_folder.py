@@ -47,7 +47,9 @@ def test_a_full_disk_is_one_line_of_the_journal_and_its_answers_stay(tmp_path, f
             for step in range(1, 100):
                 journal.ask(step, 0, [Question(0, "x" * 10_000, "y", "z", tokens, tokens)], b"")
     with Journal(tmp_path, "o") as journal:
-        assert [entry.id for entry in journal.ask(0, 0, [Question(0, "x", "y", "z", tokens, tokens)], b"")] == [1]
+        assert [
+            entry.id for entry in journal.ask(0, 0, [Question(0, "x", "y", "z", tokens, tokens)], b"")
+        ] == [1]
 
 
 def test_the_newest_are_kept(tmp_path):
