@@ -2,19 +2,18 @@
 
 import re
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # autodoc imports the checkout, not an installed copy
 
-_PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+from sea_jax import __version__  # noqa: E402
 
 project = "sea_jax"
 author = "The sea_jax authors"
 copyright = author
-version = release = _PROJECT["version"]
+version = release = __version__
 
 extensions = [
     "myst_parser",

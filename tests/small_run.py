@@ -97,7 +97,7 @@ def loop(run):
     return read("metrics.jsonl"), read("samples.jsonl")
 
 
-def go_on(run, last_step=None):
+def go_on(run, last_step=None, every_s=0):
     """Goes on with a run from the checkpoints and the journal in its folder, up to a step or to its end."""
 
     class StopAt(RunSaver):
@@ -109,7 +109,7 @@ def go_on(run, last_step=None):
     with contextlib.ExitStack() as files:
         if is_main():
             run.labeller.journal = files.enter_context(Journal(run.folder, "the task"))
-        saved = files.enter_context(CheckpointFolder(run.folder / "checkpoints", 0, 2))
+        saved = files.enter_context(CheckpointFolder(run.folder / "checkpoints", every_s, 2))
         restored = checkpoints.restore(saved, run)
         writer = files.enter_context(MetricWriter(run.folder, restored and restored["files"]))
         evaluator = make_evaluator(run, run.assets)

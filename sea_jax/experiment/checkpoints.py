@@ -8,10 +8,12 @@ import signal
 from typing import Any
 
 import jax
+import msgpack
 
 from sea_jax.errors import StoppedError
 from sea_jax.experiment.logbook import Logbook
 from sea_jax.runtime.checkpoint_folder import CheckpointFolder
+from sea_jax.runtime.mesh import bytes_from_main
 from sea_jax.runtime.stop import StopRequest
 from sea_jax.train import Run
 from sea_jax.types import SeaState
@@ -58,9 +60,18 @@ def restore(folder: CheckpointFolder, run: Run) -> dict[str, Any] | None:
         run.memory = dict(trees.get("memory", {}))
         run.step, run.idle = record["step"], record["idle"]
         run.labeller.num_queries, run.labeller.num_dropped = record["queries"], record["dropped"]
-    if run.labeller.journal is not None:
-        run.actor.stored = run.labeller.journal.proposals(run.step)
+    run.actor.stored = _stored_proposals(run)
     return found[0]["observed"] if found else None
+
+
+def _stored_proposals(run: Run) -> dict[int, bytes]:
+    """Returns what the steps from the run's on proposed before, on all processes, by step."""
+
+    def packed() -> bytes:
+        journal = run.labeller.journal
+        return bytes(msgpack.packb(journal.proposals(run.step) if journal is not None else {}) or b"")
+
+    return msgpack.unpackb(bytes_from_main(packed), strict_map_key=False)
 
 
 def _keep_proposals(folder: CheckpointFolder, run: Run) -> None:

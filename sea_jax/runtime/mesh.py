@@ -157,6 +157,16 @@ def _bytes(array: Any, like: Any) -> bytes:
     return array.tobytes()
 
 
+def bytes_from_main(compute: Callable[[], bytes]) -> bytes:
+    """Runs a function on the main process and returns its bytes on all processes."""
+    if not jax.distributed.is_initialized():
+        return compute()
+    data = compute() if is_main() else b""
+    size = int(broadcast_from_main(lambda: np.int64(len(data)), np.int64(0)))
+    array = broadcast_from_main(lambda: np.frombuffer(data, np.uint8), np.zeros(size, np.uint8))
+    return np.asarray(array).tobytes()
+
+
 def from_all(array: np.ndarray) -> np.ndarray:
     """Returns the host array of every process: [processes, ...], the same on all of them."""
     if not jax.distributed.is_initialized():

@@ -84,6 +84,9 @@ def test_a_run_saved_by_two_processes_goes_on_with_one(folders):
     run = small_run(folders / "2" / "saved", "sea", **{"sea.burn_in": 4})
     assert go_on(run)
     state = np.load(folders / "2/0/state.npz")
+    for name in ("saved", "anew"):
+        with Journal(folders / "2" / name, "the task") as journal:
+            assert journal.count() == 16
     with Journal(run.folder, "the task") as journal:
         assert run.labeller.num_queries == journal.count() == int(state[".num_queries"]) == 16
     kernel = state[".policy.params['head']['kernel']"]
@@ -112,6 +115,8 @@ def main(folder, port, processes, index):
         wait_for_all(f"the end of {mesh}")
     if processes > 1:  # saved by two processes, on all devices at the same step
         go_on(small_run(folder / "saved", "sea", **{"mesh.data": 4, "sea.burn_in": 4}), 2)
+        for last_step in (2, None):  # the second begins anew, and reads the journal of the first
+            go_on(small_run(folder / "anew", "sea", **{"mesh.data": 4, "sea.burn_in": 4}), last_step, 1e9)
     print(f"process {index} of {processes} ended")
 
 
