@@ -50,10 +50,10 @@ def get_config(oracle: str = "critics") -> Config:
     config.ensemble.update(kind="linear", prior="random", num_members=64)
     config.train.update(query_budget=256, temperature=1.0, learning_rate=2e-4, warmup_queries=16)
     config.sea.update(num_responses=8, burn_in=64)
-    config.rloo.update(num_prompts=4, num_responses=8, pool_factor=2, learning_rate=1e-4, kl_weight=0.05)
-    config.rloo.update(burst_labels=(16, 32), burst_updates=(16, 32), updates_per_label=1.0)
+    config.rloo.update(num_prompts=4, num_responses=8, pool_factor=2, learning_rate=1e-4, kl_weight=0.1)
+    config.rloo.update(burst_labels=(16, 32), burst_updates=(16, 32), updates_per_label=1.0, max_kl=8.0)
     config.overrides.posterior_rl = ConfigDict(dict(train=dict(query_budget=64), sea=dict(num_responses=4)))
-    config.eval.update(num_prompts=32, batch_size=32, num_pairs=32, every_queries=16, online="no")
+    config.eval.update(num_prompts=64, batch_size=64, num_pairs=64, every_queries=16, online="no")
     config.eval.reward_levels, config.eval.gain_levels = (), (1.0, 2.0, 3.0)
     return config
 

@@ -109,11 +109,11 @@ class Actor:
         return [_packed(proposal) for proposal in found]
 
     def _unpacked(self, content: bytes) -> PendingProposal:
-        """Returns the stored prompts and responses of a step; log-probs, which nobody reads, are NaN."""
+        """Returns the stored prompts and responses of a step; log-probs, which nobody reads, are 0."""
         stored = proposals.unpack(content)
 
         def responses(tokens: np.ndarray, mask: np.ndarray) -> PendingResponses:
-            logprobs = np.full(tokens.shape, np.nan, np.float32)
+            logprobs = np.zeros(tokens.shape, np.float32)
             found = Responses(*mesh_lib.shard_batch(self.mesh, (tokens, mask, logprobs)))
             return lambda: found
 

@@ -1,5 +1,6 @@
 """Ray workers return the results of this process, even after a loss; so does a whole run on them."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import helpers
 import jax
 import numpy as np
+import psutil
 import pytest
 import ray
 from services import finished_run, local_run
@@ -37,13 +39,13 @@ LENGTHS = Lengths(prompt_length=6, response_length=5, eos_id=3, pad_id=1)
 
 
 def listening():
-    """Returns (address, port) of all listening sockets in Linux's notation: 127.0.0.1 ends in 0100007F."""
-    lines = [
-        line.split()
-        for kind in ("tcp", "tcp6")
-        for line in pathlib.Path(f"/proc/net/{kind}").read_text().splitlines()[1:]
-    ]
-    return {tuple(line[1].split(":")) for line in lines if line[3] == "0A"}
+    """Returns (address, port) of all sockets on which the processes that this one started listen."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            connections = process.net_connections("tcp")
+            found |= {tuple(c.laddr) for c in connections if c.status == psutil.CONN_LISTEN}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,8 @@ def cluster():
     ray_pool.connect(cpus=12)
     ray.get(ray.remote(lambda: None).remote())
     new = listening() - before
-    assert len(new) > 4 and all(address.endswith("0100007F") for address, _ in new), new
+    loopback = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+    assert len(new) > 4 and all(address in loopback for address, _ in new), new
     yield
     ray.shutdown()
 
