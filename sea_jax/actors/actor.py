@@ -103,8 +103,7 @@ class Actor:
 
     def pack_ahead(self) -> list[bytes]:
         """Waits for what was sampled ahead; returns it from the next step on."""
-        last, found = self.last, [self.read() for _ in range(len(self.ahead))]
-        self.last = last
+        found = [self.read() for _ in range(len(self.ahead))]
         self.ahead.extend(map(_ready, found))
         return [_packed(proposal) for proposal in found]
 

@@ -108,10 +108,10 @@ class RunSaver:
         Raises:
             StoppedError: somebody asked for it; the run is saved.
         """
-        due, number = self._folder.asked(self._stop)
+        due, number = self._folder.poll(self._stop)
         if due or number or last:
             save(self._folder, run, logbook.saved())
-        if number and not last:
+        if number:  # after the last step too: the command has other runs, or files of this one to write
             self._folder.wait()
             name, bought = signal.Signals(number).name, run.labeller.num_queries
             raise StoppedError(

@@ -23,6 +23,14 @@ class Labels(NamedTuple):
     answered: np.ndarray  # [B] bool; False: no label was bought, and the duel is dropped
 
 
+class _Stored(NamedTuple):
+    """What the journal knows of B duels."""
+
+    waiting: np.ndarray  # [B] bool, True: the oracle is to be asked
+    probability: np.ndarray  # [B] float64; NaN without an answer
+    prefers_first: np.ndarray  # [B] bool, the label; False without one
+
+
 class Origin(NamedTuple):
     """Step, tokens and proposals behind the duels of a call, for the journal."""
 
@@ -106,19 +114,20 @@ class Labeller:
             return Labels(np.zeros(0, bool), np.zeros(0, bool))
         start, spent, texts = time.monotonic(), self._spent(), (prompts, first, second)
         entries = self._write_questions(origin, texts)
-        probability, answered, asked = self._answers(entries, texts)
+        stored = self._stored(entries, len(prompts))
+        probability, answered = self._answers(stored, texts)
         # All three are always drawn, so that a label depends on nothing but its seed and its own answer.
         coin, chance, noise = np.random.default_rng([_STREAM, rng_seed]).random((3, len(prompts)))
         if self._mode == "threshold":
             labels = np.where(probability == 0.5, coin < 0.5, probability > 0.5)
         else:
             labels = chance < probability
-        found = Labels((labels ^ (noise < self._flip_probability)) & answered, answered)
-        if self.journal is not None and entries is not None and asked.any():
+        labels = np.where(stored.waiting, labels ^ (noise < self._flip_probability), stored.prefers_first)
+        found = Labels(labels & answered, answered)
+        if self.journal is not None and entries is not None and stored.waiting.any():
             cost = None if spent is None else (self._spent() or 0.0) - spent
-            self.journal.answer(
-                _journaled(entries, asked, found, probability), time.monotonic() - start, cost
-            )
+            answers = _journaled(entries, stored.waiting, found, probability)
+            self.journal.answer(answers, time.monotonic() - start, cost)
         return found
 
     def _spent(self) -> float | None:
@@ -137,27 +146,31 @@ class Labeller:
         questions = [Question(row, *words, *tokens) for row, *words, tokens in rows]
         return self.journal.ask(origin.step, origin.policy_step, questions, origin.proposal)
 
-    def _answers(
-        self, entries: list[Entry] | None, texts: tuple[Sequence[str], ...]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns probability, answered, and which of them were asked now, [B] each."""
-        size = len(texts[0])
+    def _stored(self, entries: list[Entry] | None, size: int) -> _Stored:
+        """Returns what the journal knows of B duels, on all processes; without one all are waiting."""
 
-        def stored() -> tuple[np.ndarray, np.ndarray]:
+        def read() -> _Stored:
             known = entries or [Entry(0, ASKED, None, None)] * size
-            open_now = np.array([entry.state == ASKED for entry in known])
-            answers = [entry.probability if entry.state == ANSWERED else np.nan for entry in known]
-            return open_now, np.array(answers, np.float64)
+            probability = [entry.probability if entry.state == ANSWERED else np.nan for entry in known]
+            return _Stored(
+                np.array([entry.state == ASKED for entry in known]),
+                np.array(probability, np.float64),
+                np.array([bool(entry.prefers_first) for entry in known]),
+            )
 
-        asked, probability = self._broadcast(stored, (np.zeros(size, bool), np.zeros(size)))
-        answered = ~np.isnan(probability) & ~asked
-        self._count(answered[~asked])
-        if asked.any():
-            rows: list[int] = np.flatnonzero(asked).tolist()
+        return self._broadcast(read, _Stored(np.zeros(size, bool), np.zeros(size), np.zeros(size, bool)))
+
+    def _answers(self, stored: _Stored, texts: tuple[Sequence[str], ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Asks the oracle about the duels that are waiting; returns probability and answered, [B] each."""
+        probability, waiting = stored.probability.copy(), stored.waiting
+        answered = ~np.isnan(probability)
+        self._count(answered[~waiting])
+        if waiting.any():
+            rows: list[int] = np.flatnonzero(waiting).tolist()
             part, found = protocol.compare(self._oracle, *([words[row] for row in rows] for words in texts))
             self._count(found)
             probability[rows], answered[rows] = _checked(part, found), found
-        return probability, answered, asked
+        return probability, answered
 
     def _count(self, answered: np.ndarray) -> None:
         self.num_queries += int(answered.sum())
@@ -182,9 +195,9 @@ def _checked(answer: np.ndarray, answered: np.ndarray) -> np.ndarray:
 
 
 def _journaled(
-    entries: list[Entry], asked: np.ndarray, labels: Labels, probability: np.ndarray
+    entries: list[Entry], waiting: np.ndarray, labels: Labels, probability: np.ndarray
 ) -> list[Answer]:
-    """Returns what the journal has to write: the answers to those of its entries that were asked now."""
+    """Returns what the journal has to write: the answers to those of its entries that were waiting."""
     found = zip(entries, labels.answered, probability, labels.prefers_first, strict=True)
     answers = [Answer(entry.id, bool(done), float(p), bool(first)) for entry, done, p, first in found]
-    return [answer for answer, new in zip(answers, asked, strict=True) if new]
+    return [answer for answer, new in zip(answers, waiting, strict=True) if new]

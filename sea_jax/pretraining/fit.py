@@ -69,7 +69,7 @@ def fit(
         for i in bar:
             batch = shard_batch(mesh, examples(next(rows)))
             params, opt_state, metrics = step(params, opt_state, batch)
-            due, number = saved.asked(stop) if saved else (False, 0)
+            due, number = saved.poll(stop) if saved else (False, 0)
             if due or number or i % _CHECKED == _CHECKED - 1 or i == steps - 1:
                 value = float(metrics[metric])
                 if not np.isfinite(value):
@@ -77,7 +77,7 @@ def fit(
                 bar.set_postfix({short: f"{value:.3f}"}, refresh=False)
             if saved and (due or number):
                 saved.save(i + 1, {}, params=params, opt_state=opt_state)
-            if saved and number and i < steps - 1:
+            if saved and number:
                 saved.wait()
                 said = f"{name}: stopped by {signal.Signals(number).name} after {i + 1} of {steps} steps"
                 raise StoppedError(f"{said}, and saved; the same command goes on")

@@ -48,7 +48,7 @@ class CheckpointFolder:
         """Returns the steps that have a checkpoint, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def asked(self, stop: StopRequest) -> tuple[bool, int]:
+    def poll(self, stop: StopRequest) -> tuple[bool, int]:
         """Tells whether a checkpoint is due, and which signal asks for the end, 0 without one.
 
         All processes of a run return the same: the main one says what is due, and any of them gets signals.

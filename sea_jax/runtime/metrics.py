@@ -23,7 +23,7 @@ class MetricWriter:
             discard what they are given.
         kept: of a restored run: the bytes of metrics.jsonl and samples.jsonl that stay, as `positions` gave
             them; what was written after them is written again. The event files are made anew from the rows
-            that stay. None: the files begin empty.
+            that stay, and responses.jsonl stays until it is written again. None: the files begin empty.
 
     Raises:
         InputError: a file is shorter than that.
@@ -39,8 +39,9 @@ class MetricWriter:
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         self._responses = folder / "responses.jsonl"
-        self._responses.unlink(missing_ok=True)
-        kept = kept or {}
+        if kept is None:
+            self._responses.unlink(missing_ok=True)
+            kept = {}
         self._metrics = _continued(folder / "metrics.jsonl", kept.get("metrics.jsonl", 0))
         self._samples = _continued(folder / "samples.jsonl", kept.get("samples.jsonl", 0))
         self._board = SummaryWriter(str(folder))

@@ -202,3 +202,25 @@ def test_exit_status(monkeypatch, capsys, error, status):
     with pytest.raises(SystemExit) as end:
         main.main(["sea_jax"])
     assert end.value.code == status and str(error) in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_between_its_last_checkpoint_and_its_end_is_completed(
+    tmp_path, monkeypatch, no_policy
+):
+    """Nothing is learned any more; policy, responses and done.json are there."""
+    start(tmp_path / "whole", "passive")()
+    begin = start(tmp_path / "parts", "passive")
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        stopped_after(patch, 4)  # in the last step: the signal is not lost
+        begin()
+
+    def killed(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(experiment.policy, "save_policy", killed)
+        begin()
+    begin()
+    jax.tree.map(np.testing.assert_array_equal, no_policy["whole"], no_policy["parts"])
+    assert files(tmp_path / "parts", "passive") == files(tmp_path / "whole", "passive")
+    assert (tmp_path / "parts/runs/passive-seed0/done.json").exists()
