@@ -24,7 +24,7 @@ class Labels(NamedTuple):
 
 
 class _Stored(NamedTuple):
-    """What the journal knows of B duels."""
+    """Journal entries of B duels, as arrays."""
 
     waiting: np.ndarray  # [B] bool, True: the oracle is to be asked
     probability: np.ndarray  # [B] float64; NaN without an answer
