@@ -5,6 +5,7 @@ A checkpoint is written under another name until it is whole, so one that a kill
 
 import errno
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class CheckpointFolder:
         self._last = time.monotonic()
 
     def newest(self, **trees: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Reads the newest checkpoint that can be read; deletes newer ones, with a warning.
+        """Reads the newest checkpoint that can be read; renames newer ones to damaged-<step>, with a warning.
 
         Args:
             trees: arrays of the shapes and shardings that the restored ones shall have; None: those that were
@@ -87,20 +88,32 @@ class CheckpointFolder:
         Raises:
             InputError: one was written by a newer version, or there are some and none can be read.
         """
-        steps = self.steps()
-        for step in steps:
+        damaged: list[int] = []
+        for step in self.steps():
             try:
-                return self._read(step, trees)
+                found = self._read(step, trees)
             except InputError:
                 raise
             except (OSError, ValueError, KeyError, TypeError) as error:
-                logging.warning(
-                    "%s cannot be read, and is deleted: %s", self.folder / str(step), _line(error)
-                )
-                self._manager.delete(step)
-        if steps:
+                logging.warning("%s cannot be read: %s", self.folder / str(step), _line(error))
+                damaged.append(step)
+            else:
+                self._set_aside(damaged)
+                return found
+        if damaged:  # they stay as they are: the disk may be at fault
             raise InputError(f"{self.folder}: none of its checkpoints can be read; valid: delete the folder")
         return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames checkpoints, whose steps are saved again."""
+        if not steps:
+            return
+        for step in steps if is_main() else ():
+            place = self.folder / f"damaged-{step}"
+            shutil.rmtree(place, ignore_errors=True)
+            (self.folder / str(step)).rename(place)
+        wait_for_all(f"{self.folder}: damaged checkpoints")
+        self._manager.reload()
 
     def _read(self, step: int, trees: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         place = self.folder / str(step)

@@ -170,7 +170,11 @@ def test_a_damaged_checkpoint_is_left_out(tmp_path, monkeypatch, no_policy, capl
     with caplog.at_level("WARNING", logger="absl"):
         begin()
     said = [record.getMessage() for record in caplog.records]
-    assert any(f"{folder / '2'} cannot be read, and is deleted" in line for line in said)
+    assert any(f"{folder / '2'} cannot be read: " in line for line in said)
+    assert (folder / "damaged-2").is_dir() and sorted(path.name for path in folder.glob("[0-9]*")) == [
+        "3",
+        "4",
+    ]
     assert any("goes on after 1 steps and 4 of 16 labels" in line for line in said)
     jax.tree.map(np.testing.assert_array_equal, no_policy["whole"], no_policy["parts"])
     assert files(tmp_path / "parts", "passive") == files(tmp_path / "whole", "passive")
