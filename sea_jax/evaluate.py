@@ -219,8 +219,8 @@ class Evaluator:
     def ordered_pairs(self) -> Array:
         """Returns the held-out pairs' features [N, 2, E] with the oracle's preferred response first."""
         assert self.pairs is not None
-        *texts, features = self.pairs
-        probability, answered = protocol.compare(self.oracle, *texts)
+        prompts, first, second, features = self.pairs
+        probability, answered = protocol.compare(self.oracle, prompts, first, second)
         if not answered.all():
             probability, features = probability[answered], features[np.flatnonzero(answered)]
         return jnp.where(jnp.asarray(probability > 0.5)[:, None, None], features, features[:, ::-1])

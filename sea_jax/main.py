@@ -4,6 +4,7 @@ python -m sea_jax.main --config=<file> --workdir=<folder>         # the experime
 python -m sea_jax.main sft --config=<file> --workdir=<folder>     # supervised fine-tuning of the policy
 python -m sea_jax.main rm --config=<file> --workdir=<folder>      # training of a reward model
 python -m sea_jax.main --config=<file> --print_config             # every field and its meaning
+python -m sea_jax.main --config=<file> --workdir=<folder> --labels=<folder>   # learn from these labels alone
 
 Exit status: 0 at the end; 2 on a mistake in the input or a service that failed; 74 on a disk that cannot be
 written; 75 after SIGTERM or Ctrl-C, when the run has been saved and the same command goes on.
@@ -29,6 +30,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, made if abs
 _PREPARE = flags.DEFINE_bool("prepare", False, "Only train the parts that runs share, into the cache.")
 _PRINT = flags.DEFINE_bool("print_config", False, "Print every field with its meaning, and train nothing.")
 _EXTEND = flags.DEFINE_bool("extend", False, "Go on with finished runs whose query budget was raised.")
+_LABELS = flags.DEFINE_string(
+    "labels", "",
+    "Labels to learn from, and no others: a file .jsonl, .csv or .parquet, or a folder of runs.",
+)  # fmt: skip
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "",
     "Of a run on several hosts: host:port of process 0, or 'auto' where the cluster tells (TPU pods, Slurm, "
@@ -53,6 +58,8 @@ def main(argv: list[str]) -> None:
         fail(f"--prepare: valid without a command, not with {command!r}")
     if _EXTEND.value and (command or _PREPARE.value):
         fail("--extend: valid without a command and without --prepare")
+    if _LABELS.value and (command or _PREPARE.value or _EXTEND.value):
+        fail("--labels: valid without a command, --prepare and --extend")
     prepare_jax(config, workdir)
     _join()
     try:
@@ -81,7 +88,7 @@ def _run(command: str | None, config: Config, workdir: str) -> str:
         return commands.run(command, config, workdir)
     if _PREPARE.value:
         return experiment.prepare(config, workdir)
-    return experiment.run(config, workdir, _EXTEND.value)
+    return experiment.run(config, workdir, _EXTEND.value, _LABELS.value)
 
 
 def _join() -> None:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sea_jax.actors import proposals
+from sea_jax.actors import given, proposals
 from sea_jax.actors.sampler import PendingResponses, Sampler, VersionedParams, new_version, sample_now
+from sea_jax.labels.imports import Duel
 from sea_jax.methods.method import Method, Prompts, Samples
 from sea_jax.models import Responses
 from sea_jax.runtime import mesh as mesh_lib
@@ -69,6 +70,7 @@ class Actor:
         self.num_extra = method.term(config).num_extra if method.term else 0
         self.ahead: deque[PendingProposal] = deque()  # sampled ahead of learning, at most `staleness` steps
         self.stored: dict[int, bytes] = {}  # of a restored run: what its steps proposed before, by step
+        self.given: dict[int, list[Duel]] = {}  # duels whose labels exist already, by step
         self.last: Proposal | None = None  # read last
 
     def begin(self, policy: VersionedParams, step: int, key: Array) -> None:
@@ -81,9 +83,9 @@ class Actor:
         """
         while len(self.ahead) <= self.config.train.staleness:
             later = step + len(self.ahead)
-            stored = self.stored.pop(later, None)
-            known = self._unpacked(stored) if stored else None
-            self.ahead.append(known or self.start(policy, later, step_keys(key, later).sample))
+            stored, sample_key = self.stored.pop(later, None), step_keys(key, later).sample
+            known = self._unpacked(stored) if stored else self._given(later, sample_key)
+            self.ahead.append(known or self.start(policy, later, sample_key))
 
     def read(self) -> Proposal:
         """Waits for the oldest proposal that was begun, and hands it out."""
@@ -97,7 +99,10 @@ class Actor:
         return self.last
 
     def packed(self) -> bytes:
-        """Returns the prompts and responses that were read last; a restored run reads them again."""
+        """Returns the prompts and responses that were read last; a restored run reads them again.
+
+        Empty for given duels, which the journal holds.
+        """
         assert self.last is not None
         return _packed(self.last)
 
@@ -107,19 +112,35 @@ class Actor:
         self.ahead.extend(map(_ready, found))
         return [_packed(proposal) for proposal in found]
 
-    def _unpacked(self, content: bytes) -> PendingProposal:
-        """Returns the stored prompts and responses of a step; log-probs, which nobody reads, are 0."""
-        stored = proposals.unpack(content)
+    def _given(self, step: int, key: Array) -> PendingProposal | None:
+        """Returns the duels of step t whose labels exist already, None without one.
 
-        def responses(tokens: np.ndarray, mask: np.ndarray) -> PendingResponses:
-            logprobs = np.zeros(tokens.shape, np.float32)
-            found = Responses(*mesh_lib.shard_batch(self.mesh, (tokens, mask, logprobs)))
-            return lambda: found
-
+        A batch of fewer than B is filled up with duels of two equal responses, which are void.
+        """
+        duels = self.given.pop(step, None)
+        if duels is None:
+            return None
+        texts, tokens, mask = given.encode(self.task, duels)
+        missing = self.config.train.batch_size - len(duels)
+        fill = lambda x: np.concatenate([x, np.repeat(x[:1, :1], 2, 1).repeat(missing, 0)])  # noqa: E731
+        prompts = self._prompts(texts + texts[:1] * missing, np.full(len(texts) + missing, -1))
         extra = None
+        if self.num_extra:
+            extra = self._sample(self.reference, prompts, sample_keys(key).extra, self.num_extra)
+        return PendingProposal(prompts, self._known(fill(tokens), fill(mask)), extra, {}, {})
+
+    def _known(self, tokens: np.ndarray, mask: np.ndarray) -> PendingResponses:
+        """Returns responses that exist already; log-probs, which nobody reads, are 0."""
+        logprobs = np.zeros(tokens.shape, np.float32)
+        found = Responses(*mesh_lib.shard_batch(self.mesh, (tokens, mask, logprobs)))
+        return lambda: found
+
+    def _unpacked(self, content: bytes) -> PendingProposal:
+        """Returns the stored prompts and responses of a step."""
+        stored, extra = proposals.unpack(content), None
         if stored.extra_tokens is not None and stored.extra_mask is not None:
-            extra = responses(stored.extra_tokens, stored.extra_mask)
-        own = responses(stored.tokens, stored.mask)
+            extra = self._known(stored.extra_tokens, stored.extra_mask)
+        own = self._known(stored.tokens, stored.mask)
         return PendingProposal(self.encode(stored.rows), own, extra, stored.metrics, {})
 
     def start(self, policy: VersionedParams, step: int, key: Array) -> PendingProposal:
@@ -187,7 +208,9 @@ class Actor:
 
     def encode(self, rows: np.ndarray) -> Prompts:
         """Encodes train prompts by their rows, and puts them on the devices."""
-        texts = [self.task.prompts["train"][row] for row in rows]
+        return self._prompts([self.task.prompts["train"][row] for row in rows], rows)
+
+    def _prompts(self, texts: list[str], rows: np.ndarray) -> Prompts:
         batch = PromptBatch(*mesh_lib.shard_batch(self.mesh, self.task.encode_prompts(texts)))
         return Prompts(batch, texts, np.asarray(rows))
 
@@ -198,6 +221,8 @@ def add(seconds: dict[str, float], more: dict[str, float]) -> dict[str, float]:
 
 
 def _packed(proposal: Proposal) -> bytes:
+    if proposal.prompts.given:
+        return b""
     own, extra = proposal.responses, proposal.extra
     further = (None, None) if extra is None else (extra.tokens, extra.mask)
     arrays = to_host((proposal.prompts.rows, own.tokens, own.mask, *further))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sea_jax.experiment.workdir import require_writable
+from sea_jax.runtime.mesh import is_main
 from sea_jax.runtime.owner import own
 from sea_jax.types import Config
 
@@ -40,5 +41,5 @@ def run(command: str, config: Config, workdir: str) -> str:
     run = {"sft": finetune.run, "rm": reward_training.run}[command]
     cache, folder = cache_folder(config, workdir), Path(workdir)
     require_writable("--workdir", folder)
-    with own(folder):
+    with own(folder, is_main()):
         return run(config, cache, folder)

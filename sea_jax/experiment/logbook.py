@@ -126,7 +126,7 @@ class Logbook:
         """Measures the responses that the oracle was shown, in this step and in all so far; buys no label."""
         run, shown = self._run, record.shown
         references = run.actor.task.references["train"]
-        if not shown or not references or not measures_online(run):
+        if not shown or not references or record.prompts.given or not measures_online(run):
             return {}
         rows = list(shown)
         won = evaluate.duel_wins(

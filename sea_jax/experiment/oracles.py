@@ -1,9 +1,10 @@
 """Makes the preference oracle that a config names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 from jax.sharding import Mesh
 
 from sea_jax import tasks
@@ -13,11 +14,21 @@ from sea_jax.oracles import function, protocol
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.function import FunctionPreferences
 from sea_jax.oracles.judge import Judge, Prices
-from sea_jax.oracles.protocol import BroadcastFn
+from sea_jax.oracles.protocol import Answers, BroadcastFn
 from sea_jax.oracles.remote import RemoteOracle, RequestLimits
 from sea_jax.runtime.mesh import broadcast_from_main
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Config
+
+NO_ORACLE = "none"  # as config.oracle.kind: of runs that only learn from labels that exist; no user names it
+
+
+class NoOracle:
+    """Answers nothing."""
+
+    def answers(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Answers:
+        """Leaves all comparisons unanswered."""
+        return Answers(np.full(len(prompts), np.nan), np.zeros(len(prompts), bool))
 
 
 def make_oracles(config: Config, mesh: Mesh, task: Task | None = None) -> Callable[[int], Any]:
@@ -31,6 +42,8 @@ def make_oracles(config: Config, mesh: Mesh, task: Task | None = None) -> Callab
     Returns:
         A function of the oracle seed; a reward model or a user's function is the same oracle for every seed.
     """
+    if config.oracle.kind == NO_ORACLE:
+        return lambda seed: NoOracle()
     if config.ray.oracles:
         from sea_jax.actors import ray_workers  # imports Ray, an extra
 
@@ -48,6 +61,7 @@ def labelled_by(config: Config, replicate: int) -> str:
         "function": f"function {oracle.function}",
         "remote": f"service {url.hostname}:{url.port}, seed {seed}",
         "judge": f"judge {oracle.model}",
+        NO_ORACLE: "nobody",
     }
     return names[oracle.kind]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import logging
 
 from sea_jax.config.overrides import for_method
-from sea_jax.experiment import assets, checkpoints, validate
+from sea_jax.experiment import assets, checkpoints, given_labels, validate
 from sea_jax.experiment.commands import cache_folder
 from sea_jax.experiment.logbook import Logbook
 from sea_jax.experiment.oracles import labelled_by
@@ -27,7 +27,7 @@ from sea_jax.train import Run, train
 from sea_jax.types import Config
 
 
-def run(config: Config, workdir: str, extend: bool = False) -> str:
+def run(config: Config, workdir: str, extend: bool = False, labels: str = "") -> str:
     """Runs a config from the task to the table.
 
     Runs that the work directory holds finished are skipped: the same call again runs what is missing, and one
@@ -38,6 +38,7 @@ def run(config: Config, workdir: str, extend: bool = False) -> str:
         config: see `experiment.base_config`.
         workdir: folder of this config's runs; trained parts found in its cache are not trained again.
         extend: goes on with finished runs whose budget the config has raised since.
+        labels: a file or folder of labels; the runs learn from all of them and from no other.
 
     Returns:
         The report of all runs of the config, as printed. In a run on several hosts the main process returns
@@ -51,15 +52,18 @@ def run(config: Config, workdir: str, extend: bool = False) -> str:
     folder, cache = Path(workdir), cache_folder(config, workdir)
     task = validate.load_task(config, cache)
     require_writable("--workdir", folder)
-    with own(folder):
+    with own(folder, is_main()):
         claim_workdir(config, folder, extend)
+        if labels:
+            given_labels.import_into(folder, Path(labels))
+            config = given_labels.without_oracle(config)
         # Listed before any run begins, so that the processes of all hosts list the same.
         if unfinished := _unfinished(config, folder, extend):
             _introduce(config)
             shared = assets.prepare(config, cache, task)
             with contextlib.closing(shared.sampler):
                 for method, replicate in unfinished:
-                    train_one(config, shared, method, replicate, folder)
+                    train_one(config, shared, method, replicate, folder, only_given=bool(labels))
         return report.write(folder, config) if is_main() else ""
 
 
@@ -102,17 +106,29 @@ def prepare(config: Config, workdir: str) -> str:
     return f"trained parts: {cache}"
 
 
-def train_one(config: Config, shared: assets.Assets, method: str, replicate: int, workdir: Path) -> None:
+def train_one(
+    config: Config,
+    shared: assets.Assets,
+    method: str,
+    replicate: int,
+    workdir: Path,
+    only_given: bool = False,
+) -> None:
     """Trains one method on one seed; leaves its labels, metrics, samples and policy in a folder of its own.
 
-    Goes on from the last checkpoint that the folder holds.
+    Goes on from the last checkpoint that the folder holds. Labels that were imported into the work directory
+    are used before any is bought; with `only_given` no other is.
     """
     folder, own_config = run_folder(workdir, method, config.seed + replicate), for_method(config, method)
     with contextlib.ExitStack() as files:
         journal = files.enter_context(Journal(folder, labelled_by(config, replicate))) if is_main() else None
+        given = given_labels.number_of(journal, workdir, shared.task)
+        if only_given:
+            own_config = given_labels.with_budget(own_config, given)
         run = make_run(own_config, shared, method, replicate, journal)
         saved = files.enter_context(open_folder(folder / "checkpoints", config.checkpoint))
         restored = checkpoints.restore(saved, run)
+        given_labels.hand_out(run)
         _tell_of_restart(run, folder, restored is not None)
         kept = restored["files"] if restored else None
         writer = files.enter_context(MetricWriter(folder, kept))  # marks the run as unfinished

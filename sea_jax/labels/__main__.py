@@ -1,10 +1,12 @@
-"""Lists, exports and verifies the labels that runs have bought.
+"""Lists, exports, verifies and imports labels.
 
 python -m sea_jax.labels list runs/a                          # how many, by whom, when, at what cost
 python -m sea_jax.labels export runs/a --output labels.jsonl  # or .csv, .parquet; without it to the terminal
 python -m sea_jax.labels verify runs/a                        # finds damage; exit status 1 if there is some
+python -m sea_jax.labels import runs/b labels.jsonl           # runs of runs/b use these before they buy any
 
-The folder is that of a run, or a work directory with several. A journal may be read while its run writes.
+The folder is that of a run, or a work directory with several; of `import` it is a work directory, new or not.
+A journal may be read while its run writes.
 """
 
 import argparse
@@ -18,7 +20,8 @@ from typing import Any, TextIO
 
 from sea_jax.config.flags import fail
 from sea_jax.errors import InputError, StorageError
-from sea_jax.labels import reading
+from sea_jax.labels import imports, reading
+from sea_jax.runtime.owner import own
 
 _BATCH = 10_000  # rows in memory at once
 
@@ -26,9 +29,11 @@ _BATCH = 10_000  # rows in memory at once
 def main() -> None:
     """Runs one of the commands; a mistake in its arguments is one line and exit status 2."""
     arguments = _parser().parse_args()
+    commands = {"list": _list, "export": _export, "verify": _verify}
     try:
-        files = reading.journals(arguments.folder)
-        sys.exit({"list": _list, "export": _export, "verify": _verify}[arguments.command](files, arguments))
+        if arguments.command == "import":
+            sys.exit(_import(arguments))
+        sys.exit(commands[arguments.command](reading.journals(arguments.folder), arguments))
     except (InputError, StorageError) as error:
         fail(error)
 
@@ -40,9 +45,16 @@ def _parser() -> argparse.ArgumentParser:
         ("list", "count the labels"),
         ("export", "write the labels"),
         ("verify", "find damage"),
+        ("import", "add labels that runs use before they buy any"),
     ):
         command = commands.add_parser(name, help=what)
         command.add_argument("folder", type=Path, help="a run's folder, or a work directory of runs")
+        if name == "import":
+            command.add_argument(
+                "source",
+                type=Path,
+                help="a file .jsonl, .csv or .parquet, a run's folder or a work directory",
+            )
         if name == "export":
             command.add_argument("--output", type=Path, help="a file that ends in .jsonl, .csv or .parquet")
     return parser
@@ -50,16 +62,29 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(files: list[Path], arguments: argparse.Namespace) -> int:
     del arguments
-    names = ("run", "labels", "unanswered", "waiting", "cost in $", "last answer", "labelled by")
+    names = ("run", "labels", "imported", "unanswered", "waiting", "cost in $", "last answer", "labelled by")
     dollars = lambda cost: "" if cost is None else f"{cost:.4f}"  # noqa: E731
     rows = [
-        (s.run, s.labels, s.unanswered, s.waiting, dollars(s.cost), s.last, s.labelled_by)
+        (s.run, s.labels, s.imported, s.unanswered, s.waiting, dollars(s.cost), s.last, s.labelled_by)
         for s in map(reading.summary, files)
     ]  # fmt: skip
     table = [names, *([str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    folder: Path = arguments.folder
+    if (folder / "metrics.jsonl").exists():
+        raise InputError(f"{folder}: the folder of a single run; valid: a work directory")
+    if not arguments.source.exists():
+        raise InputError(f"{arguments.source}: no such file or folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with own(folder), imports.open_imported(folder) as journal:
+        added, known = imports.add(journal, imports.read(arguments.source))
+    print(f"{folder}: {added} labels imported, {known} were there already")
     return 0
 
 

@@ -21,13 +21,16 @@ from sea_jax.errors import InputError, StorageError
 FILE = "labels.sqlite"
 LAYOUT = 1  # of the tables; `PRAGMA user_version`
 ASKED, ANSWERED, UNANSWERED = "asked", "answered", "unanswered"
+ELSEWHERE = (
+    -1
+)  # policy_step of labels that were bought elsewhere, and step of those that no step has used yet
 _BUSY_SECONDS = 30.0  # to wait for a process that reads
 _TABLES = """
 CREATE TABLE duels (
   id INTEGER PRIMARY KEY,
-  step INTEGER NOT NULL,            -- t, from 0
+  step INTEGER NOT NULL,            -- t, from 0; -1: an imported label that no step has used yet
   row INTEGER NOT NULL,             -- of the step's batch
-  policy_step INTEGER NOT NULL,     -- steps that the policy had learned from when it wrote the responses
+  policy_step INTEGER NOT NULL,     -- steps that the policy that wrote them had learned from; -1: elsewhere
   prompt TEXT NOT NULL,
   first TEXT NOT NULL,              -- the response that is shown first
   second TEXT NOT NULL,
@@ -83,14 +86,15 @@ class Journal:
     Args:
         folder: the run's; made if absent. A journal that it holds is continued.
         labelled_by: who answers, as 'judge gpt-4o-mini'; no secret.
+        name: of the file.
 
     Raises:
         InputError: the file is no journal, is damaged, or was written by a newer version.
         StorageError: it cannot be written.
     """
 
-    def __init__(self, folder: Path, labelled_by: str):
-        self._file, self._labelled_by = folder / FILE, labelled_by
+    def __init__(self, folder: Path, labelled_by: str, name: str = FILE):
+        self._file, self._labelled_by = folder / name, labelled_by
         with _storage(self._file):
             folder.mkdir(parents=True, exist_ok=True)
             self._db = connect(self._file)
@@ -102,8 +106,9 @@ class Journal:
     def ask(self, step: int, policy_step: int, questions: Sequence[Question], proposal: bytes) -> list[Entry]:
         """Writes the questions of a step that are not answered yet.
 
-        A question is known by its step, row and texts. One that was asked before and has no answer is asked
-        again, which raises times_asked.
+        A question is known by its step, row and texts; one that was answered elsewhere by step and row, as
+        its tokens may decode to another text. One that was asked before and has no answer is asked again,
+        which raises times_asked.
 
         Args:
             step: t.
@@ -117,15 +122,15 @@ class Journal:
             One entry for each question.
         """
         now, entries = time.time(), []
-        with self._writing():
+        with self.writing() as db:
             if proposal:
-                self._db.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?)", (step, proposal))
+                db.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?)", (step, proposal))
             for q in questions:
                 entry = self._find(step, q)
                 if entry is None:
-                    tokens = (_packed(q.first_tokens), _packed(q.second_tokens))
+                    tokens = (pack_tokens(q.first_tokens), pack_tokens(q.second_tokens))
                     row = (step, q.row, policy_step, q.prompt, q.first, q.second, *tokens, now)
-                    added = self._db.execute(
+                    added = db.execute(
                         "INSERT INTO duels (step, row, policy_step, prompt, first, second, first_tokens, "
                         "second_tokens, asked_at, state, times_asked, labelled_by) "
                         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'asked', 1, ?)",
@@ -134,7 +139,7 @@ class Journal:
                     entry = Entry(_id(added), ASKED, None, None)
                 elif entry.state == ASKED:
                     again = "UPDATE duels SET times_asked = times_asked + 1, asked_at = ? WHERE id = ?"
-                    self._db.execute(again, (now, entry.id))
+                    db.execute(again, (now, entry.id))
                 entries.append(entry)
         return entries
 
@@ -153,8 +158,8 @@ class Journal:
             else (UNANSWERED, None, None, each, seconds, now, a.id)
             for a in answers
         ]
-        with self._writing():
-            self._db.executemany(
+        with self.writing() as db:
+            db.executemany(
                 "UPDATE duels SET state = ?, probability = ?, prefers_first = ?, cost = ?, seconds = ?, "
                 "answered_at = ? WHERE id = ?",
                 rows,
@@ -162,8 +167,8 @@ class Journal:
 
     def keep_proposal(self, step: int, content: bytes) -> None:
         """Keeps the prompts and responses of a step that has not begun."""
-        with self._writing():
-            self._db.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?)", (step, content))
+        with self.writing() as db:
+            db.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?)", (step, content))
 
     def proposals(self, first: int) -> dict[int, bytes]:
         """Returns the prompts and responses of the steps from `first` on, by step."""
@@ -172,13 +177,14 @@ class Journal:
 
     def forget_proposals(self, before: int) -> None:
         """Deletes the proposals of the steps before one, which no restored run reads again."""
-        with self._writing():
-            self._db.execute("DELETE FROM proposals WHERE step < ?", (before,))
+        with self.writing() as db:
+            db.execute("DELETE FROM proposals WHERE step < ?", (before,))
 
     def count(self) -> int:
-        """Returns the number of labels."""
+        """Returns the number of labels that were bought here."""
+        query = "SELECT count(*) FROM duels WHERE state = 'answered' AND policy_step != ?"
         with _storage(self._file):
-            return self._db.execute("SELECT count(*) FROM duels WHERE state = 'answered'").fetchone()[0]
+            return self._db.execute(query, (ELSEWHERE,)).fetchone()[0]
 
     def close(self) -> None:
         """Closes the file."""
@@ -193,8 +199,8 @@ class Journal:
     def _find(self, step: int, q: Question) -> Entry | None:
         found = self._db.execute(
             "SELECT id, state, probability, prefers_first FROM duels "
-            "WHERE step = ? AND row = ? AND prompt = ? AND first = ? AND second = ?",
-            (step, q.row, q.prompt, q.first, q.second),
+            "WHERE step = ? AND row = ? AND (policy_step = ? OR (prompt = ? AND first = ? AND second = ?))",
+            (step, q.row, ELSEWHERE, q.prompt, q.first, q.second),
         ).fetchone()
         if found is None:
             return None
@@ -202,11 +208,17 @@ class Journal:
         return Entry(number, state, probability, None if first is None else bool(first))
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[sqlite3.Connection]:
         """Makes one transaction of what happens inside."""
         with _storage(self._file), self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            yield
+            yield self._db
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Turns errors of SQLite inside into one line that names the file."""
+        with _storage(self._file):
+            yield self._db
 
 
 def connect(file: Path, read_only: bool = False) -> sqlite3.Connection:
@@ -240,7 +252,8 @@ def _storage(file: Path) -> Iterator[None]:
         raise InputError(f"{file}: damaged ({error}); {valid}") from error
 
 
-def _packed(tokens: Any) -> bytes:
+def pack_tokens(tokens: Any) -> bytes:
+    """Returns token ids as the journal stores them."""
     return np.asarray(tokens, "<i4").tobytes()
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sea_jax.errors import InputError
-from sea_jax.labels.journal import ANSWERED, ASKED, FILE, UNANSWERED, connect
+from sea_jax.labels.journal import ANSWERED, ASKED, ELSEWHERE, FILE, UNANSWERED, connect
 from sea_jax.runtime.run_folder import is_finished, read_summary
 
 COLUMNS = (
@@ -25,10 +25,11 @@ class RunLabels(NamedTuple):
     """The labels of one run, counted."""
 
     run: str  # name of its folder
-    labels: int
+    labels: int  # bought or imported
+    imported: int
     unanswered: int  # the oracle gave no usable answer
     waiting: int  # asked, and not answered yet
-    cost: float | None  # US dollars; None: unknown
+    cost: float | None  # of those that were bought, US dollars; None: unknown
     labelled_by: str
     last: str  # time of the last answer; empty without one
 
@@ -64,11 +65,15 @@ def summary(file: Path) -> RunLabels:
     """Counts the labels of a journal."""
     with _reading(file) as db:
         counts = dict(db.execute("SELECT state, count(*) FROM duels GROUP BY state"))
-        cost, last = db.execute("SELECT sum(cost), max(answered_at) FROM duels").fetchone()
+        elsewhere = f"policy_step = {ELSEWHERE}"
+        cost, last, imported = db.execute(
+            f"SELECT sum(cost) FILTER (WHERE NOT {elsewhere}), max(answered_at), count(*) FILTER (WHERE "
+            f"{elsewhere}) FROM duels"
+        ).fetchone()
         names = [name for (name,) in db.execute("SELECT DISTINCT labelled_by FROM duels")]
     bought, unanswered, waiting = (counts.get(state, 0) for state in (ANSWERED, UNANSWERED, ASKED))
     when = _instant(last) if last else ""
-    return RunLabels(file.parent.name, bought, unanswered, waiting, cost, ", ".join(names), when)
+    return RunLabels(file.parent.name, bought, imported, unanswered, waiting, cost, ", ".join(names), when)
 
 
 def faults(file: Path) -> list[str]:
@@ -79,13 +84,14 @@ def faults(file: Path) -> list[str]:
             (count,) = db.execute(f"SELECT count(*) FROM duels WHERE {condition}").fetchone()
             if count:
                 found.append(f"{file}: {count} duels {meaning}")
-        places = "SELECT 1 FROM duels WHERE state = ? GROUP BY step, row HAVING count(*) > 1"
-        (count,) = db.execute(f"SELECT count(*) FROM ({places})", (ANSWERED,)).fetchone()
-        (bought,) = db.execute("SELECT count(*) FROM duels WHERE state = ?", (ANSWERED,)).fetchone()
+        used = f"state = '{ANSWERED}' AND step >= 0"
+        places = f"SELECT 1 FROM duels WHERE {used} GROUP BY step, row HAVING count(*) > 1"
+        (count,) = db.execute(f"SELECT count(*) FROM ({places})").fetchone()
+        (learned,) = db.execute(f"SELECT count(*) FROM duels WHERE {used}").fetchone()
     if count:
         found.append(f"{file}: {count} places of a batch have two labels")
-    if is_finished(file.parent) and (counted := read_summary(file.parent).queries) != bought:
-        found.append(f"{file}: {bought} labels; its run counted {counted}")
+    if is_finished(file.parent) and (counted := read_summary(file.parent).queries) != learned:
+        found.append(f"{file}: {learned} labels; its run counted {counted}")
     return found
 
 

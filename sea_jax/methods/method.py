@@ -24,7 +24,12 @@ class Prompts(NamedTuple):
 
     batch: PromptBatch
     texts: list[str]  # B
-    rows: np.ndarray  # [B] int64, their rows in the train split
+    rows: np.ndarray  # [B] int64, their rows in the train split; −1: of a duel whose label exists already
+
+    @property
+    def given(self) -> bool:
+        """True if the step's duels and labels exist already; its two responses are the given ones."""
+        return bool(self.rows[0] < 0)
 
 
 class ScoringContext(Protocol):

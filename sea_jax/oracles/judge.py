@@ -13,7 +13,7 @@ import numpy as np
 
 from sea_jax.errors import InputError, ServiceError
 from sea_jax.oracles.patience import RateLimiter, RetryableError, map_in_order, retry
-from sea_jax.oracles.protocol import Answers, BroadcastFn, compute_locally
+from sea_jax.oracles.protocol import Answers, ArrivedFn, BroadcastFn, compute_locally
 from sea_jax.oracles.remote import RequestLimits
 
 # Fig. 10, word for word, but for the quotation mark after "model_identifier that the figure lacks.
@@ -72,6 +72,8 @@ class Judge:
         ServiceError: by every method, if the endpoint does not answer within the limits, or refuses.
     """
 
+    reports_arrivals = True
+
     def __init__(
         self,
         base_url: str,
@@ -97,10 +99,16 @@ class Judge:
         names: tuple[str, ...] = ("calls", "retries", "unreadable", "tokens_read", "tokens_written")
         self._counts: dict[str, int] = dict.fromkeys(names, 0)
 
-    def answers(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Answers:
+    def answers(
+        self,
+        prompts: Sequence[str],
+        first: Sequence[str],
+        second: Sequence[str],
+        arrived: ArrivedFn | None = None,
+    ) -> Answers:
         """Returns P(first ≻ second | x) where the judge's reply could be read."""
         rows = list(zip(prompts, first, second, strict=True))
-        probability = self._broadcast(lambda: self._compare_all(rows), np.zeros(len(rows)))
+        probability = self._broadcast(lambda: self._compare_all(rows, arrived), np.zeros(len(rows)))
         return Answers(probability, ~np.isnan(probability))
 
     def check(self) -> None:
@@ -118,18 +126,25 @@ class Judge:
         )
         return {f"oracle/{k}": float(v) for k, v in counts.items()} | {"oracle/cost_usd": cost}
 
-    def _compare_all(self, rows: list[tuple[str, str, str]]) -> np.ndarray:
+    def _compare_all(self, rows: list[tuple[str, str, str]], arrived: ArrivedFn | None = None) -> np.ndarray:
         """Judges all rows, several at once; returns [B] float64, NaN where unanswered."""
         limits = self._limits
         rounds = math.ceil(len(rows) / limits.in_flight)
         timeout_s = limits.attempts * rounds * (limits.patience_s + limits.timeout_s)
         if self._per_minute:
             timeout_s += limits.attempts * len(rows) * 60 / self._per_minute
-        found = map_in_order(self._compare, rows, limits.in_flight, timeout_s, self._name)
-        return np.array([math.nan if p is None else p for p in found], np.float64)
 
-    def _compare(self, row: tuple[str, str, str], stop: threading.Event) -> float | None:
-        """Returns P of one row; None if no reply could be read."""
+        def report(index: int, probability: float) -> None:
+            if arrived is not None:
+                arrived([index], np.array([probability]))
+
+        found = map_in_order(
+            self._compare, rows, limits.in_flight, timeout_s, self._name, report, limits.timeout_s
+        )
+        return np.array(found, np.float64)
+
+    def _compare(self, row: tuple[str, str, str], stop: threading.Event) -> float:
+        """Returns P of one row; NaN if no reply could be read."""
         prompt, *responses = row
         swapped = is_swapped(self._seed, *row)
         if swapped:
@@ -140,7 +155,7 @@ class Judge:
             if margin is not None:
                 return 0.5 * (1.0 + math.tanh(0.5 * (-margin if swapped else margin)))
             self._count(unreadable=1)
-        return None
+        return math.nan
 
     def _call(self, text: str, is_repeat: bool, stop: threading.Event) -> Any:
         """Calls the model until the endpoint replies; returns the reply, readable or not."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from sea_jax.labels.journal import ANSWERED, ASKED, Answer, Entry, Journal, Question
 from sea_jax.oracles import protocol
-from sea_jax.oracles.protocol import BroadcastFn, compute_locally
+from sea_jax.oracles.protocol import ArrivedFn, BroadcastFn, compute_locally
 
 MODES = ("threshold", "bernoulli")
 _STREAM = 5_180_417  # separates these draws from any other use of the same seed
@@ -112,23 +112,25 @@ class Labeller:
                 raise ValueError(f"{name}: {len(texts)} given, must be one per prompt, {len(prompts)}")
         if not len(prompts):
             return Labels(np.zeros(0, bool), np.zeros(0, bool))
-        start, spent, texts = time.monotonic(), self._spent(), (prompts, first, second)
+        texts = prompts, first, second
         entries = self._write_questions(origin, texts)
         stored = self._stored(entries, len(prompts))
-        probability, answered = self._answers(stored, texts)
         # All three are always drawn, so that a label depends on nothing but its seed and its own answer.
-        coin, chance, noise = np.random.default_rng([_STREAM, rng_seed]).random((3, len(prompts)))
+        draws = np.random.default_rng([_STREAM, rng_seed]).random((3, len(prompts)))
+        decide = lambda p, rows: self._decide(p, draws[:, rows])  # noqa: E731
+        writer = _AnswerWriter(self.journal, entries, decide, self._spent)
+        probability, answered = self._answers(stored, texts, writer)
+        labels = np.where(stored.waiting, self._decide(probability, draws), stored.prefers_first)
+        return Labels(labels & answered, answered)
+
+    def _decide(self, probability: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Returns n labels, bool, of n probabilities and three uniform draws for each, [3, n]."""
+        coin, chance, noise = draws
         if self._mode == "threshold":
             labels = np.where(probability == 0.5, coin < 0.5, probability > 0.5)
         else:
             labels = chance < probability
-        labels = np.where(stored.waiting, labels ^ (noise < self._flip_probability), stored.prefers_first)
-        found = Labels(labels & answered, answered)
-        if self.journal is not None and entries is not None and stored.waiting.any():
-            cost = None if spent is None else (self._spent() or 0.0) - spent
-            answers = _journaled(entries, stored.waiting, found, probability)
-            self.journal.answer(answers, time.monotonic() - start, cost)
-        return found
+        return labels ^ (noise < self._flip_probability)
 
     def _spent(self) -> float | None:
         """Returns the US dollars that the oracle says it has cost; None if it does not say."""
@@ -160,16 +162,24 @@ class Labeller:
 
         return self._broadcast(read, _Stored(np.zeros(size, bool), np.zeros(size), np.zeros(size, bool)))
 
-    def _answers(self, stored: _Stored, texts: tuple[Sequence[str], ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Asks the oracle about the duels that are waiting; returns probability and answered, [B] each."""
+    def _answers(
+        self, stored: _Stored, texts: tuple[Sequence[str], ...], writer: _AnswerWriter
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Asks the oracle about the duels that are waiting; has each answer written as soon as it is there.
+
+        Returns:
+            Probability and answered, [B] each.
+        """
         probability, waiting = stored.probability.copy(), stored.waiting
         answered = ~np.isnan(probability)
         self._count(answered[~waiting])
         if waiting.any():
             rows: list[int] = np.flatnonzero(waiting).tolist()
-            part, found = protocol.compare(self._oracle, *([words[row] for row in rows] for words in texts))
+            questions = ([words[row] for row in rows] for words in texts)
+            part, found = protocol.compare(self._oracle, *questions, arrived=writer.of(rows))
             self._count(found)
             probability[rows], answered[rows] = _checked(part, found), found
+            writer.write(rows, probability[rows], found)
         return probability, answered
 
     def _count(self, answered: np.ndarray) -> None:
@@ -194,10 +204,46 @@ def _checked(answer: np.ndarray, answered: np.ndarray) -> np.ndarray:
     return probability
 
 
-def _journaled(
-    entries: list[Entry], waiting: np.ndarray, labels: Labels, probability: np.ndarray
-) -> list[Answer]:
-    """Returns what the journal has to write: the answers to those of its entries that were waiting."""
-    found = zip(entries, labels.answered, probability, labels.prefers_first, strict=True)
-    answers = [Answer(entry.id, bool(done), float(p), bool(first)) for entry, done, p, first in found]
-    return [answer for answer, new in zip(answers, waiting, strict=True) if new]
+class _AnswerWriter:
+    """Writes the answers of one call into the journal, those that arrive alone too; each once.
+
+    Args:
+        journal: None: nothing is written.
+        entries: the journal's, of the call's B duels; None: nothing is written.
+        decide: (probability, rows of the call) -> labels, bool.
+        spent: the US dollars that the oracle has cost so far; None: unknown.
+    """
+
+    def __init__(
+        self,
+        journal: Journal | None,
+        entries: list[Entry] | None,
+        decide: Callable[[np.ndarray, list[int]], np.ndarray],
+        spent: Callable[[], float | None],
+    ):
+        self._journal, self._entries, self._decide, self._spent = journal, entries, decide, spent
+        self._start, self._paid = time.monotonic(), spent()
+        self._written: set[int] = set()
+
+    def of(self, rows: list[int]) -> ArrivedFn:
+        """Returns the function that an oracle calls with some answers to questions about these rows."""
+
+        def arrived(places: Sequence[int], probability: np.ndarray) -> None:
+            answered = ~np.isnan(probability)
+            self.write([rows[place] for place in places], _checked(probability, answered), answered)
+
+        return arrived
+
+    def write(self, rows: list[int], probability: np.ndarray, answered: np.ndarray) -> None:
+        """Writes the answers to rows of the call that are not written yet; they are on the disk then."""
+        new = [place for place, row in enumerate(rows) if row not in self._written]
+        if self._journal is None or self._entries is None or not new:
+            return
+        rows, probability, answered = [rows[place] for place in new], probability[new], answered[new]
+        labels = self._decide(probability, rows) & answered
+        ids = [self._entries[row].id for row in rows]
+        found = zip(ids, answered.tolist(), probability.tolist(), labels.tolist(), strict=True)
+        paid, self._paid = self._paid, self._spent()
+        cost = None if paid is None else (self._paid or 0.0) - paid
+        self._journal.answer([Answer(*one) for one in found], time.monotonic() - self._start, cost)
+        self._written.update(rows)

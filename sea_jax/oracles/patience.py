@@ -5,11 +5,12 @@ Every wait ends with a reply, or with a ServiceError that names what was awaited
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tenacity
@@ -104,8 +105,13 @@ def map_in_order(
     max_workers: int,
     timeout_s: float,
     awaited: str,
+    arrived: Callable[[int, T], None] = lambda index, result: None,
+    grace_s: float = 0.0,
 ) -> list[T]:
     """Returns [function(item, stop) for item in items], computed in threads; the first error ends it.
+
+    After an error no item is begun any more, and the results of those under way are waited for: they may have
+    been paid for.
 
     `concurrent.futures` does the same, but the interpreter joins its threads at exit: one stuck request would
     keep the process. These threads are daemons.
@@ -116,6 +122,8 @@ def map_in_order(
         max_workers: number of threads.
         timeout_s: seconds for all items.
         awaited: what is awaited, for messages.
+        arrived: called in this thread with the index and result of each item, as soon as it is there.
+        grace_s: seconds for the items that are under way when another one fails.
 
     Returns:
         n results, in the order of the items.
@@ -123,44 +131,66 @@ def map_in_order(
     Raises:
         ServiceError: not all items were done in time. Errors of `function` are not caught.
     """
-    todo, lock, stop = iter(enumerate(items)), threading.Lock(), threading.Event()
-    done: queue.SimpleQueue = queue.SimpleQueue()
+    threads, results = _Threads(function, items, max_workers), {}
+    try:
+        for index, result, error in threads.take(len(items), timeout_s, awaited):
+            if error is not None:
+                with contextlib.suppress(ServiceError):
+                    for late, answer, failure in threads.take(threads.under_way, grace_s, awaited):
+                        if failure is None:
+                            arrived(late, answer)
+                raise error
+            results[index] = result
+            arrived(index, result)
+    finally:
+        threads.end()
+    return [results[i] for i in range(len(items))]
 
-    def work() -> None:
-        while not stop.is_set():
-            with lock:
-                index, item = next(todo, (None, None))
+
+class _Threads:
+    """Daemon threads that compute items; what they did waits in a queue."""
+
+    def __init__(
+        self, function: Callable[[Any, threading.Event], Any], items: Sequence[Any], max_workers: int
+    ):
+        self._function, self._todo = function, iter(enumerate(items))
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._done: queue.SimpleQueue = queue.SimpleQueue()
+        self.under_way = 0  # items that were begun and not taken
+        for _ in range(min(max_workers, len(items))):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                index, item = (None, None) if self._stop.is_set() else next(self._todo, (None, None))
+                self.under_way += index is not None
             if index is None:
                 return
             try:
-                done.put((index, function(item, stop), None))
+                self._done.put((index, self._function(item, self._stop), None))
             except BaseException as error:  # raised again in the caller's thread
-                done.put((index, None, error))
+                self.end()
+                self._done.put((index, None, error))
                 return
 
-    for _ in range(min(max_workers, len(items))):
-        threading.Thread(target=work, daemon=True).start()
-    try:
-        return _collect(done, len(items), timeout_s, awaited)
-    finally:
-        stop.set()
+    def end(self) -> None:
+        """Has no further item begun."""
+        with self._lock:
+            self._stop.set()
 
-
-def _collect(done: queue.SimpleQueue, count: int, timeout_s: float, awaited: str) -> list[Any]:
-    """Takes `count` tuples (index, result, error) from a queue; returns the results by index."""
-    results: dict[int, Any] = {}
-    end = time.monotonic() + timeout_s
-    while len(results) < count:
-        try:
-            index, result, error = done.get(timeout=max(end - time.monotonic(), 0.001))
-        except queue.Empty:
-            missing = f"{count - len(results)} of {count} requests not answered within {timeout_s:g} s"
-            raise ServiceError(f"{awaited}: {missing}") from None
-        if error is not None:
-            raise error
-        assert index not in results
-        results[index] = result
-    return [results[i] for i in range(count)]
+    def take(self, count: int, timeout_s: float, awaited: str) -> Iterator[Any]:
+        """Yields `count` tuples (index, result, error); raises ServiceError if they are late."""
+        end = time.monotonic() + timeout_s
+        for missing in range(count, 0, -1):
+            try:
+                one = self._done.get(timeout=max(end - time.monotonic(), 0.001))
+            except queue.Empty:
+                late = f"{missing} of {count} requests not answered within {timeout_s:g} s"
+                raise ServiceError(f"{awaited}: {late}") from None
+            with self._lock:
+                self.under_way -= 1
+            yield one
 
 
 class RateLimiter:

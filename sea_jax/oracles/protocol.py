@@ -33,6 +33,11 @@ class Oracle(Protocol):
         ...
 
 
+# (rows, probability) of answers that have come while others are awaited: rows of the call, and their
+# P(first ≻ second | x), NaN where the answer cannot be used.
+ArrivedFn = Callable[[Sequence[int], np.ndarray], None]
+
+
 class Answers(NamedTuple):
     """The answers of an oracle to B comparisons."""
 
@@ -54,9 +59,23 @@ class PartialOracle(Protocol):
 
 
 def compare(
-    oracle: Oracle | PartialOracle, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    oracle: Oracle | PartialOracle,
+    prompts: Sequence[str],
+    first: Sequence[str],
+    second: Sequence[str],
+    arrived: ArrivedFn | None = None,
 ) -> Answers:
-    """Asks an oracle of either kind about B comparisons; an `Oracle` answers all of them."""
+    """Asks an oracle of either kind about B comparisons; an `Oracle` answers all of them.
+
+    Args:
+        oracle: whom to ask. One with a true attribute `reports_arrivals` sends several requests, and takes
+            `arrived` as a keyword.
+        prompts, first, second: B texts each.
+        arrived: called with each part of the answers as soon as it is there, also if others fail later; never
+            called by an oracle that answers all at once.
+    """
+    reports = arrived is not None and getattr(oracle, "reports_arrivals", False)
+    options: Any = dict(arrived=arrived) if reports else {}
     if isinstance(oracle, PartialOracle):
-        return oracle.answers(prompts, first, second)
-    return Answers(oracle.probability(prompts, first, second), np.ones(len(prompts), bool))
+        return oracle.answers(prompts, first, second, **options)
+    return Answers(oracle.probability(prompts, first, second, **options), np.ones(len(prompts), bool))

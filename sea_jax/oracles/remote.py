@@ -15,7 +15,7 @@ import numpy as np
 from sea_jax.errors import InputError, ServiceError
 from sea_jax.oracles import messages
 from sea_jax.oracles.patience import RetryableError, map_in_order, retry
-from sea_jax.oracles.protocol import BroadcastFn, compute_locally
+from sea_jax.oracles.protocol import ArrivedFn, BroadcastFn, compute_locally
 
 _CONNECT_TIMEOUT_S = 5.0
 # From a proxy, from a worker that was killed or is busy, from a service that starts or shuts down.
@@ -51,6 +51,8 @@ class RemoteOracle:
         InputError: by every method, on a text that the service's model cannot read.
     """
 
+    reports_arrivals = True
+
     def __init__(
         self,
         url: str,
@@ -68,10 +70,16 @@ class RemoteOracle:
         self._lock, self._id_prefix = threading.Lock(), os.urandom(8).hex()
         self._requests = self._retries = 0
 
-    def probability(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+    def probability(
+        self,
+        prompts: Sequence[str],
+        first: Sequence[str],
+        second: Sequence[str],
+        arrived: ArrivedFn | None = None,
+    ) -> np.ndarray:
         """Returns P(first ≻ second | x): [B] float64."""
         texts = _aligned(prompts=prompts, first=first, second=second)
-        return self._broadcast(lambda: self._query("probability", texts), np.zeros(len(prompts)))
+        return self._broadcast(lambda: self._query("probability", texts, arrived), np.zeros(len(prompts)))
 
     def rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns r(x, y): [B] float32, in nats of preference log-odds. It buys no label."""
@@ -96,7 +104,9 @@ class RemoteOracle:
         """Returns the number of requests sent, and of those that were sent again."""
         return {"oracle/requests": float(self._requests), "oracle/retries": float(self._retries)}
 
-    def _query(self, endpoint: str, texts: tuple[Sequence[str], ...]) -> np.ndarray:
+    def _query(
+        self, endpoint: str, texts: tuple[Sequence[str], ...], arrived: ArrivedFn | None = None
+    ) -> np.ndarray:
         """Returns the numbers of all rows, in order, from several requests at once."""
         size, limits = self._limits.request_size, self._limits
         chunks = [
@@ -104,9 +114,14 @@ class RemoteOracle:
             for start in range(0, len(texts[0]), size)
         ]
         rounds = math.ceil(len(chunks) / limits.in_flight)
+
+        def report(index: int, part: np.ndarray) -> None:
+            if arrived is not None:
+                arrived(range(index * size, index * size + len(part)), part)
+
         parts = map_in_order(
             lambda chunk, stop: self._request(endpoint, chunk, stop), chunks, limits.in_flight,
-            rounds * (limits.patience_s + limits.timeout_s), self._name(endpoint),
+            rounds * (limits.patience_s + limits.timeout_s), self._name(endpoint), report, limits.timeout_s,
         )  # fmt: skip
         return np.concatenate(parts) if parts else np.zeros(0)
 

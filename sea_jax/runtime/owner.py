@@ -1,4 +1,4 @@
-"""Lets one process at a time write into a work directory."""
+"""Lets one process at a time write into a work directory. Imports no JAX."""
 
 import contextlib
 import json
@@ -10,21 +10,24 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sea_jax.errors import InputError
-from sea_jax.runtime.mesh import is_main
 
 _LOCK, _OWNER = ".lock", ".owner.json"
 
 
 @contextlib.contextmanager
-def own(folder: Path) -> Iterator[None]:
-    """Holds a work directory; in a run on several hosts its main process does.
+def own(folder: Path, main: bool = True) -> Iterator[None]:
+    """Holds a work directory.
 
     The operating system ends the hold of a process that dies, so there is no stale lock.
+
+    Args:
+        folder: the work directory.
+        main: False: another process of the same run holds it, and this one does nothing.
 
     Raises:
         InputError: another process holds it; with its pid and host.
     """
-    if not is_main():
+    if not main:
         yield
         return
     lock = FileLock(folder / _LOCK, timeout=0)

@@ -68,6 +68,10 @@ class Task:
         shown = list(texts) if self.template is None else [self.template(text) for text in texts]
         return [[*self.prefix_ids, *ids] for ids in self._ids(shown, special=True)]
 
+    def response_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenises B responses, each closed by EOS, without padding or a limit of length."""
+        return [[*ids, self.eos_id] for ids in self._ids(list(texts), special=False)]
+
     def encode_prompts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Tokenises prompts, padded on the left.
 
@@ -97,7 +101,7 @@ class Task:
         Raises:
           InputError: a response is empty or has more than `response_length` tokens, EOS counted.
         """
-        rows = [[*ids, self.eos_id] for ids in self._ids(_texts(texts, "responses"), special=False)]
+        rows = self.response_ids(_texts(texts, "responses"))
         limit = f"response_length={self.response_length} with the EOS"
         _check(texts, rows, "responses", 1, self.response_length, limit)
         return self._pad(rows, self.response_length, left=False)

@@ -5,6 +5,7 @@ Parquet and the hub need `pip install sea_jax[data]`.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import re
@@ -58,6 +59,28 @@ def read_path(path: str, keep: Container[str]) -> dict[str, Table]:
         splits[name] = splits.get(name, Table())
         splits[name] += read(file, keep)
     return splits
+
+
+def read_file(file: Path, keep: Container[str]) -> Table:
+    """Reads a file .jsonl, .csv or .parquet; of csv every value is a text.
+
+    Raises:
+      InputError: it is absent, of another kind, or broken.
+    """
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+    if not file.is_file() or file.suffix not in readers:
+        raise InputError(f"{file}: no such file, or of a kind that cannot be read; valid: {[*readers]}")
+    return readers[file.suffix](file, keep)
+
+
+def _read_csv(file: Path, keep: Container[str]) -> Table:
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            reader = csv.DictReader(lines, strict=True)
+            rows = [{name: row[name] for name in row if name in keep} for row in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: no csv ({error})") from None
+    return Table(set(reader.fieldnames or ()), rows)
 
 
 def _read_jsonl(file: Path, keep: Container[str]) -> Table:

@@ -1,8 +1,6 @@
 """A run that is stopped and goes on: equal to one that was never stopped, bit for bit."""
 
-import json
 import signal
-import sqlite3
 import types
 
 import jax
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import truncate
 from ml_collections import ConfigDict
-from small_run import FEW_UPDATES, small_run
+from small_experiment import METHODS, files, journal_file, labels_of, start
 
 from sea_jax import main
 from sea_jax.actors import actor
@@ -20,38 +18,6 @@ from sea_jax.experiment import run as experiment
 from sea_jax.labels import journal, reading
 from sea_jax.oracles import labeller
 from sea_jax.runtime.stop import stop_request
-
-METHODS = {
-    "passive": {},
-    "sea": {"sea.burn_in": 8, "ensemble.kind": "mlp"},
-    "apl": {"apl.pool_factor": 2, "apl.entropy_samples": 2},
-    "xpo": {},
-    "offline": {},
-    "passive_replay": {"replay.updates_per_label": 0.5},
-    "posterior_rl": FEW_UPDATES | {"rloo.max_surprise": 50.0},
-}
-
-
-@pytest.fixture(autouse=True)
-def no_policy(monkeypatch):
-    """The final policies as arrays, in place of folders that need a tokenizer on disk."""
-    saved = {}
-    keep = lambda config, folder, model, params, task: saved.update({folder.parents[2].name: params})  # noqa: E731
-    monkeypatch.setattr(experiment.policy, "save_policy", keep)
-    return saved
-
-
-def start(folder, method, **fields):
-    """A function that runs, or goes on with, one method in a folder; a fresh Run each time, as in a new process."""
-    fields = METHODS[method] | {"checkpoint.every_s": 0.0, "eval.every_queries": 8} | fields
-    small = small_run(folder / "small", method, **fields)
-    config = ConfigDict(small.config.to_dict())
-    config.methods = (method,)
-
-    def train():
-        experiment.train_one(config, small.assets, method, 0, folder)
-
-    return train
 
 
 def stopped_after(monkeypatch, step, error=None):
@@ -68,27 +34,7 @@ def stopped_after(monkeypatch, step, error=None):
     monkeypatch.setattr(checkpoints.RunSaver, "end_step", end)
 
 
-def journal_file(folder, method):
-    return folder / f"runs/{method}-seed0" / journal.FILE
-
-
-def labels_of(folder, method):
-    """The rows of a run's journal, without instants and seconds."""
-    with sqlite3.connect(journal_file(folder, method)) as db:
-        columns = (
-            "step, row, policy_step, prompt, first, second, first_tokens, second_tokens, state, probability"
-        )
-        return db.execute(f"SELECT {columns}, prefers_first FROM duels ORDER BY id").fetchall()
-
-
-def files(folder, method):
-    """The rows of a run's files, without seconds and instants."""
-    run = folder / f"runs/{method}-seed0"
-    read = lambda name: [json.loads(line) for line in (run / name).read_text().splitlines()]  # noqa: E731
-    metrics = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read("metrics.jsonl")]
-    return metrics, read("samples.jsonl"), read("responses.jsonl"), labels_of(folder, method)
-
-
+pytestmark = pytest.mark.usefixtures("no_policy")
 QUICK = [("passive", 0, False), ("sea", 0, False), *((method, 1, True) for method in METHODS)]
 REST = [(method, 0, True) for method in METHODS] + [(method, 1, False) for method in METHODS]
 

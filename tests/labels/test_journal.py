@@ -158,7 +158,7 @@ def run(*arguments):
 
 def test_commands(bought, tmp_path):
     status, said, _ = run("list", bought)
-    assert status == 0 and said.splitlines()[1].split()[:4] == ["sea-seed0", "2", "0", "2"]
+    assert status == 0 and said.splitlines()[1].split()[:5] == ["sea-seed0", "2", "0", "0", "2"]
     status, said, _ = run("verify", bought / "runs/sea-seed0")
     assert (status, said) == (0, "1 journals, 2 labels, 0 faults\n")
     status, said, _ = run("export", bought)

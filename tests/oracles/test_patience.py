@@ -122,6 +122,27 @@ def test_the_first_error_ends_all():
     assert time.monotonic() - start < 5 and len(seen) <= 4
 
 
+def test_results_are_told_as_they_come_and_those_under_way_after_an_error():
+    """Item 3 fails while 0 to 2 are under way; 0 and 1 end, 2 is stuck beyond the grace."""
+    release, told = threading.Event(), []
+
+    def work(item, stop):
+        if item == 3:
+            raise ServiceError("three")
+        stop.wait(10)
+        if item == 2:
+            release.wait(20)
+        return item * 10
+
+    with pytest.raises(ServiceError, match="three"):
+        map_in_order(work, range(100), 4, 60, "it", lambda *one: told.append(one), grace_s=0.5)
+    release.set()
+    assert sorted(told) == [(0, 0), (1, 10)]
+    told.clear()
+    assert map_in_order(lambda item, _: -item, range(9), 4, 60, "it", lambda *one: told.append(one))
+    assert sorted(told) == [(item, -item) for item in range(9)]
+
+
 def test_what_is_stuck_does_not_hold_the_caller():
     release = threading.Event()
     start = time.monotonic()
