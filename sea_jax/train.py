@@ -127,14 +127,12 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
     # 6   E&E: repeat sample φ and set y'_t ← argmax_b∈St r_φ(x_t, b) until y'_t ≠ y_t.
     # 7   BAI: set y'_t ← argmax_b∈St V_φ[σ(r_φ(x_t, y_t) − r_φ(x_t, b))].
     candidates, rewards = score(run, prompts, responses)
-    duel = propose(keys.select, rewards, strategy=strategy(run, prompts, bought))
+    duel = propose(keys.select, rewards, strategy=strategy(run, prompts))
     prompts, candidates, rewards, duel, extra = keep_of_pool(run, prompts, candidates, rewards, duel, extra)
 
     # 8   If g < γ for g ~ Uniform(0, 1), label {y_t, y'_t} by P, else by φ ~ Uniform(Φ_t−1).
     remaining = config.train.query_budget - bought
-    duel = route(
-        keys.route, keys.label, duel, rewards, candidates, remaining, **routing(run, step, bought, prompts)
-    )
+    duel = route(keys.route, keys.label, duel, rewards, candidates, remaining, **routing(run, step, prompts))
     watch.lap("select", duel)
     labels, shown = ask_oracle(run, step, prompts.texts, candidates, duel)
     watch.lap("oracle")
@@ -165,9 +163,9 @@ def score(run: Run, prompts: Prompts, responses: Responses) -> tuple[Candidates,
     return candidates, merge_duplicates(rewards, candidates)
 
 
-def strategy(run: Run, prompts: Prompts, bought: int) -> str:
+def strategy(run: Run, prompts: Prompts) -> str:
     """Returns the row of STRATEGIES: passive for the first `passive_queries`, while the ensemble is cold."""
-    cold = run.method.learns_ensemble and bought < run.config.sea.passive_queries
+    cold = run.method.learns_ensemble and run.labeller.num_queries < run.config.sea.passive_queries
     return "passive" if cold or prompts.given else run.method.strategy
 
 
@@ -185,10 +183,10 @@ def keep_of_pool(
     return Prompts(batch, texts, prompts.rows[kept]), candidates, rewards[:, kept], duel, extra
 
 
-def routing(run: Run, step: int, bought: int, prompts: Prompts) -> dict[str, Any]:
+def routing(run: Run, step: int, prompts: Prompts) -> dict[str, Any]:
     """Returns the options of `route`: γ is 1 until the ensemble has seen `burn_in` labels (App. F.1)."""
     sea = run.config.sea
-    mixed = run.method.synthetic and bought >= sea.burn_in and not prompts.given
+    mixed = run.method.synthetic and run.labeller.num_queries >= sea.burn_in and not prompts.given
     gamma = sea.gamma if mixed else 1.0
     asked = algorithm.oracle_share(gamma, run.config.train.batch_size, step)
     return dict(gamma=gamma, num_asked=asked, gamma_mode=sea.gamma_mode, synthetic_pairs=sea.synthetic_pairs)
