@@ -57,10 +57,19 @@ def merge_duplicates(rewards: Array, candidates: Candidates) -> Array:
     Returns:
         [K, B, M] f32.
     """
-    tokens = jnp.where(candidates.mask, candidates.tokens, -1)
-    equal = (tokens[:, :, None] == tokens[:, None]).all(-1)  # [B, M, M]
-    first_copy = jnp.argmax(equal, axis=-1)
+    first_copy = jnp.argmax(_equal(candidates), axis=-1)
     return jnp.take_along_axis(rewards, first_copy[None], axis=2)
+
+
+def count_distinct(candidates: Candidates) -> Array:
+    """Computes the mean number of distinct responses in S_t: the choice that a strategy has, [] f32."""
+    return (1.0 / _equal(candidates).sum(-1)).sum(-1).mean()
+
+
+def _equal(candidates: Candidates) -> Array:
+    """Marks the responses to a prompt that have the same tokens: [B, M, M] bool."""
+    tokens = jnp.where(candidates.mask, candidates.tokens, -1)
+    return (tokens[:, :, None] == tokens[:, None]).all(-1)
 
 
 def propose(key: Array, rewards: Array, *, strategy: str) -> Duel:
@@ -79,8 +88,8 @@ def propose(key: Array, rewards: Array, *, strategy: str) -> Duel:
 
 def most_informative(rewards: Array, candidates: Candidates, duel: Duel, num_kept: int, choice: str) -> Array:
     """Returns the rows [B] of the B most informative of P duels, by a row of `selection.POOL_CHOICES`."""
-    tokens, rows = jnp.where(candidates.mask, candidates.tokens, -1), jnp.arange(len(duel.first))
-    equal = (tokens[rows, duel.first] == tokens[rows, duel.second]).all(-1)
+    rows = jnp.arange(len(duel.first))
+    equal = _equal(candidates)[rows, duel.first, duel.second]
     margin = rewards[:, rows, duel.first] - rewards[:, rows, duel.second]
     return selection.POOL_CHOICES[choice](margin, duel.void | equal, num_kept)
 
@@ -134,17 +143,13 @@ def route(
     """
     B = rewards.shape[1]
     rows = jnp.arange(B)
-    if gamma_mode == "count":
-        query = rows < num_asked
-    else:
-        query = jax.random.uniform(key, (B,)) < gamma
+    query = rows < num_asked if gamma_mode == "count" else jax.random.uniform(key, (B,)) < gamma
     if synthetic_pairs == "max_margin":
         drawn = _labelling_head(label_key, rewards)
         first = jnp.where(query, duel.first, jnp.argmax(drawn, -1))
         second = jnp.where(query, duel.second, jnp.argmin(drawn, -1))
         duel = duel._replace(first=first, second=second)
-    tokens = jnp.where(candidates.mask, candidates.tokens, -1)
-    void = duel.void | (tokens[rows, duel.first] == tokens[rows, duel.second]).all(-1)
+    void = duel.void | _equal(candidates)[rows, duel.first, duel.second]
     query &= ~void
     over_budget = query & (jnp.cumsum(query) > remaining)
     return duel._replace(query_oracle=query & ~over_budget, void=void | over_budget)

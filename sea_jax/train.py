@@ -133,8 +133,9 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
     # 8   If g < γ for g ~ Uniform(0, 1), label {y_t, y'_t} by P, else by φ ~ Uniform(Φ_t−1).
     remaining = config.train.query_budget - bought
     duel = route(keys.route, keys.label, duel, rewards, candidates, remaining, **routing(run, step, prompts))
+    duel, texts = read_duels(run, candidates, duel)
     watch.lap("select", duel)
-    labels, shown = ask_oracle(run, step, prompts.texts, candidates, duel)
+    labels, shown = ask_oracle(run, step, prompts.texts, candidates, duel, texts)
     watch.lap("oracle")
     batch = assign_labels(keys.label, rewards, prompts.batch, candidates, duel, *labels)
     batch = mesh_lib.shard_batch(run.mesh, with_extra(batch, extra))
@@ -192,8 +193,18 @@ def routing(run: Run, step: int, prompts: Prompts) -> dict[str, Any]:
     return dict(gamma=gamma, num_asked=asked, gamma_mode=sea.gamma_mode, synthetic_pairs=sea.synthetic_pairs)
 
 
+def read_duels(run: Run, candidates: Candidates, duel: Duel) -> tuple[Duel, list[list[str]]]:
+    """Decodes the two responses of each duel; those of one text are void: nobody can tell them apart."""
+    pair, tokens, mask = to_host((jax.numpy.stack([duel.first, duel.second], 1), *candidates[:2]))
+    rows = np.arange(len(pair))[:, None]
+    texts = run.decode(tokens[rows, pair], mask[rows, pair])
+    if (equal := np.array([first == second for first, second in texts])).any():
+        duel = duel._replace(void=duel.void | equal, query_oracle=duel.query_oracle & ~equal)
+    return duel, texts
+
+
 def ask_oracle(
-    run: Run, step: int, texts: list[str], candidates: Candidates, duel: Duel
+    run: Run, step: int, prompts: list[str], candidates: Candidates, duel: Duel, texts: list[list[str]]
 ) -> tuple[Labels, dict[int, list[str]]]:
     """Buys the labels of the duels that go to the oracle, and no others.
 
@@ -203,24 +214,21 @@ def ask_oracle(
     duel, tokens, mask = to_host((duel, candidates.tokens, candidates.mask))
     rows = np.flatnonzero(duel.query_oracle)
     chosen = rows[:, None], np.stack([duel.first, duel.second], 1)[rows]
-    pairs = run.decode(tokens[chosen], mask[chosen])
+    pairs = [texts[row] for row in rows]
     policy_step = max(step - run.config.train.staleness, 0)
     origin = Origin(step, policy_step, rows, tokens[chosen], mask[chosen], run.actor.packed())
     bought = run.labeller.label(
-        [texts[row] for row in rows], [y for y, _ in pairs], [y for _, y in pairs],
+        [prompts[row] for row in rows], [y for y, _ in pairs], [y for _, y in pairs],
         rng_seed=run.seed * 1_000_003 + step, origin=origin,
     )  # fmt: skip
-    labels = Labels(np.zeros(len(texts), bool), np.zeros(len(texts), bool))
-    for whole, part in zip(labels, bought, strict=True):
-        whole[rows] = part
-    return labels, dict(zip(rows.tolist(), pairs, strict=True))
+    labels = np.zeros((2, len(texts)), bool)
+    labels[:, rows] = bought
+    return Labels(*labels), dict(zip(rows.tolist(), pairs, strict=True))
 
 
 def with_extra(batch: PreferenceBatch, extra: Responses | None) -> PreferenceBatch:
     """Adds the further responses that the method's loss term reads."""
-    if extra is None:
-        return batch
-    return batch._replace(extra_tokens=extra.tokens, extra_mask=extra.mask)
+    return batch._replace(extra_tokens=extra.tokens, extra_mask=extra.mask) if extra is not None else batch
 
 
 def _warn_of_early_end(run: Run) -> None:
@@ -238,11 +246,4 @@ assign_labels = jax.jit(algorithm.assign_labels)
 update: Callable[..., tuple[SeaState, dict[str, Array]]] = jax.jit(
     algorithm.update, static_argnums=0, donate_argnums=1
 )
-
-
-@jax.jit
-def count_distinct(candidates: Candidates) -> Array:
-    """Computes the mean number of distinct responses in S_t: the choice that a strategy has, [] f32."""
-    tokens = jax.numpy.where(candidates.mask, candidates.tokens, -1)
-    equal = (tokens[:, :, None] == tokens[:, None]).all(-1)
-    return (1.0 / equal.sum(-1)).sum(-1).mean()
+count_distinct = jax.jit(algorithm.count_distinct)

@@ -5,6 +5,7 @@ import json
 from zlib import crc32
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import sigmoid
@@ -17,10 +18,12 @@ from sea_jax.ensemble import heads
 from sea_jax.evaluate import Evaluator
 from sea_jax.experiment.setup import make_evaluator
 from sea_jax.losses import DAP_LOSSES
+from sea_jax.methods.method import Prompts
 from sea_jax.oracles import protocol
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.labeller import Labeller
 from sea_jax.state import step_keys
+from sea_jax.types import Candidates, Duel
 
 
 def trained(folder, method, **overrides):
@@ -87,8 +90,12 @@ def test_a_method_may_have_settings_of_its_own():
 
 def test_a_cold_ensemble_leaves_the_choice_to_chance(tmp_path):
     run = small_run(tmp_path, "sea", **{"sea.passive_queries": 8})
-    assert [train.strategy(run, bought) for bought in (0, 7, 8)] == ["passive", "passive", "bai_ts"]
-    assert train.strategy(small_run(tmp_path, "passive"), 100) == "passive"
+    sampled, given = (Prompts(None, ["x"], np.array([row])) for row in (0, -1))
+    for bought, strategy in ((0, "passive"), (7, "passive"), (8, "bai_ts")):
+        run.labeller.num_queries = bought
+        assert train.strategy(run, sampled) == strategy
+    assert train.strategy(run, given) == "passive"
+    assert train.strategy(small_run(tmp_path, "passive"), sampled) == "passive"
 
 
 @pytest.mark.parametrize("method", ["passive", "sea", "ee_ts"])
@@ -279,3 +286,16 @@ def test_a_policy_that_only_repeats_itself_ends_the_run(tmp_path, caplog):
     assert asked == [0, 0, 0]
     assert [row["queries"] for row in metrics if "eval/reward" in row] == [0, 0]
     assert "passive seed 0: ended after 0 of 16 queries, since 3 steps in a row" in caplog.text
+
+
+def test_two_responses_of_one_text_are_no_duel(tmp_path):
+    """Other tokens, the same text: void, whoever would have labelled it."""
+    run = small_run(tmp_path, "passive")
+    run.decode = lambda tokens, mask: [["a b", "a b"], ["a", "b"], ["", ""], ["c", "d"]]
+    tokens = jnp.arange(4 * 2 * 6).reshape(4, 2, 6)
+    candidates = Candidates(tokens, jnp.ones(tokens.shape, bool), None)
+    asked = jnp.array([True, True, False, False])
+    duel = Duel(jnp.zeros(4, int), jnp.ones(4, int), asked, jnp.zeros(4, bool))
+    duel, texts = train.read_duels(run, candidates, duel)
+    assert duel.void.tolist() == [True, False, True, False]
+    assert duel.query_oracle.tolist() == [False, True, False, False] and texts[3] == ["c", "d"]

@@ -175,7 +175,7 @@ class _Threads:
                 return
 
     def end(self) -> None:
-        """Has no further item begun."""
+        """Begins no further item."""
         with self._lock:
             self._stop.set()
 

@@ -74,7 +74,7 @@ def test_labels_of_a_run_without_a_checkpoint_are_not_bought_again(tmp_path, mon
         stopped_after(patch, 2, MemoryError())
         begin()
     asked, compare = [], labeller.protocol.compare
-    note = lambda oracle, *texts: asked.extend(texts[0]) or compare(oracle, *texts)  # noqa: E731
+    note = lambda oracle, *texts, **more: asked.extend(texts[0]) or compare(oracle, *texts, **more)  # noqa: E731
     monkeypatch.setattr(labeller, "protocol", types.SimpleNamespace(compare=note))  # not the evaluation's
     begin()
     *_, labels = files(tmp_path, "sea")
