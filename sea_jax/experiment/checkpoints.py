@@ -19,13 +19,14 @@ from sea_jax.train import Run
 from sea_jax.types import SeaState
 
 
-def save(folder: CheckpointFolder, run: Run, observed: dict[str, Any]) -> None:
+def save(folder: CheckpointFolder, run: Run, observed: dict[str, Any], score: float | None = None) -> None:
     """Saves a run between two steps.
 
     Args:
         folder: of the run.
         run: the run; the responses that its actor sampled ahead go into its journal.
         observed: what the observer needs to go on; JSON.
+        score: of an evaluation of this policy that was the best so far; None: another checkpoint.
 
     Raises:
         StorageError: this checkpoint, or the one before, could not be written.
@@ -36,7 +37,7 @@ def save(folder: CheckpointFolder, run: Run, observed: dict[str, Any]) -> None:
         idle=run.idle, queries=run.labeller.num_queries, dropped=run.labeller.num_dropped, observed=observed
     )
     memory = dict(memory=run.memory) if run.memory else {}
-    folder.save(run.step, record, state=_arrays(run.state), **memory)
+    folder.save(run.step, record, score, state=_arrays(run.state), **memory)
 
 
 def restore(folder: CheckpointFolder, run: Run) -> dict[str, Any] | None:
@@ -76,7 +77,7 @@ def _stored_proposals(run: Run) -> dict[int, bytes]:
 
 def _keep_proposals(folder: CheckpointFolder, run: Run) -> None:
     """Writes what was sampled ahead into the journal, and forgets what no checkpoint needs any more."""
-    ahead, journal, steps = run.actor.pack_ahead(), run.labeller.journal, folder.steps()
+    ahead, journal, steps = run.actor.pack_ahead(), run.labeller.journal, folder.newest_steps()
     if journal is None:
         return
     for place, content in enumerate(ahead):
@@ -109,8 +110,9 @@ class RunSaver:
             StoppedError: somebody asked for it; the run is saved.
         """
         due, number = self._folder.poll(self._stop)
-        if due or number or last:
-            save(self._folder, run, logbook.saved())
+        score = logbook.new_best(run.step) if self._folder.best else None
+        if due or number or last or score is not None:
+            save(self._folder, run, logbook.saved(), score)
         if number:  # after the last step too: the command has other runs, or files of this one to write
             self._folder.wait()
             name, bought = signal.Signals(number).name, run.labeller.num_queries

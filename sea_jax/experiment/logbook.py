@@ -51,6 +51,7 @@ class Logbook:
         self._saver, self._restored = saver, restored
         self._pending: tuple[Record, int] | None = None  # a step, and the labels bought by its end
         self._wins = self._responses = 0.0
+        self.best: dict[str, Any] | None = None  # evaluation: metric, value, step, queries
 
     def begin(self, run: Run) -> None:
         """Evaluates the starting policy, unless the run was restored."""
@@ -59,6 +60,7 @@ class Logbook:
         self._bar = progress_bar(None, run.name, "query", run.config.progress, total, self._queries)
         if self._restored is not None:
             self._wins, self._responses = self._restored["wins"], self._restored["responses"]
+            self.best = self._restored.get("best")
             self._evaluator.evaluated = [
                 (texts, None if rewards is None else np.array(rewards, np.float32))
                 for texts, rewards in self._restored["evaluated"]
@@ -111,7 +113,11 @@ class Logbook:
             for texts, rewards in self._evaluator.evaluated
         ]
         counts = dict(wins=float(self._wins), responses=float(self._responses))
-        return counts | dict(evaluated=evaluated, files=self._writer.positions())
+        return counts | dict(evaluated=evaluated, best=self.best, files=self._writer.positions())
+
+    def new_best(self, step: int) -> float | None:
+        """Returns the value of the evaluation after so many steps if it was the best so far, else None."""
+        return self.best["value"] if self.best is not None and self.best["step"] == step else None
 
     def _evaluate(self, step: int, record: Record | None) -> None:
         start, run = time.perf_counter(), self._run
@@ -121,6 +127,8 @@ class Logbook:
         metrics["time/evaluate_s"] = time.perf_counter() - start
         self._writer.write(step, self._queries, metrics)
         self._bar.set_postfix(shown(metrics))
+        if (name := headline(metrics)) and (self.best is None or metrics[name] > self.best["value"]):
+            self.best = dict(metric=name, value=float(metrics[name]), step=step, queries=self._queries)
 
     def _online_win_rate(self, record: Record) -> dict[str, float]:
         """Measures the responses that the oracle was shown, in this step and in all so far; buys no label."""
@@ -139,6 +147,15 @@ class Logbook:
             "duel/win_rate_reference": float(won.mean()),
             "duel/win_rate_reference_so_far": float(self._wins / self._responses),
         }
+
+
+def headline(metrics: dict[str, float]) -> str:
+    """Returns the metric by which evaluations are compared; empty if none was measured.
+
+    The oracle's reward where it has one; else the win rate against references, or against the SFT policy.
+    """
+    names = ("eval/reward", "eval/win_rate_reference", "eval/win_rate_sft")
+    return next((name for name in names if np.isfinite(metrics.get(name, np.nan))), "")
 
 
 def shown(metrics: dict[str, float]) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Runs a config: methods × seeds on shared assets, then the report."""
 
 import contextlib
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from sea_jax.labels.journal import Journal
 from sea_jax.methods import METHODS
 from sea_jax.pretraining import policy
 from sea_jax.report import report
-from sea_jax.runtime.checkpoint_folder import open_folder
+from sea_jax.runtime.checkpoint_folder import CheckpointFolder, open_folder
 from sea_jax.runtime.mesh import is_main, to_host
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.owner import own
@@ -133,11 +135,31 @@ def train_one(
         kept = restored["files"] if restored else None
         writer = files.enter_context(MetricWriter(folder, kept))  # marks the run as unfinished
         saver = checkpoints.RunSaver(saved, files.enter_context(stop_request()))
-        train(run, Logbook(folder, writer, make_evaluator(run, shared), saver, restored))
+        logbook = Logbook(folder, writer, make_evaluator(run, shared), saver, restored)
+        train(run, logbook)
+        _save_best(config, shared, folder, saved, run, logbook.best)
     params = to_host(run.state.policy.params)
     if is_main():
         policy.save_policy(config, folder / "policy", shared.model, params, shared.task)
         write_summary(folder, _summary(method, run.labeller.num_queries))
+
+
+def _save_best(
+    config: Config, shared: assets.Assets, folder: Path, saved: CheckpointFolder, run: Run, best: dict | None
+) -> None:
+    """Saves the policy of the best evaluation as policy_best/, unless that is the last policy."""
+    place = folder / "policy_best"
+    if is_main():
+        shutil.rmtree(place, ignore_errors=True)  # of a run that was extended
+    if best is None or not saved.best or best["step"] == run.step:
+        return
+    if best["step"] == 0:
+        _log("no evaluation was better than that of the starting policy: %s", folder)
+        return
+    params = saved.read(best["step"], "state")["state"]["policy"]["params"]
+    if is_main():
+        policy.save_policy(config, place, shared.model, params, shared.task)
+        (place / "evaluation.json").write_text(json.dumps(best))
 
 
 def _tell_of_restart(run: Run, folder: Path, restored: bool) -> None:

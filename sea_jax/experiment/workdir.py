@@ -18,6 +18,7 @@ _BUDGET = "train.query_budget"  # also at the end of the names of its overrides
 # Fields that a later call on the same work directory may change: they add runs, and alter none.
 FREE_FIELDS = (
     "methods", "num_seeds", "cache_dir", "progress", "checkpoint.every_s", "checkpoint.keep",
+    "checkpoint.best",
     *(f"oracle.{name}" for name in _ORACLE_FIELDS),
 )  # fmt: skip
 

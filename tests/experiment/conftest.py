@@ -9,6 +9,10 @@ from sea_jax.experiment import run as experiment
 def no_policy(monkeypatch):
     """The final policies as arrays, in place of folders that need a tokenizer on disk."""
     saved = {}
-    keep = lambda config, folder, model, params, task: saved.update({folder.parents[2].name: params})  # noqa: E731
+
+    def keep(config, folder, model, params, task):
+        folder.mkdir(exist_ok=True)
+        saved[folder.parents[2].name + folder.name.removeprefix("policy")] = params
+
     monkeypatch.setattr(experiment.policy, "save_policy", keep)
     return saved

@@ -1,5 +1,6 @@
 """A run that is stopped and goes on: equal to one that was never stopped, bit for bit."""
 
+import json
 import signal
 import types
 
@@ -13,6 +14,7 @@ from small_experiment import METHODS, files, journal_file, labels_of, start
 from sea_jax import main
 from sea_jax.actors import actor
 from sea_jax.errors import InputError, StoppedError, StorageError
+from sea_jax.evaluate import Evaluator
 from sea_jax.experiment import checkpoints
 from sea_jax.experiment import run as experiment
 from sea_jax.labels import journal, reading
@@ -65,6 +67,26 @@ def test_a_finished_run_goes_on_with_a_larger_budget(tmp_path, no_policy):
     start(tmp_path / "parts", "sea", **{"train.query_budget": 24})()
     jax.tree.map(np.testing.assert_array_equal, no_policy["whole"], no_policy["parts"])
     assert files(tmp_path / "parts", "sea") == files(tmp_path / "whole", "sea")
+
+
+@pytest.mark.parametrize("rewards, best", [((1, 3, 2), 8), ((1, 2, 3), None), ((3, 1, 2), None)])
+def test_the_policy_of_the_best_evaluation_is_kept(tmp_path, monkeypatch, no_policy, caplog, rewards, best):
+    """After 0, 8 and 16 labels, the run is stopped in between; the last policy is not kept twice."""
+    given = dict(zip((0, 2, 4), rewards, strict=True))
+    monkeypatch.setattr(Evaluator, "__call__", lambda self, state, policy, step: {"eval/reward": given[step]})
+    monkeypatch.setattr(Evaluator, "before_and_after", lambda *_: [])
+    fields = {"checkpoint.every_s": 1e6, "checkpoint.keep": 1}
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        stopped_after(patch, 3)
+        start(tmp_path / "run", "passive", **fields)()
+    start(tmp_path / "run", "passive", **fields)()
+    assert (best is not None) == ("run_best" in no_policy)
+    assert (rewards[0] == 3) == ("no evaluation was better than that of the starting policy" in caplog.text)
+    if best is not None:
+        place = tmp_path / "run/runs/passive-seed0/policy_best/evaluation.json"
+        assert json.loads(place.read_text()) == dict(metric="eval/reward", value=3.0, step=2, queries=best)
+        start(tmp_path / "short", "passive", **fields | {"train.query_budget": best})()
+        jax.tree.map(np.testing.assert_array_equal, no_policy["run_best"], no_policy["short"])
 
 
 def test_labels_of_a_run_without_a_checkpoint_are_not_bought_again(tmp_path, monkeypatch):

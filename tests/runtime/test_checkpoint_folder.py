@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from sea_jax.errors import InputError, StorageError
 from sea_jax.labels.journal import Journal, Question
+from sea_jax.runtime import checksums
 from sea_jax.runtime.checkpoint_folder import CheckpointFolder
 
 
@@ -60,11 +62,53 @@ def test_the_newest_are_kept(tmp_path):
         assert folder.steps() == [3, 2]
 
 
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    """Also by a process that did not save it."""
+    for steps in ((0, 1, 2), (3, 4, 5)):
+        with CheckpointFolder(tmp_path / "c", 0, 1, best=True) as folder:
+            for step in steps:
+                folder.save(step, {}, {1: 0.5, 2: 0.25}.get(step), tree=arrays(step))
+    assert folder.steps() == [5, 1] and folder.newest_steps() == [5]
+    np.testing.assert_array_equal(folder.read(1, "tree")["tree"]["w"], arrays(1)["w"])
+
+
+def test_one_changed_bit_of_any_file_is_found(tmp_path, caplog):
+    """The checkpoint before is read instead; without damage the last one is."""
+    with CheckpointFolder(tmp_path / "c", 0, 2) as folder:
+        for step in (1, 2):
+            folder.save(step, {}, tree=arrays(step), memory=arrays(step))
+    rng = np.random.default_rng(0)
+    files = [file for file in sorted((tmp_path / "c/2").rglob("*")) if file.is_file() and file.stat().st_size]
+    assert len(files) > 5
+    for file in files:
+        shutil.copytree(tmp_path / "c", tmp_path / "copy")
+        damaged = tmp_path / "copy" / file.relative_to(tmp_path / "c")
+        content = bytearray(damaged.read_bytes())
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        damaged.write_bytes(content)
+        (record, _) = CheckpointFolder(tmp_path / "copy", 0, 2).newest(tree=arrays(0))
+        assert record["step"] == 1, file
+        shutil.rmtree(tmp_path / "copy")
+    assert caplog.text.count("is not what was written") >= len(files) - 1
+    assert CheckpointFolder(tmp_path / "c", 0, 2).newest(tree=arrays(0))[0]["step"] == 2
+
+
+def test_a_checkpoint_without_checksums_is_read(tmp_path):
+    """A process was killed between the two."""
+    with CheckpointFolder(tmp_path / "c", 0, 2) as folder:
+        folder.save(1, {}, tree=arrays(1))
+    (tmp_path / "c/1/sha256.json").unlink()
+    with CheckpointFolder(tmp_path / "c", 0, 2) as folder:
+        assert folder.newest(tree=arrays(0))[0]["step"] == 1
+    assert checksums.exist(tmp_path / "c/1")
+
+
 def test_a_newer_layout_is_refused(tmp_path):
     with CheckpointFolder(tmp_path / "c", 0, 2) as folder:
         folder.save(1, {}, tree=arrays(1))
     [record] = [file for file in (tmp_path / "c/1/record").glob("*") if '"layout"' in file.read_text()]
     record.write_text(json.dumps(json.loads(record.read_text()) | {"layout": 9}))
+    checksums.write([tmp_path / "c/1"])
     with pytest.raises(InputError, match="layout 9, written by a newer version"):
         CheckpointFolder(tmp_path / "c", 0, 2).newest(tree=arrays(0))
 
