@@ -8,6 +8,7 @@ were lost or bought twice, checkpoints that could not be read, and files that di
 """
 
 import argparse
+import dataclasses
 import filecmp
 import json
 import random
@@ -29,15 +30,49 @@ SHORT = {
     "eval.batch_size": 50, "eval.num_pairs": 50, "eval.every_queries": 32, "rloo.updates_per_label": 0.5,
     "rloo.burst_updates": (5, 5), "checkpoint.every_s": 1.0,
 }  # fmt: skip
+VARYING = ("time/", "oracle/")  # metrics: seconds; requests that were sent again
 COLUMNS = (
     "step, row, policy_step, prompt, first, second, first_tokens, second_tokens, state, probability, "
     "prefers_first, labelled_by"
 )
 
 
-def command(folder: Path, cache: Path) -> list[str]:
-    fields = [f"--config.{name}={value!r}" for name, value in SHORT.items()]
-    call = [sys.executable, "-m", "sea_jax.main", "--config=configs/quickstart.py", f"--workdir={folder}"]
+@dataclasses.dataclass
+class Counts:
+    """What was found after kills."""
+
+    lost: int = 0
+    twice: int = 0
+    unread: int = 0
+    failed: int = 0
+    unequal: list[str] = dataclasses.field(default_factory=list)
+
+    def add_ended(self, folder: Path, whole: Path) -> None:
+        """Compares a run that has ended with the undisturbed one."""
+        mine, theirs = bought(folder), bought(whole)
+        self.lost += sum(len(set(rows) - set(mine.get(run, ()))) for run, rows in theirs.items())
+        self.twice += sum(map(len, mine.values())) - sum(len(set(rows)) for rows in mine.values())
+        self.unequal += differences(folder, whole)
+        self.unequal += [line for file in folder.glob(f"runs/*/{FILE}") for line in faults(file)]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.lost} labels lost, {self.twice} bought twice, {self.unread} checkpoints that could not be "
+            f"read, {self.failed} restarts that failed, {len(self.unequal)} files that differ "
+            f"{sorted(set(self.unequal)) or ''}"
+        )
+
+    @property
+    def bad(self) -> bool:
+        """True if anything went wrong."""
+        return bool(self.lost or self.twice or self.unread or self.failed or self.unequal)
+
+
+def command(
+    folder: Path, cache: Path, module: str = "sea_jax.main", more: dict[str, object] | None = None
+) -> list[str]:
+    fields = [f"--config.{name}={value!r}" for name, value in (SHORT | (more or {})).items()]
+    call = [sys.executable, "-m", module, "--config=configs/quickstart.py", f"--workdir={folder}"]
     return [*call, f"--config.cache_dir={cache}", *fields]
 
 
@@ -73,7 +108,7 @@ def differences(folder: Path, whole: Path) -> list[str]:
         found += [f"{method}/{name}" for name in names if not same[name]]
         rows = [
             [
-                {key: value for key, value in json.loads(line).items() if not key.startswith("time/")}
+                {key: value for key, value in json.loads(line).items() if not key.startswith(VARYING)}
                 for line in (run / "metrics.jsonl").read_text().splitlines()
             ]
             for run in (mine, theirs)
@@ -101,8 +136,7 @@ def main() -> None:
         longest = time.monotonic() - start
     print(f"undisturbed: {longest:.0f} s, {sum(map(len, bought(whole).values()))} labels", flush=True)
 
-    rng, kills, ended = random.Random(options.seed), 0, 0
-    lost, twice, unequal, failed = 0, 0, [], 0
+    rng, kills, ended, counts = random.Random(options.seed), 0, 0, Counts()
     folder = options.workdir / "killed"
     shutil.rmtree(folder, ignore_errors=True)
     before: dict[str, list[tuple]] = {}
@@ -111,28 +145,22 @@ def main() -> None:
         status = kill_once(command(folder, cache), log, seconds)
         now = bought(folder)
         for run, rows in before.items():
-            lost += len(set(rows) - set(now.get(run, ())))
+            counts.lost += len(set(rows) - set(now.get(run, ())))
         before = now
         if status is None:
             kills += 1
             continue
         if status:
-            failed += 1
+            counts.failed += 1
             print(f"exit status {status}; see {log}", flush=True)
             break
         ended += 1
-        unequal += differences(folder, whole)
-        twice += sum(len(rows) for rows in now.values()) - sum(map(len, bought(whole).values()))
-        unequal += [line for file in folder.glob(f"runs/*/{FILE}") for line in faults(file)]
+        counts.add_ended(folder, whole)
         shutil.rmtree(folder)
         before = {}
-    unread = log.read_text().count("cannot be read")
-    print(
-        f"{kills} kills, {ended} runs that ended: {lost} labels lost, {twice} bought twice, "
-        f"{unread} checkpoints that could not be read, {failed} restarts that failed, "
-        f"{len(unequal)} files that differ {sorted(set(unequal)) or ''}"
-    )
-    sys.exit(bool(lost or twice or unread or failed or unequal))
+    counts.unread = log.read_text().count("cannot be read")
+    print(f"learner: {kills} kills, {ended} runs that ended: {counts}")
+    sys.exit(counts.bad)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ Ray's documentation describes. All machines must have this folder and its enviro
 
 All processes are reserved together, in one placement group. With --learners=n the learners are the processes
 of one run on n hosts, as with `python -m sea_jax.main --coordinator`. A lost actor or oracle worker is
-replaced, gets the current weights and repeats the call (at most config.ray.retries times); a lost learner
-ends the run.
+replaced, gets the current weights and repeats the call (at most config.ray.retries times). After the loss of
+a learner all learners start again and go on from the last checkpoint, also at most config.ray.retries times.
 """
 
 import socket
@@ -102,12 +102,21 @@ def _run(command: str | None, config: Config) -> str:
     group = ray_pool.reserve(bundles, timeout_s)
     kind: Any = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(Learner)
     strategies = [ray_pool.in_bundle(group, i) for i in range(count)]
-    learners = [kind.options(scheduling_strategy=strategy).remote() for strategy in strategies]
-    address = learners[0].coordinator_address.remote()
-    [coordinator] = ray_pool.wait_for([address], "learner 0 to start", timeout_s)
-    arguments = command, config.to_dict(), _WORKDIR.value, coordinator, count
-    runs = [learner.run.remote(*arguments, i) for i, learner in enumerate(learners)]
-    return ray_pool.wait_for(runs, "the run to end", None)[0]
+    for left in range(config.ray.retries, -1, -1):
+        learners = [kind.options(scheduling_strategy=strategy).remote() for strategy in strategies]
+        try:
+            address = learners[0].coordinator_address.remote()
+            [coordinator] = ray_pool.wait_for([address], "learner 0 to start", timeout_s)
+            arguments = command, config.to_dict(), _WORKDIR.value, coordinator, count
+            runs = [learner.run.remote(*arguments, i) for i, learner in enumerate(learners)]
+            return ray_pool.wait_for(runs, "the run to end", None)[0]
+        except ray_pool.LostError as error:
+            for learner in learners:  # the others wait for the lost one
+                ray.kill(learner)
+            if not left:
+                raise
+            logging.warning("%s; all learners start again and go on from the last checkpoint", error)
+    raise AssertionError("unreachable: the last loss is raised")
 
 
 if __name__ == "__main__":

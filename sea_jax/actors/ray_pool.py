@@ -28,6 +28,10 @@ _CONNECT_TIMEOUT_S = 10.0
 _FORWARDED_PREFIXES = ("JAX_", "XLA_", "HF_", "TPU_", "LIBTPU_")
 
 
+class LostError(ServiceError):
+    """A process of the cluster has died."""
+
+
 class PoolLimits(NamedTuple):
     """Limits of waiting for a pool; see config.ray in configs/quickstart.py."""
 
@@ -172,6 +176,8 @@ def wait_for(references: list[Any], awaited: str, timeout_s: float | None) -> li
         if not isinstance(error.cause, ServiceError | ValueError | ArithmeticError):
             logging.error("%s", error)  # a mistake in the code: shows the worker's traceback
         raise error.cause from None
+    except ray.exceptions.RayActorError as error:
+        raise LostError(f"{prefix}: {_one_line(error)}") from None
     except ray.exceptions.RayError as error:
         raise ServiceError(f"{prefix}: {_one_line(error)}") from None
 
