@@ -71,7 +71,7 @@ class Counts:
 def command(
     folder: Path, cache: Path, module: str = "sea_jax.main", more: dict[str, object] | None = None
 ) -> list[str]:
-    fields = [f"--config.{name}={value!r}" for name, value in (SHORT | (more or {})).items()]
+    fields = [f"--config.{name}={value}" for name, value in (SHORT | (more or {})).items()]
     call = [sys.executable, "-m", module, "--config=configs/quickstart.py", f"--workdir={folder}"]
     return [*call, f"--config.cache_dir={cache}", *fields]
 

@@ -28,6 +28,7 @@ from sea_jax.types import Config
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+_NO_SCORE = -1e30  # of a checkpoint that is not the best one
 LAYOUT = 1  # of what is saved
 _ARGS = ocp.args
 
@@ -51,7 +52,7 @@ class CheckpointFolder:
         wait_for_all(str(folder))
         kept: list[Any] = [policies.LatestN(keep)]
         if best:
-            kept.append(policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False))
+            kept.append(policies.BestN(get_metric_fn=_score, n=1))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True,
             best_fn=_score if best else None,
@@ -95,8 +96,8 @@ class CheckpointFolder:
         items: dict[str, Any] = {name: _ARGS.StandardSave(tree) for name, tree in trees.items()}
         items["record"] = _ARGS.JsonSave(dict(layout=LAYOUT, version=__version__, step=step, **record))
         try:
-            metrics = None if score is None else {"score": score}
-            self._manager.save(step, args=_ARGS.Composite(**items), metrics=metrics)
+            metrics = {"score": _NO_SCORE if score is None else score}  # Orbax warns of one without a score
+            self._manager.save(step, args=_ARGS.Composite(**items), metrics=metrics if self.best else None)
         except (OSError, ValueError) as error:
             raise self._storage_error(error) from error
         self._last = time.monotonic()
