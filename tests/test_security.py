@@ -4,6 +4,7 @@ What the services listen on is tested where they are started: tests/serve, tests
 """
 
 import ast
+import gc
 import io
 import json
 import logging as std_logging
@@ -149,6 +150,7 @@ def test_checkpoints_are_no_pickles(made, tmp_path):
                 assert "none of its checkpoints can be read" in str(error)
         assert not made.exists(), file
         file.write_bytes(before)
+    gc.collect()
 
 
 def test_messages_of_the_oracle_service_are_no_pickles(made):
@@ -275,11 +277,11 @@ def test_a_key_that_is_sent_back_is_in_no_error_and_no_log(status, monkeypatch, 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with Http(echo(status)) as server, caplog.at_level(std_logging.DEBUG):
         judge = Judge(f"{server.url}/v1", f"model {KEY}", limits=RequestLimits(1.0, 1.0, 2, 1))
-        with pytest.raises(
-            ServiceError, match=rf"status {status}: refused Bearer \[OPENAI_API_KEY\]"
-        ) as error:
+        with pytest.raises(ServiceError) as error:
             judge.answers([f"x {KEY}"], ["a"], ["b"])
     seen = f"{error.value!s} {error.value!r} {caplog.text} {judge.metrics()}"
+    if status < 429:  # else it is asked again, and the last attempt may be cut short
+        assert f"status {status}: refused Bearer [OPENAI_API_KEY]" in seen
     assert KEY not in seen and KEY[:20] not in seen
 
 

@@ -1,4 +1,4 @@
-"""What a client of a service is given: an address without secrets in it, and a key of the environment."""
+"""Access to services: an address without secrets in it, and a key of the environment."""
 
 import os
 
