@@ -413,6 +413,22 @@ def test_a_command_whose_judge_refuses_leaves_no_key(files, tmp_path):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("status", [401, 403, 500])
+def test_a_run_whose_judge_refuses_leaves_no_key(status, files, tmp_path, monkeypatch, caplog, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    config = tldr.get_config()
+    with Http(echo(status)) as server, caplog.at_level(std_logging.INFO):
+        config.update_from_flattened_dict(
+            with_a_judge(files, f"{server.url}/v1") | {"oracle.patience_s": 0.5}
+        )
+        with pytest.raises(ServiceError) as error:
+            experiment.run(config, str(tmp_path / "runs"))
+    assert KEY not in f"{error.value}{caplog.text}{capsys.readouterr()}"
+    assert ("the environment's OPENAI_API_KEY" in str(error.value)) == (status == 401)
+    assert (tmp_path / "runs" / "config.json").exists() and not holders(tmp_path / "runs", KEY)
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_run_whose_judge_repeats_the_key_leaves_none(files, tmp_path, monkeypatch, caplog, capsys):
     """Journal, checkpoints, metrics, samples, report and config of a run to its end; some calls fail first."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)

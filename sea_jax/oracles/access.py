@@ -5,6 +5,8 @@ import os
 from sea_jax.credentials import JUDGE_KEY, is_plain_url, mask_url
 from sea_jax.errors import InputError
 
+_PLAIN_URL = "http(s)://host[:port][/path], without user, password and query: keys are in the environment"
+
 
 def read_key(variable: str) -> str:
     """Returns a key or token of the environment, without white space around it; empty if there is none.
@@ -28,7 +30,4 @@ def require_plain_url(name: str, url: str) -> None:
         url: an HTTP address, without user, password, query and fragment.
     """
     if not is_plain_url(url):
-        raise InputError(f"{name}={mask_url(url)!r}: valid is {PLAIN_URL}")
-
-
-PLAIN_URL = "http(s)://host[:port][/path], without user, password and query: keys are in the environment"
+        raise InputError(f"{name}={mask_url(url)!r}: valid is {_PLAIN_URL}")

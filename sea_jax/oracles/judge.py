@@ -228,9 +228,8 @@ def service_message(error: Any) -> str:
 def _hint(status: int, reason: str) -> str:
     """Says what a user can do about a refusal; a service without log-probs may refuse by any status."""
     if status == 401:
-        return (
-            f"; the key is the environment's {JUDGE_KEY}{'' if read_key(JUDGE_KEY) else ', which is not set'}"
-        )
+        unset = "" if read_key(JUDGE_KEY) else ", which is not set"
+        return f"; the key is the environment's {JUDGE_KEY}{unset}"
     if re.search(r"log[ _-]?prob", reason, re.IGNORECASE):
         return "; valid is a model whose endpoint returns log-probs"
-    return "; the key was read; valid is a model that it may use" if status == 403 else ""
+    return "; valid is a model that the key may use" if status == 403 else ""

@@ -30,17 +30,8 @@ account the first character of your answer, so make sure it contains only one of
 else (no quotation marks, no spaces, no new lines, ...)."""
 _FRAME = frozenset('"\\{}#\n')  # characters that the frame is made of, besides words
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # controls and surrogates, ends of lines and paragraphs
-_REORDERING = (
-    "LRE",
-    "RLE",
-    "LRO",
-    "RLO",
-    "PDF",
-    "LRI",
-    "RLI",
-    "FSI",
-    "PDI",
-)  # change the order of what is shown
+# Classes of characters that change the order of what is shown.
+_REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # fmt: skip
 _TAGS = range(0xE0000, 0xE0080)  # invisible letters
 
 
