@@ -16,7 +16,7 @@ PYTEST := pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: run sidecar test coverage test-sidecar lint format docs bench help clean
+.PHONY: run sidecar test coverage test-sidecar lint format docs bench lock audit help clean
 
 run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, three methods, table and figure
 	$(BIN)/python -m sea_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -49,6 +49,19 @@ docs: .venv/.docs.stamp  ## the documentation as a site, docs/_build/html/index.
 bench: .venv/.run.stamp  ## benchmarks; online_dpo_step installs TRL into .peers, feature_accuracy trains what it lacks
 	@for name in $(BENCHMARKS); do echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
+# uv does not read pip's settings, so it is told its index where they name one.
+lock: .venv-tools/.stamp  ## writes requirements.txt: the pins of requirements.in with the hashes of their files
+	@index="$$(.venv-tools/bin/python -m pip config get global.index-url 2>/dev/null || true)"; \
+	$${index:+env UV_DEFAULT_INDEX="$$index"} .venv-tools/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --custom-compile-command "make lock" --output-file requirements.txt requirements.in
+
+# Without --strict a package that the service does not answer about would pass.
+audit: .venv-tools/.stamp  ## known vulnerabilities of the pinned packages; asks a service on the network
+	@for file in requirements.txt requirements-dev.txt requirements-docs.txt requirements-launch.txt requirements-vllm.txt; do \
+	  echo "== $$file"; sed -e '/^-r /d' -e 's/+cpu//' $$file > .venv-tools/audited.txt; \
+	  .venv-tools/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r .venv-tools/audited.txt || failed=1; \
+	done; exit $${failed:-0}
+
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
@@ -56,17 +69,24 @@ clean:  ## removes caches and the site; keeps .venv, .peers and runs
 	rm -rf .cache .pytest_cache .ruff_cache build docs/_build docs/api/generated *.egg-info
 	find sea_jax configs benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# The list is complete, so nothing is resolved, and each file's hash is one of those in it.
 .venv/.run.stamp: requirements.txt | $(BIN)/python
-	$(PIP) -r requirements.txt
+	$(PIP) --require-hashes --no-deps -r requirements.txt
 	@touch $@
 
-.venv/.dev.stamp: requirements-dev.txt requirements.txt | $(BIN)/python
+# Without hashes: pip would demand them of everything, and builds of torch differ from machine to machine.
+.venv/.dev.stamp: requirements-dev.txt requirements.in .venv/.run.stamp
 	$(PIP) -r requirements-dev.txt
-	@touch $@ .venv/.run.stamp
+	@touch $@
 
-.venv/.docs.stamp: requirements-docs.txt requirements.txt | $(BIN)/python
+.venv/.docs.stamp: requirements-docs.txt requirements.in .venv/.run.stamp
 	$(PIP) -r requirements-docs.txt
-	@touch $@ .venv/.run.stamp
+	@touch $@
+
+.venv-tools/.stamp: requirements-tools.txt | $(BIN)/python
+	$(BIN)/python -m venv --clear .venv-tools
+	.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-tools.txt
+	@touch $@
 
 # The CPU build's pins are complete, so nothing is resolved: its metadata asks for builds of torchvision,
 # torchaudio and torchcodec that do not match its torch and break its imports.

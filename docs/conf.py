@@ -38,7 +38,7 @@ autosummary_imported_members = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": True}
-# Packages of the optional extras and of the vLLM environment: the site needs requirements.txt alone.
+# Packages of the optional extras and of the vLLM environment: the site needs requirements.in alone.
 autodoc_mock_imports = ["datasets", "mosec", "openai", "pyarrow", "ray", "torch", "transformers", "vllm"]
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True

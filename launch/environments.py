@@ -74,9 +74,9 @@ def own_requirements(extra: str) -> list[str]:
 
 
 def launch_requirements() -> list[str]:
-    """Returns the pins of requirements.txt and requirements-launch.txt; the latter's take precedence."""
+    """Returns the pins of requirements.in and requirements-launch.txt; the latter's take precedence."""
     pins = {}
-    for name in ("requirements.txt", "requirements-launch.txt"):
+    for name in ("requirements.in", "requirements-launch.txt"):
         for line in (ROOT / name).read_text().splitlines():
             pin, _, marker = (part.strip() for part in line.partition("#")[0].partition(";"))
             if pin and not (sys.platform == "win32" and "win32" in marker):

@@ -1,4 +1,9 @@
-"""Errors that commands report in one line per problem, without a traceback."""
+"""Errors that commands report in one line per problem, without a traceback.
+
+No key or token of the environment is in a message, also where a service has sent it back.
+"""
+
+from sea_jax.credentials import redact
 
 
 class InputError(ValueError):
@@ -12,7 +17,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, *problems: str):
-        super().__init__(*problems)
+        super().__init__(*map(redact, problems))
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -30,6 +35,9 @@ class ServiceError(RuntimeError):
     traceback.
     """
 
+    def __init__(self, message: str):
+        super().__init__(redact(message))
+
 
 class StorageError(RuntimeError):
     """Failure of a disk: full, read-only, a quota.
@@ -37,6 +45,9 @@ class StorageError(RuntimeError):
     Its message is one line that names the file; `main` prints it and no traceback. Everything that was on the
     disk before stays there, and the same command goes on from it.
     """
+
+    def __init__(self, message: str):
+        super().__init__(redact(message))
 
 
 class StoppedError(RuntimeError):

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -269,3 +270,22 @@ def assert_same_golden(file, now, close):
             assert json.loads(str(stored[name])) == json.loads(value)
         else:
             np.testing.assert_array_equal(stored[name], value)
+
+
+class Bomb:
+    """An object whose pickle makes a file when it is read."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path(self.file),)
+
+
+def bomb(file):
+    """The pickle of a Bomb, which works."""
+    content = pickle.dumps(Bomb(file))
+    pickle.loads(content)
+    assert file.exists()
+    file.unlink()
+    return content

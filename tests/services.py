@@ -65,7 +65,7 @@ def local_run():
 class Service:
     """`python -m sea_jax.serve.oracle_service` in a process group of its own."""
 
-    def __init__(self, *flags, port=None, host="127.0.0.1", token=None):
+    def __init__(self, *flags, port=None, host=None, token=None):
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
@@ -73,7 +73,8 @@ class Service:
         if token:
             env[messages.TOKEN_VARIABLE] = token
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sea_jax.serve.oracle_service", f"--port={self.port}", f"--host={host}", *flags],
+            [sys.executable, "-m", "sea_jax.serve.oracle_service", f"--port={self.port}",
+             *([f"--host={host}"] if host else []), *flags],
             cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         self.said, self._lines = [], queue.SimpleQueue()
@@ -202,7 +203,7 @@ class Judging:
         with self.lock:
             n = len(self.seen)
             self.seen.append((path, headers["authorization"], asked))
-        outputs = re.findall(r'"model_identifier": "[01]",\n"output": (.*?)\n\}', text, re.DOTALL)
+        outputs = [entry["output"] for entry in entries(text)]
         scores = np.array([len(outputs[0]) + self.bias, len(outputs[1])], float)
         logprobs = scores - np.logaddexp.reduce(scores) - 0.1
         top = [dict(token=str(i), logprob=float(logprobs[i]), bytes=None) for i in np.argsort(-logprobs)]
@@ -210,6 +211,12 @@ class Judging:
         if isinstance(sent, tuple) or sent is None:
             return sent
         return 200, {"content-type": "application/json"}, completion(sent)
+
+
+def entries(text):
+    """The JSON objects of a judge's prompt, wherever in it they begin on a line of their own."""
+    starts = [found.start() for found in re.finditer(r"^\{", text, re.MULTILINE)]
+    return [json.JSONDecoder().raw_decode(text, start)[0] for start in starts]
 
 
 def completion(top, prompt_tokens=200, completion_tokens=1):

@@ -27,7 +27,8 @@ PAGES = sorted(
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TARGETS = (
-    "run", "sidecar", "test", "coverage", "test-sidecar", "lint", "format", "docs", "bench", "help", "clean",
+    "run", "sidecar", "test", "coverage", "test-sidecar", "lint", "format", "docs", "bench", "lock", "audit", "help",
+    "clean",
 )  # fmt: skip
 
 
@@ -135,7 +136,7 @@ def pins(name):
     found = {}
     for line in (ROOT / name).read_text().splitlines():
         line = line.partition("#")[0].strip()
-        if line and line != "-r requirements.txt":
+        if line and line != "-r requirements.in":
             match = re.fullmatch(r"([A-Za-z0-9._-]+(?:\[\w+\])?)==([\w.+]+)(?:; [\w .<>=!'\"]+)?", line)
             assert match, f"{name}: {line!r} is no exact pin"
             found[normal(match[1])] = match[2]
@@ -151,7 +152,7 @@ def project_pins(lines):
 
 
 def test_pins_agree():
-    run, dev, docs = (pins(f"requirements{part}.txt") for part in ("", "-dev", "-docs"))
+    run, dev, docs = map(pins, ("requirements.in", "requirements-dev.txt", "requirements-docs.txt"))
     assert all(run[name] == version for name, version in dev.items() if name in run)
     assert all((run | dev).get(name, version) == version for name, version in docs.items())
     extras = PROJECT["project"]["optional-dependencies"]
@@ -168,7 +169,26 @@ def test_pins_agree():
     differ = {name for name, version in launch.items() if (run | dev).get(name, version) != version}
     assert differ == {"protobuf", "python-dateutil"}  # as the file says
     for name in ("requirements-dev.txt", "requirements-docs.txt", "requirements-real.txt"):
-        assert "-r requirements.txt" in (ROOT / name).read_text().splitlines()
+        assert "-r requirements.in" in (ROOT / name).read_text().splitlines()
+
+
+def test_the_lock_holds_the_pins_with_hashes_and_no_address():
+    """`make lock` writes it; pip accepts no file without a hash. What it adds is not for Linux."""
+    wanted, found = pins("requirements.in"), {}
+    for entry in re.split(r"\n(?=\S)", (ROOT / "requirements.txt").read_text().replace("\\\n", "").strip()):
+        if not entry.startswith("#"):
+            match = re.fullmatch(
+                r"([\w.-]+)==([\w.]+)( ; .+?)?( +--hash=sha256:[0-9a-f]{64})+", " ".join(entry.split())
+            )
+            assert match, entry[:80]
+            found[normal(match[1])] = match[2]
+            assert normal(match[1]) in wanted or re.search(
+                "sys_platform == '(win32|emscripten)'", match[3] or ""
+            )
+    assert wanted.items() <= found.items()
+    for file in ROOT.glob("requirements*"):
+        lines = [line.partition("#")[0] for line in file.read_text().splitlines()]
+        assert not [line for line in lines if re.search(r"://|(?<!\S)-(?!r |-hash=)", line)], file
 
 
 SIDECAR = ROOT / "sea_jax/actors/vllm_sidecar.py"  # runs in an environment of its own
@@ -242,6 +262,7 @@ def test_makefile():
     assert "-m sea_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)" in text
     assert re.search(r"^\t\$\(BIN\)/python -m sphinx .*-W .*docs docs/_build/html$", text, re.MULTILINE)
     assert "docs/_build/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "--require-hashes --no-deps -r requirements.txt" in text
     if shutil.which("make"):
         call = ["make", "--no-print-directory", "help"]  # `make test` may be what runs this
         said = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True).stdout

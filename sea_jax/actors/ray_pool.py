@@ -20,6 +20,7 @@ from ray._private import ray_constants
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from sea_jax.credentials import redact, without_credentials
 from sea_jax.errors import ServiceError
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder of the package `sea_jax`
@@ -66,8 +67,7 @@ def connect(address: str = "", cpus: float = 0.0) -> None:
     address = address or os.environ.get("RAY_ADDRESS", "")
     _set_cluster_mode(several_machines=bool(address))
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    forwarded = {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED_PREFIXES)}
-    runtime_env = {"env_vars": forwarded | {"PYTHONPATH": path}}
+    runtime_env = {"env_vars": _forwarded() | {"PYTHONPATH": path}}
     options: dict[str, Any] = dict(logging_level="error", runtime_env=runtime_env)
     if not address:
         count = max(len(os.sched_getaffinity(0)), int(cpus + 0.999))
@@ -79,6 +79,12 @@ def connect(address: str = "", cpus: float = 0.0) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         cluster = f"Ray's cluster at {address!r}" if address else "a Ray cluster on this machine"
         raise ServiceError(f"{cluster}: cannot be joined: {_one_line(error)}") from None
+
+
+def _forwarded() -> dict[str, str]:
+    """Returns the variables that workers get. No key or token: Ray writes them to its logs."""
+    variables = without_credentials(os.environ)
+    return {name: value for name, value in variables.items() if name.startswith(_FORWARDED_PREFIXES)}
 
 
 class Pool:
@@ -174,7 +180,7 @@ def wait_for(references: list[Any], awaited: str, timeout_s: float | None) -> li
         raise ServiceError(f"{prefix}: {count} gave no answer within {timeout_s:g} s") from None
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, ServiceError | ValueError | ArithmeticError):
-            logging.error("%s", error)  # a mistake in the code: shows the worker's traceback
+            logging.error("%s", redact(str(error)))  # a mistake in the code: shows the worker's traceback
         raise error.cause from None
     except ray.exceptions.RayActorError as error:
         raise LostError(f"{prefix}: {_one_line(error)}") from None

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from sea_jax.actors.sampler import PendingResponses, VersionedParams
 from sea_jax.actors.sidecar import Sidecar, SidecarError, SidecarLostError
 from sea_jax.actors.weight_sync import Manifest, SharedWeights
+from sea_jax.credentials import without_credentials
 from sea_jax.models import convert
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import BatchSlice, Responses
@@ -153,7 +154,8 @@ class VllmSampler:
         options, config = self._options, self._model.config
         length = options.prompt_length + self._max_tokens
         self._loaded_version = 0
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "JAX_", "XLA_"))}
+        own = ("PYTHON", "JAX_", "XLA_")
+        inherited = {k: v for k, v in without_credentials(os.environ).items() if not k.startswith(own)}
         command = [options.python, "-I", "-c", _PROGRAM]
         sidecar = Sidecar("vLLM sidecar", command, inherited | _ENVIRONMENT, (self._weights.fd,))
         engine = dict(

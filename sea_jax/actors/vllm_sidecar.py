@@ -159,6 +159,7 @@ class Server:
             self.llm = LLM(
                 folder,
                 skip_tokenizer_init=True,
+                trust_remote_code=False,  # an option of this name would be an error
                 load_format="dummy",
                 generation_config="vllm",  # no sampling defaults of the model
                 logprobs_mode="processed_logprobs",  # at the sampling temperature

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags
 
+from sea_jax.credentials import redact
 from sea_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def fail(error: object, status: int = 2) -> NoReturn:
     if len(problems) > 1:
         print(f"{len(problems)} problems:", file=sys.stderr)
     for problem in problems:
-        print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
+        print(f"error: {redact(' '.join(str(problem).split()))}", file=sys.stderr)
     sys.exit(status)
 
 

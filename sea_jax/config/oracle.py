@@ -1,12 +1,12 @@
 """Fields of the preference oracle: who judges, and how it is reached."""
 
 import dataclasses
-from urllib.parse import urlsplit
 
 from sea_jax import tasks
 from sea_jax.config.checks import Checks
 from sea_jax.config.fields import Section, field
 from sea_jax.config.policy import DTYPES
+from sea_jax.credentials import is_plain_url, mask_url
 from sea_jax.tasks.tokenizer import CHAT
 
 REMOTE_KINDS = ("remote", "judge")
@@ -75,6 +75,6 @@ class Oracle(Section):
 
 def _check_url(checks: Checks, name: str, example: str) -> None:
     if checks.sound(name):
-        parts = urlsplit(checks.get(name))
-        found = parts.scheme in ("http", "https") and bool(parts.hostname)
-        checks.require(found, name, f"a URL, as {example}")
+        url = checks.get(name)
+        valid = f"a URL, as {example}, without user, password and query"
+        checks.require(is_plain_url(url), name, valid, mask_url(url))

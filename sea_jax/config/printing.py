@@ -4,6 +4,7 @@ from typing import Any
 
 from sea_jax.config.checks import Checks, flat
 from sea_jax.config.fields import Field, Section, declared
+from sea_jax.credentials import redact
 from sea_jax.types import Config
 
 
@@ -11,7 +12,7 @@ def describe(config: Config, sections: tuple[type[Section], ...]) -> str:
     """Returns a line for every field, grouped by section.
 
     A line is 'name = value   # meaning (valid values)'; one whose value is not the base config's begins with
-    '*' and has '(base: value)'.
+    '*' and has '(base: value)'. Keys and tokens of the environment, and passwords of URLs, are not shown.
 
     Args:
         config: the config.
@@ -21,7 +22,7 @@ def describe(config: Config, sections: tuple[type[Section], ...]) -> str:
     if overrides := flat(config.to_dict().get("overrides", {})):
         lines = [f"* overrides.{name} = {value!r}" for name, value in overrides.items()]
         groups.append("\n".join(["# overrides: fields that single methods have otherwise", *lines]))
-    return "\n\n".join(groups)
+    return redact("\n\n".join(groups))
 
 
 def _group(checks: Checks, section: type[Section]) -> str:

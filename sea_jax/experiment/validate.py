@@ -12,6 +12,7 @@ from sea_jax.config.fields import check_values, declared
 from sea_jax.config.overrides import check_overrides
 from sea_jax.config.policy import RewardTraining
 from sea_jax.config.task import is_text
+from sea_jax.credentials import redact
 from sea_jax.experiment.base_config import sections_of
 from sea_jax.experiment.validate_methods import check_methods, check_methods_on_task, check_names
 from sea_jax.experiment.validate_parts import (
@@ -35,10 +36,19 @@ def check_fields(config: Config) -> Checks:
     checks = Checks(config)
     fields = [field for section in sections_of(config) for field in declared(section)]
     check_values(checks, fields)
+    _check_no_credentials(checks)
     _check_unknown(checks, [field.name for field in fields])
     if checks.has("overrides"):
         check_overrides(checks, tuple(METHODS), OVERRIDABLE, fields)
     return checks
+
+
+def _check_no_credentials(checks: Checks) -> None:
+    """Adds a problem for every field that holds a key of the environment or a URL's password."""
+    for name, value in flat(checks.config.to_dict()).items():
+        if redact(str(value)) != str(value):
+            valid = "a value without keys, tokens and passwords, since a config is written to disk"
+            checks.require(False, name, f"{valid}; they are in the environment", redact(str(value)))
 
 
 def _check_unknown(checks: Checks, names: list[str]) -> None:

@@ -4,42 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sea_jax.credentials import JUDGE_KEY, redact
 from sea_jax.errors import InputError, ServiceError
+from sea_jax.oracles.access import read_key, require_plain_url
+from sea_jax.oracles.judge_prompt import judge_prompt
 from sea_jax.oracles.patience import RateLimiter, RetryableError, map_in_order, retry
 from sea_jax.oracles.protocol import Answers, ArrivedFn, BroadcastFn, compute_locally
 from sea_jax.oracles.remote import RequestLimits
 
-# Fig. 10, word for word, but for the quotation mark after "model_identifier that the figure lacks.
-TEMPLATE = """\
-I require a leaderboard for various large language models. I'll provide you with prompts given to these \
-models and their corresponding outputs. Your task is to assess these responses, and select the model that \
-produces the best output from a human perspective.
-## Instruction
-{instruction}
-## Model Outputs
-Here are the unordered outputs from the models. Each output is associated with a specific model, identified \
-by a unique model identifier.
-{{
-"model_identifier": "0",
-"output": {response0}
-}}
-{{
-"model_identifier": "1",
-"output": {response1}
-}}
-## Task
-Evaluate the models on the basis of the quality and relevance of their results, and select the model that \
-generated the best result. Reply with the identifier of the best model. Our evaluation will only take into \
-account the first character of your answer, so make sure it contains only one of the identifiers and nothing \
-else (no quotation marks, no spaces, no new lines, ...)."""
 _TOP_LOGPROBS = 20  # alternatives per token, the most that endpoints return
+_LONGEST_MESSAGE = 300  # characters of a service's message in an error
 _UNKNOWN_LOGPROB = -9999.0  # OpenAI's value for a log-prob that it does not return
 RETRYABLE_STATUS = (408, 409, 429)  # besides 500 and above
 
@@ -68,7 +49,7 @@ class Judge:
         broadcast: see `BroadcastFn`.
 
     Raises:
-        InputError: the openai package is missing.
+        InputError: the openai package is missing, the URL has a password, or the key is none.
         ServiceError: by every method, if the endpoint does not answer within the limits, or refuses.
     """
 
@@ -89,10 +70,11 @@ class Judge:
         except ImportError:
             valid = "valid: pip install sea_jax[judge]"
             raise InputError(f"config.oracle.kind='judge': openai is not installed; {valid}") from None
+        require_plain_url("base_url", base_url)
         self._openai, self._model, self._seed = openai, model, seed
         self._limits, self._prices, self._broadcast = limits or RequestLimits(), prices or Prices(), broadcast
         # Retries are made here, so that every call is counted. A local server may need no key.
-        key = os.environ.get("OPENAI_API_KEY") or "none"
+        key = read_key(JUDGE_KEY) or "none"
         self._client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=0)
         self._rate_limiter, self._lock = RateLimiter(per_minute), threading.Lock()
         self._name, self._per_minute = f"judge {model} at {base_url}", per_minute
@@ -149,7 +131,7 @@ class Judge:
         swapped = is_swapped(self._seed, *row)
         if swapped:
             responses.reverse()
-        text = TEMPLATE.format(instruction=prompt, response0=responses[0], response1=responses[1])
+        text = judge_prompt(prompt, *responses)
         for repeat in range(self._limits.attempts):
             margin = read_margin(self._call(text, bool(repeat), stop))
             if margin is not None:
@@ -195,11 +177,10 @@ class Judge:
     def _status_error(self, error: Any) -> Exception:
         """Converts an HTTP status to RetryableError, or to ServiceError where a retry would not help."""
         status, no_quota = error.status_code, getattr(error, "code", None) == "insufficient_quota"
-        reason = f"status {status}: {error.message}"
+        reason = f"status {status}: {service_message(error)}"
         if (status in RETRYABLE_STATUS or status >= 500) and not no_quota:
             return RetryableError(reason, retry_after_s=retry_after(error))
-        hint = "; the key is the environment's OPENAI_API_KEY" if status in (401, 403) else ""
-        return ServiceError(f"{self._name}: {reason}{hint}")
+        return ServiceError(f"{self._name}: {reason}{_hint(status, reason)}")
 
     def _count(self, **counts: int) -> None:
         with self._lock:
@@ -209,7 +190,8 @@ class Judge:
 
 def is_swapped(seed: int, prompt: str, first: str, second: str) -> bool:
     """Flips a fair coin that is the same for the same texts and seed."""
-    digest = hashlib.sha256("\0".join((str(seed), prompt, first, second)).encode())
+    joined = "\0".join((str(seed), prompt, first, second))
+    digest = hashlib.sha256(joined.encode(errors="surrogatepass"))
     return bool(digest.digest()[0] & 1)
 
 
@@ -245,3 +227,24 @@ def retry_after(error: Any) -> float:
         return max(0.0, float(error.response.headers["retry-after"]))
     except (AttributeError, KeyError, ValueError):
         return 0.0
+
+
+def service_message(error: Any) -> str:
+    """Returns what a service said with an error status: one line without keys, perhaps cut.
+
+    Args:
+        error: openai's, whose body is the reply's JSON, or its member 'error', or else text.
+    """
+    body = error.body.get("message", error.body) if isinstance(error.body, dict) else error.body
+    text = redact(" ".join(str(body or error.response.text or "no message").split()))
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"
+
+
+def _hint(status: int, reason: str) -> str:
+    """Says what a user can do about a refusal; a service without log-probs may refuse by any status."""
+    if status == 401:
+        unset = "" if read_key(JUDGE_KEY) else ", which is not set"
+        return f"; the key is the environment's {JUDGE_KEY}{unset}"
+    if re.search(r"log[ _-]?prob", reason, re.IGNORECASE):
+        return "; valid is a model whose endpoint returns log-probs"
+    return "; valid is a model that the key may use" if status == 403 else ""

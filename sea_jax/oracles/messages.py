@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 
+from sea_jax.credentials import ORACLE_TOKEN
+
 VERSION = 2
 TEXT_FIELDS = {
     "probability": ("prompts", "first", "second"),
@@ -23,7 +25,7 @@ TEXT_FIELDS = {
     "about": (),
 }  # of each endpoint
 MAX_ROWS = 4096  # comparisons or responses in one request
-TOKEN_VARIABLE = "SEA_JAX_ORACLE_TOKEN"  # in the environment, since a config is written to disk
+TOKEN_VARIABLE = ORACLE_TOKEN  # in the environment, since a config is written to disk
 
 
 class Request(NamedTuple):

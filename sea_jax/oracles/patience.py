@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import tenacity
 from absl import logging
 
+from sea_jax.credentials import redact
 from sea_jax.errors import ServiceError
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ class RetryableError(Exception):
     """
 
     def __init__(self, reason: str, retry_after_s: float = 0.0, malformed: bool = False):
-        super().__init__(reason)
+        super().__init__(redact(reason))  # it is logged
         self.retry_after_s, self.malformed = retry_after_s, malformed
 
 
@@ -74,7 +75,9 @@ def retry(
 
     def log(state: tenacity.RetryCallState) -> None:
         text = "%s: %s; retrying for up to %g s"
-        logging.log_every_n_seconds(logging.WARNING, text, _LOG_EVERY_S, awaited, _error(state), patience_s)
+        logging.log_every_n_seconds(
+            logging.WARNING, text, _LOG_EVERY_S, redact(awaited), _error(state), patience_s
+        )
 
     def sleep(seconds: float) -> None:
         if stop.wait(seconds):

@@ -12,8 +12,10 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from sea_jax.credentials import redact
 from sea_jax.errors import InputError, ServiceError
 from sea_jax.oracles import messages
+from sea_jax.oracles.access import read_key, require_plain_url
 from sea_jax.oracles.patience import RetryableError, map_in_order, retry
 from sea_jax.oracles.protocol import ArrivedFn, BroadcastFn, compute_locally
 
@@ -48,7 +50,8 @@ class RemoteOracle:
 
     Raises:
         ServiceError: by every method, if the service does not answer within the limits, or refuses.
-        InputError: by every method, on a text that the service's model cannot read.
+        InputError: the URL has a user, a password or a query; or by every method, on a text that the
+            service's model cannot read.
     """
 
     reports_arrivals = True
@@ -61,9 +64,10 @@ class RemoteOracle:
         token: str | None = None,
         broadcast: BroadcastFn = compute_locally,
     ):
+        require_plain_url("url", url)
         self._broadcast = broadcast
         self.url, self._seed, self._limits = url.rstrip("/"), seed, limits or RequestLimits()
-        self._token = os.environ.get(messages.TOKEN_VARIABLE, "") if token is None else token
+        self._token = read_key(messages.TOKEN_VARIABLE) if token is None else token
         # No proxies from the environment: the service is one's own, and mostly on this machine.
         pool = httpx2.Limits(max_connections=self._limits.in_flight)
         self._client = httpx2.Client(trust_env=False, limits=pool)
@@ -169,7 +173,7 @@ class RemoteOracle:
             raise RetryableError(f"{type(error).__name__} {error}".strip()) from None
         if reply.status_code == 200:
             return reply.content
-        reason = f"status {reply.status_code}: {reply.text[:200]!r}"
+        reason = f"status {reply.status_code}: {redact(reply.text)[:200]!r}"
         if reply.status_code in RETRYABLE_STATUS:
             raise RetryableError(reason)
         if reply.status_code >= 500:

@@ -1,7 +1,12 @@
 """Prepares a process before JAX starts: the allocator, the compilation cache, the other hosts."""
 
+import contextlib
 import importlib.metadata
+import ipaddress
 import os
+import socket
+
+from absl import logging
 
 from sea_jax.errors import ServiceError
 from sea_jax.types import Config
@@ -39,6 +44,8 @@ def prepare_jax(config: Config, workdir: str) -> None:
 def meet(address: str, count: int, index: int) -> None:
     """Joins the processes of a run on several hosts; call it before JAX computes anything.
 
+    Process 0 listens at the host that is given, if that is an address of its machine.
+
     Args:
         address: host:port of process 0.
         count: number of processes.
@@ -50,7 +57,47 @@ def meet(address: str, count: int, index: int) -> None:
     import jax
 
     try:
-        jax.distributed.initialize(address, count, index, initialization_timeout=_MEETING_SECONDS)
+        jax.distributed.initialize(
+            address, count, index, initialization_timeout=_MEETING_SECONDS,
+            coordinator_bind_address=bind_address(address) if index == 0 else None,
+        )  # fmt: skip
     except Exception as error:  # JAX raises RuntimeError, or an error of its coordination service
         said = f"{address!r}: {count} processes did not meet within {_MEETING_SECONDS} s ({error})"
         raise ServiceError(said) from None
+
+
+def bind_address(address: str) -> str | None:
+    """Returns where process 0 listens for the others, None for all interfaces, of which it warns.
+
+    JAX would always listen on all of them.
+
+    Args:
+        address: host:port, as the others call it.
+
+    Returns:
+        The host's IP address and the port. None if the host is no address of this machine, as behind a
+        forwarding service, or if its name means loopback here alone, as in Debian's /etc/hosts: the others
+        could not reach it.
+    """
+    host, _, port = address.rpartition(":")
+    name = host.strip("[]")
+    for found in _addresses(name):
+        ip = ipaddress.ip_address(found)
+        if ip.is_loopback and name not in ("localhost", found):
+            continue
+        family, shown = (socket.AF_INET, found) if ip.version == 4 else (socket.AF_INET6, f"[{found}]")
+        with contextlib.suppress(OSError), socket.socket(family) as probe:
+            probe.bind((found, 0))
+            return f"{shown}:{port}"
+    reason = "is no address of this machine that others reach, so process 0 listens on all its interfaces"
+    logging.warning("%s %s", address, reason)
+    return None
+
+
+def _addresses(host: str) -> list[str]:
+    """Returns the IP addresses of a host, IPv4 first; none if it is unknown."""
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return []
+    return sorted(map(str, found), key=lambda ip: (":" in ip, ip))

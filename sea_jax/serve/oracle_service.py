@@ -33,6 +33,7 @@ from absl import app, flags
 from sea_jax.config.flags import fail, parse
 from sea_jax.errors import InputError
 from sea_jax.oracles import messages
+from sea_jax.oracles.access import read_key
 
 _MODEL = flags.DEFINE_string(
     "model", None, "A reward model in Hugging Face's layout, by folder or hub name; or an embedded task's "
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
     if importlib.util.find_spec("mosec") is None:
         fail("mosec is not installed; valid: pip install sea_jax[serve]")
     try:
-        host = check_address(_HOST.value, _PORT.value, os.environ.get(messages.TOKEN_VARIABLE, ""))
+        host = check_address(_HOST.value, _PORT.value, read_key(messages.TOKEN_VARIABLE))
         check_model(_MODEL.value)
     except InputError as error:
         fail(error)

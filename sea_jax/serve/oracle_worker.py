@@ -20,6 +20,7 @@ from mosec import Worker
 
 from sea_jax.errors import InputError
 from sea_jax.oracles import messages
+from sea_jax.oracles.access import read_key
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle, preference
 from sea_jax.tasks import TASKS
 
@@ -157,7 +158,7 @@ class OracleWorker(Worker):
     def __init__(self):
         settings = Settings(**json.loads(os.environ[SETTINGS_VARIABLE]))
         try:
-            self._handler = RequestHandler(settings, os.environ.get(messages.TOKEN_VARIABLE, ""))
+            self._handler = RequestHandler(settings, read_key(messages.TOKEN_VARIABLE))
         except Exception as error:
             Path(settings.error_file).write_text(f"{type(error).__name__}: {error}")
             raise

@@ -64,6 +64,17 @@ def well():
         yield sampler, policy
 
 
+def test_it_gets_no_key(make, monkeypatch):
+    """Of the variables of the run, which it gets otherwise."""
+    names = ("OPENAI_API_KEY", "SEA_JAX_ORACLE_TOKEN", "HF_TOKEN")
+    for name in (*names, "ANOTHER"):
+        monkeypatch.setenv(name, "a known value")
+    sampler, _ = make()
+    sampler.start()
+    found = pathlib.Path(f"/proc/{sampler.sidecar.pid}/environ").read_text()
+    assert "ANOTHER=a known value" in found and not any(f"{name}=" in found for name in names)
+
+
 def ask(sampler, policy, key=0, M=3, temperature=0.7):
     tokens, mask = helpers.batch([2, 6, 1], L, "left", 11)
     return sample_now(

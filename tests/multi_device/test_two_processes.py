@@ -8,10 +8,12 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 from small_run import go_on, small_run
 
 from sea_jax.labels.journal import Journal
+from sea_jax.runtime.process import meet
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MESHES = [dict(data=4), dict(fsdp=2, tensor=2)]  # the first axis lies between the processes
@@ -24,7 +26,7 @@ def free_port():
 
 
 def start(folder, processes):
-    """One process a host; each has its share of four devices."""
+    """One process a host; each has its share of four devices, and the first listens to its own machine."""
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
@@ -97,7 +99,12 @@ def main(folder, port, processes, index):
     import jax
 
     if processes > 1:
-        jax.distributed.initialize(f"127.0.0.1:{port}", processes, index, initialization_timeout=60)
+        meet(f"127.0.0.1:{port}", processes, index)
+        listening = {
+            c.laddr for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN
+        }
+        at = {address.removeprefix("::ffff:") for address, there in listening if there == port}
+        assert at == ({"127.0.0.1"} if index == 0 else set()), listening
     from small_run import loop
 
     from sea_jax.runtime.mesh import is_main, to_host, wait_for_all

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import psutil
 import pytest
-from helpers import ROOT
+from helpers import ROOT, bomb
 from real_text import posts, small_config, user_files
 from services import QUICK_BACKOFF, Http, Service, comparisons, finished_run, free_port, local_run
 
@@ -24,6 +25,7 @@ from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.remote import RemoteOracle, RequestLimits
 from sea_jax.runtime.mesh import make_mesh
 from sea_jax.serve.oracle_service import check_model
+from sea_jax.serve.oracle_worker import OracleWorker
 from sea_jax.tasks import mini_tldr
 
 TOKEN = "a token of our own"
@@ -58,6 +60,20 @@ def test_who_listens_to_others_wants_a_token(service):
 def test_a_text_that_is_none_of_the_tasks(service):
     with pytest.raises(InputError, match=r"/rewards: .*no post"):
         RemoteOracle(service.url, token=TOKEN).rewards(["no post"], ["y"])
+
+
+@pytest.mark.parametrize("endpoint", ["rewards", "probability", "about"])
+def test_a_pickle_is_not_read(service, endpoint, tmp_path):
+    """Neither by the workers, who run as this user and would make the file, nor by Mosec between them."""
+    body = bomb(tmp_path / "made")
+    with urllib.request.urlopen(f"{service.url}/{endpoint}", body, timeout=10) as reply:
+        answer = reply.read()
+    with pytest.raises(messages.RefusedError, match="the body is not a msgpack map"):
+        messages.read_answer(answer, "", endpoint, 1)
+    assert not (tmp_path / "made").exists()
+    for between_stages in (OracleWorker.serialize_ipc, OracleWorker.deserialize_ipc):
+        with pytest.raises(NotImplementedError, match="pickle is not used"):
+            between_stages(object.__new__(OracleWorker), body)
 
 
 def without(rows, *prefixes):
@@ -174,7 +190,16 @@ def test_a_reward_model_is_served_with_its_own_numbers(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_each_worker_has_its_device_and_all_end_when_told():
+    """Nobody else reaches the service by default."""
     service = Service("--model=mini_tldr", "--devices=3,5").wait_until_ready()
+    processes = [
+        psutil.Process(service.process.pid),
+        *psutil.Process(service.process.pid).children(recursive=True),
+    ]
+    sockets = [
+        c for process in processes for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN
+    ]
+    assert {c.laddr for c in sockets} == {("127.0.0.1", service.port)}
     pids, end = set(), time.monotonic() + 20
     while len(pids) < 2 and time.monotonic() < end:
         pids.add(RemoteOracle(service.url).about()["pid"])
