@@ -35,10 +35,11 @@ def call(tmp_path, monkeypatch):
         return experiment.run(config, str(tmp_path), extend)
 
     monkeypatch.setattr(experiment.validate, "load_task", lambda *_: None)
+    monkeypatch.setattr(experiment.inputs, "of_run", lambda *_: {"sft": run.policy})
     monkeypatch.setattr(experiment.assets, "prepare", lambda *_: prepared.append(1) or shared)
     monkeypatch.setattr(experiment, "train_one", train_one)
     monkeypatch.setattr("sea_jax.report.figure.draw", lambda *_: None)
-    run.prepared, run.trained = prepared, trained
+    run.prepared, run.trained, run.policy = prepared, trained, "sft-1"
     return run
 
 
