@@ -43,7 +43,7 @@ def run(config: Config, cache: Path, folder: Path) -> str:
     check_policy_on_task(checks, task)
     checks.raise_problems()
     claim_workdir(config, folder)
-    inputs.claim(config, folder, inputs.of_command(config, task))
+    inputs.claim(config, folder, inputs.of_sft(config, task))
     mesh = make_mesh(**config.mesh)
     held_out = sft.examples(task, config.eval.split)
     key = jax.random.key(config.sft.seed)

@@ -22,25 +22,36 @@ _BEGUN = ("runs", "checkpoints", "labels.sqlite")  # what a work directory has w
 
 def of_run(config: Config, task: Task) -> dict[str, str]:
     """Returns the contents that the runs of a config depend on, by config field or kind of cached part."""
-    found = _named(config) | {"task.name": _of_task(task)}
+    found = _named(config, labels=True)
+    if config.backbone.kind == "encoder" and assets.learns_ensemble(config):
+        found["encoder.folder"] = content.of_model(config.encoder.folder)
+    found["task.name"] = _of_task(task)
     if not config.policy.folder:
         found["sft"] = policy_recipe(config, task).name
     return found | {recipe.kind: recipe.name for recipe in assets.recipes(config, task)}
 
 
-def of_command(config: Config, task: Task | None) -> dict[str, str]:
-    """Returns the contents that the commands `sft` and `rm` depend on; `rm` has no task of real text."""
-    return _named(config) | ({"task.name": _of_task(task)} if task else {})
+def of_sft(config: Config, task: Task) -> dict[str, str]:
+    """Returns the contents that the command `sft` depends on."""
+    return _named(config, labels=False) | {"task.name": _of_task(task)}
 
 
-def _named(config: Config) -> dict[str, str]:
-    """Returns the contents of the folders that the config names and that are read."""
+def of_rm(config: Config, task: Task | None) -> dict[str, str]:
+    """Returns the contents that the command `rm` depends on; its task is None with a preference set."""
+    if task is None:
+        return _named(config, labels=False)
+    return _named(config, labels=True) | {
+        "task.name": _of_task(task),
+        "sft": policy_recipe(config, task).name,
+    }
+
+
+def _named(config: Config, labels: bool) -> dict[str, str]:
+    """Returns the contents of policy, data files and, where labels are bought, a reward model."""
     found = {}
-    if folder := config.policy.folder:
-        found["policy.folder"] = content.of_model(folder)
-    if config.backbone.kind == "encoder" and assets.learns_ensemble(config):
-        found["encoder.folder"] = content.of_model(config.encoder.folder)
-    if config.oracle.kind == "reward_model" and config.oracle.folder:
+    if config.policy.folder:
+        found["policy.folder"] = content.of_model(config.policy.folder)
+    if labels and config.oracle.kind == "reward_model":
         found["oracle.folder"] = content.of_model(config.oracle.folder)
     if is_text(config) and config.task.path:
         found["task.path"] = content.of_data(config.task.path)
@@ -57,7 +68,7 @@ def claim(config: Config, folder: Path, contents: Mapping[str, str]) -> None:
     Args:
         config: of this call.
         folder: the work directory.
-        contents: of `of_run` or `of_command`.
+        contents: of `of_run`, `of_sft` or `of_rm`.
 
     Raises:
         InputError: naming the first content that has changed since a run or a training was begun.

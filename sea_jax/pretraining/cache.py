@@ -35,6 +35,7 @@ from sea_jax.runtime.owner import own
 from sea_jax.types import Config, Params
 
 MADE_FROM = "made_from.json"
+SILENT = "does not say what it was made from, as those of earlier versions"
 _ARRAYS = "params.safetensors"
 Write = Callable[[Path], None]
 
@@ -149,9 +150,7 @@ def reason_to_make(cache: Path, recipe: Recipe) -> str:
         return "the cache has none of its kind"
     known = {folder.name: told for folder in found if (told := _differences(recipe, folder))}
     if not known:
-        return (
-            f"{found[0].name} does not say what it was made from, and may be of an earlier version of sea_jax"
-        )
+        return f"{found[0].name} {SILENT}"
     name, (first, *others) = min(known.items(), key=lambda item: len(item[1]))
     more = f", and in {len(others)} more" if others else ""
     return f"{name} differs in {first}{more}"

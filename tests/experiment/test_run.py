@@ -108,6 +108,18 @@ def test_a_finished_run_of_another_config_is_refused(call, tmp_path):
     assert state(tmp_path) == before
 
 
+def test_runs_of_another_policy_are_refused_before_anything_is_prepared(call, tmp_path):
+    """A call that has nothing to train still reports."""
+    call()
+    call.policy = "sft-2"
+    call()
+    with pytest.raises(
+        InputError, match=f"workdir {tmp_path}: its runs were begun with part sft-1, not sft-2"
+    ):
+        call(num_seeds=2)
+    assert call.prepared == [1] and call.trained == [("passive", 0)]
+
+
 def test_a_run_finishes_when_its_policy_is_saved(tmp_path, monkeypatch):
     """Of a real run, of one step: interrupted before, it has all rows and no done.json, not even an old one."""
     small = small_run(tmp_path / "small", "passive", **{"train.query_budget": 4})

@@ -93,6 +93,21 @@ def test_a_run_saved_by_two_processes_goes_on_with_one(folders):
     np.testing.assert_allclose(run.state.policy.params["head"]["kernel"], kernel, rtol=1e-5, atol=1e-5)
 
 
+def test_of_two_processes_the_main_one_writes_a_part(folders):
+    """The other reads it; test `main` compares."""
+    assert len(list((folders / "2" / "cache").glob("heads-*"))) == 1
+
+
+def check_cache(folder, index):
+    """Each process makes other values, and gets the main one's, when the part is made and when it is reused."""
+    from sea_jax.pretraining import cache
+
+    recipe = cache.Recipe("heads", 1, {}, {})
+    for _ in range(2):
+        found = cache.obtain_arrays(folder, recipe, lambda: {"x": np.full(3, float(index))})
+        np.testing.assert_array_equal(found["x"], 0)
+
+
 def main(folder, port, processes, index):
     import jax
 
@@ -104,6 +119,7 @@ def main(folder, port, processes, index):
 
     assert jax.device_count() == 4 and jax.local_device_count() == 4 // processes
     assert is_main() == (index == 0)
+    check_cache(folder / "cache", index)
     for i, mesh in enumerate(MESHES):
         fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
         run = small_run(folder / str(i), "sea", **fields, **{"sea.burn_in": 4})

@@ -14,9 +14,8 @@ from sea_jax import models
 from sea_jax.errors import InputError, StorageError
 from sea_jax.experiment import assets
 from sea_jax.pretraining import backbone as backbone_lib
-from sea_jax.pretraining import cache, content
+from sea_jax.pretraining import cache, content, hidden_states, prepared, sft
 from sea_jax.pretraining.cache import MADE_FROM, Recipe
-from sea_jax.pretraining.policy import policy_content
 from sea_jax.pretraining.ranker import Ranker
 from sea_jax.runtime.owner import own
 
@@ -29,9 +28,8 @@ OTHERS = [
     dataclasses.replace(RECIPE, content={"backbone": "backbone-2"}),
 ]
 SMALL = {
-    "backbone.num_prompts": 6, "backbone.num_responses": 3, "backbone.num_rewards": 4, "backbone.steps": 5,
+    "backbone.num_prompts": 6, "backbone.num_responses": 3, "backbone.num_rewards": 4, "backbone.steps": 4,
     "backbone.batch_size": 4, "backbone.pooled_width": 4, "backbone.width": 4, "backbone.gate_hidden": 4,
-    "prior_heads.num_heads": 2, "prior_heads.steps": 2, "prior_heads.batch_size": 4,
     "ensemble.prior": "pretrained", "checkpoint.every_s": 0.0,
 }  # fmt: skip
 
@@ -114,8 +112,7 @@ def test_the_log_says_what_is_made_and_why(tmp_path, caplog):
             obtain(tmp_path, recipe)
         said.append(caplog.records[-1].getMessage())
     assert said == [
-        f"makes {tmp_path / RECIPE.name}: heads-0123456789 does not say what it was made from, and may be of an "
-        "earlier version of sea_jax",
+        f"makes {tmp_path / RECIPE.name}: heads-0123456789 {cache.SILENT}",
         f"reused: {tmp_path / RECIPE.name}",
         f"makes {tmp_path / OTHERS[1].name}: {RECIPE.name} differs in version: 2, not 3",
         f"makes {tmp_path / OTHERS[2].name}: {RECIPE.name} differs in config.a.seed: 0, not 1",
@@ -185,12 +182,14 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(run, tmp_path_factory):
-    """A cache in which a given policy was trained anew in its folder; what the log said at each of three calls."""
+    """A cache and a given policy that was trained anew in its folder; which parts there were after each of three calls."""
     config, folder = ConfigDict(run.config.to_dict()), tmp_path_factory.mktemp("parts")
-    config.methods, config.policy.folder = ("sea",), str(folder / "policy")
-    names, saved = [], jax.tree.map(np.asarray, run.assets.ref_params)
+    config.methods, config.policy.folder, config.ensemble.prior = ("sea",), str(folder / "policy"), "random"
+    config.backbone.kind = "policy"
+    names, params = [], jax.tree.map(np.asarray, run.assets.ref_params)
     for factor in (1.0, 1.0, 1.5):
-        models.save(folder / "policy", run.assets.model, jax.tree.map(lambda x, f=factor: f * x, saved))
+        scaled = jax.tree.map(lambda x, factor=factor: factor * x, params)
+        models.save(folder / "policy", run.assets.model, scaled)
         assets.train_parts(config, folder / "cache", run.assets.task)
         names.append({path.name: path.stat().st_mtime_ns for path in (folder / "cache").iterdir()})
     return config, folder, names
@@ -198,64 +197,71 @@ def parts(run, tmp_path_factory):
 
 def test_a_policy_that_was_trained_anew_gets_its_own_parts(parts):
     _, _, (first, again, anew) = parts
-    assert sorted(name.split("-")[0] for name in first) == ["backbone", "heads", "samples"]
-    assert again == first and first.items() < anew.items() and len(anew) == 6
+    assert sorted(name.split("-")[0] for name in first) == ["samples", "states"]
+    assert again == first and first.items() < anew.items() and len(anew) == 4
 
 
 def test_a_part_names_the_parts_that_it_was_made_from(parts, run):
-    """From the heads back to the policy."""
-    config, folder, (_, _, anew) = parts
-    task = run.assets.task
-    backbone, heads = assets.recipes(config, task)
+    """From the states back to the policy."""
+    config, folder, (*_, names) = parts
+    (states,) = assets.recipes(config, run.assets.task)
     read = lambda name: json.loads((folder / "cache" / name / MADE_FROM).read_text())["content"]  # noqa: E731
-    assert read(heads.name)["backbone"] == backbone.name in anew
-    assert read(backbone.name)["samples"] in anew
-    policy = policy_content(config, task)
-    assert read(backbone.name)["policy"] == read(read(backbone.name)["samples"])["policy"] == policy
-    assert policy == content.of_model(str(folder / "policy"))
+    assert states.name in names and read(states.name)["samples"] in names
+    policy = content.of_model(str(folder / "policy"))
+    assert read(states.name)["policy"] == read(read(states.name)["samples"])["policy"] == policy
 
 
-VERSIONS = {"VERSION": {"backbone", "heads"}, "HEADS_VERSION": {"heads"}, "LINEAR_VERSION": set()}
+VERSIONS = [
+    (backbone_lib, "VERSION", {"backbone", "heads"}),
+    (backbone_lib, "HEADS_VERSION", {"heads"}),
+    (prepared, "SAMPLES_VERSION", {"backbone", "heads"}),
+    (sft, "VERSION", {"backbone", "heads"}),
+    (hidden_states, "VERSION", set()),
+]
 
 
-@pytest.mark.parametrize("constant", VERSIONS)
-def test_a_version_makes_its_part_and_those_on_it_anew(parts, run, monkeypatch, constant):
-    config, _, (*_, names) = parts
-    monkeypatch.setattr(backbone_lib, constant, 99)
-    missing = {recipe.kind for recipe in assets.recipes(config, run.assets.task) if recipe.name not in names}
-    assert missing == VERSIONS[constant]
+@pytest.mark.parametrize(("module", "constant", "changed"), VERSIONS)
+def test_a_version_names_its_part_and_those_made_from_it(run, monkeypatch, module, constant, changed):
+    config = ConfigDict(run.config.to_dict())
+    config.methods = ("sea",)
+    names = lambda: {recipe.kind: recipe.name for recipe in assets.recipes(config, run.assets.task)}  # noqa: E731
+    before = names()
+    assert before.keys() == {"backbone", "heads"}
+    monkeypatch.setattr(module, constant, 99)
+    assert {kind for kind, name in names().items() if before[kind] != name} == changed
 
 
 def test_a_policy_that_changes_during_a_command_is_one_line(parts, run):
     config, folder, _ = parts
     read = assets._policy_reader(config, folder / "cache", run.assets.task, run.assets.mesh, "sha256:before")
-    with pytest.raises(InputError, match="policy.folder=.*: has changed during this command; valid"):
+    with pytest.raises(InputError, match=r"policy\.folder=.*: has changed during this command; valid"):
         read()
 
 
+@pytest.mark.slow
 def test_a_killed_training_of_the_backbone_goes_on(run, tmp_path, monkeypatch):
-    """Twice killed, it ends with the parameters of one that never was, and reads each batch once."""
-    shared, rows_of, seen = run.assets, backbone_lib.distinct_rows, []
+    """It ends with the parameters of one that never was killed, and the checkpoints are gone."""
+    shared, rows_of = run.assets, backbone_lib.distinct_rows
     config = ConfigDict(run.config.to_dict())
+    rng = np.random.default_rng(0)
+    tokens = {"tokens": rng.integers(2, 400, (6, 3, 6), np.int32), "mask": np.ones((6, 3, 6), bool)}
 
     def train(folder, stop_at=None):
         def rows(*args):
             for i, batch in enumerate(rows_of(*args)):
                 if i == stop_at:
                     raise MemoryError
-                seen.append(batch.tolist())
                 yield batch
 
         monkeypatch.setattr(backbone_lib, "distinct_rows", rows)
+        cache.obtain_arrays(folder, prepared.samples_recipe(config, shared.task, "sft-1"), lambda: tokens)
         parts = shared.task, shared.model, shared.ref_params, shared.mesh
         return Ranker(config, folder, *parts, "sft-1").backbone.params
 
     whole = train(tmp_path / "whole")
-    for stop_at in (2, 4):
-        with pytest.raises(MemoryError):
-            train(tmp_path / "parts", stop_at)
+    with pytest.raises(MemoryError):
+        train(tmp_path / "parts", 3)
     (unfinished,) = (tmp_path / "parts").glob("*.training")
-    steps = {path.name for path in (unfinished / "checkpoints").iterdir()}
-    assert steps == {"3", "4"}
+    assert {path.name for path in (unfinished / "checkpoints").iterdir()} == {"2", "3"}
     jax.tree.map(np.testing.assert_array_equal, train(tmp_path / "parts"), whole)
     assert not unfinished.exists()

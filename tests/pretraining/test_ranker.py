@@ -53,13 +53,16 @@ def test_a_ranker_learns_in_all_layers(tiny, tmp_path, monkeypatch):
     made = Ranker(made.config, tmp_path, made.task, model, params, make_mesh(), "sft-1")
     made.__dict__.update(samples=(), rewards=np.zeros(0))
     trained: list[Any] = []
+    options: dict[str, Any] = {}
 
-    def train(config: Any, model: Any, *rest: Any, **options: Any) -> Any:
+    def train(config: Any, model: Any, *rest: Any, **given: Any) -> Any:
         trained.append(model)
+        options.update(given)
         return types.SimpleNamespace(params={"mean": np.zeros(3)})
 
     monkeypatch.setattr(backbone, "train", train)
     assert made.backbone.model == whole and trained == [whole]
+    assert options["saved"] is not None  # its checkpoints
 
 
 @pytest.mark.parametrize(
