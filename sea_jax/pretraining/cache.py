@@ -163,8 +163,14 @@ def _differences(recipe: Recipe, folder: Path) -> list[str]:
         return []
     here, there = _flat(recipe.described), _flat(theirs)
     names = [name for name in here | there if here.get(name) != there.get(name)]
-    said = [f"{name}: {there.get(name)!r:.50}, not {here.get(name)!r:.50}" for name in names]
+    said = [f"{name}: {_short(there.get(name))}, not {_short(here.get(name))}" for name in names]
     return said or ["its name alone"]
+
+
+def _short(value: Any) -> str:
+    """Returns a value in at most 40 characters, and a hash in 19."""
+    text = value[:19] if isinstance(value, str) and value.startswith("sha256:") else repr(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def _flat(described: dict[str, Any]) -> dict[str, Any]:

@@ -39,10 +39,9 @@ def fit(
         mesh: its devices share each batch.
         steps: number of optimizer steps.
         metric: the metric that the bar shows, as 'sft/response_nll'.
-        progress: shows a bar.
+        progress, title: whether a bar is shown, and its name; empty: the metric's prefix.
         micro_batch: examples in a backward pass, a divisor of B; 0: the whole batch.
         saved: gets checkpoints; training goes on from the newest that it holds. None: there are none.
-        title: names the bar; empty: the metric's prefix does.
 
     Returns:
         Parameters, f32, on the mesh.

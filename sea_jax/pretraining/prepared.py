@@ -59,7 +59,7 @@ class Prepared(abc.ABC):
 
     @property
     def recipe(self) -> cache.Recipe:
-        """What this backbone depends on."""
+        """The recipe of this backbone."""
         return self.recipe_of(self.config, self.task, self.policy)
 
     def prior(self, kind: str) -> Params:
