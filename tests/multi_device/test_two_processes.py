@@ -94,18 +94,21 @@ def test_a_run_saved_by_two_processes_goes_on_with_one(folders):
 
 
 def test_of_two_processes_the_main_one_writes_a_part(folders):
-    """The other reads it; test `main` compares."""
+    """The other one reads it: `check_cache` compares."""
     assert len(list((folders / "2" / "cache").glob("heads-*"))) == 1
 
 
 def check_cache(folder, index):
-    """Each process makes other values, and gets the main one's, when the part is made and when it is reused."""
+    """Each process makes other values and gets the main one's; it alone looks for the part."""
     from sea_jax.pretraining import cache
 
-    recipe = cache.Recipe("heads", 1, {}, {})
-    for _ in range(2):
-        found = cache.obtain_arrays(folder, recipe, lambda: {"x": np.full(3, float(index))})
-        np.testing.assert_array_equal(found["x"], 0)
+    recipe, made = cache.Recipe("heads", 1, {}, {}), []
+    found = cache.obtain_arrays(folder, recipe, lambda: {"x": np.full(3, float(index))})
+    np.testing.assert_array_equal(found["x"], 0)
+    for _ in range(2):  # as if the disk showed the part late to the second process
+        seen = folder if index == 0 else folder / "late"
+        cache.obtain(seen, recipe, lambda saved: made.append(saved) or cache.writer({}))
+    assert not made
 
 
 def main(folder, port, processes, index):
