@@ -304,21 +304,15 @@ def test_texts_that_the_task_cannot_hold(cache):
 
 @pytest.mark.parametrize("spoil", [lambda content: content[:-9], lambda content: b""])
 def test_a_spoilt_cache_is_named(tmp_path, spoil):
-    folder = tmp_path / "backbone-1"
-    params = {"a": {"b": np.arange(5.0, dtype=np.float32)}}
-    parts.write_params(folder, params)
-    np.testing.assert_array_equal(parts.read_params(folder)["a"]["b"], params["a"]["b"])
+    recipe = parts.Recipe("backbone", 1, {}, {})
+    array = np.arange(5.0, dtype=np.float32)
+    found = parts.obtain_params(tmp_path, recipe, lambda: {"a": {"b": array}})
+    np.testing.assert_array_equal(found["a"]["b"], array)
+    folder = tmp_path / recipe.name
     file = folder / "params.safetensors"
     file.write_bytes(spoil(file.read_bytes()))
     with pytest.raises(InputError, match=f"cache {file}: .*; valid: delete {folder}"):
         parts.read_params(folder)
-
-
-def test_of_two_processes_that_fill_a_cache_the_first_stays(tmp_path):
-    parts.write_params(tmp_path / "x", {"a": np.ones(2)})
-    parts.write_params(tmp_path / "x", {"a": np.zeros(2)})
-    np.testing.assert_array_equal(parts.read_params(tmp_path / "x")["a"], np.ones(2))
-    assert [f.name for f in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyError, FileNotFoundError])

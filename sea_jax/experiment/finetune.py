@@ -9,6 +9,7 @@ from sea_jax import tasks
 from sea_jax.config.checks import Checks
 from sea_jax.config.policy import Policy, Sft
 from sea_jax.config.task import Task as TaskSection
+from sea_jax.experiment import inputs
 from sea_jax.experiment.validate import check_fields
 from sea_jax.experiment.validate_parts import check_policy_on_task
 from sea_jax.experiment.workdir import claim_workdir
@@ -42,6 +43,7 @@ def run(config: Config, cache: Path, folder: Path) -> str:
     check_policy_on_task(checks, task)
     checks.raise_problems()
     claim_workdir(config, folder)
+    inputs.claim(config, folder, inputs.of_sft(config, task))
     mesh = make_mesh(**config.mesh)
     held_out = sft.examples(task, config.eval.split)
     key = jax.random.key(config.sft.seed)

@@ -15,7 +15,7 @@ from sea_jax.config.policy import Policy, RewardTraining, Sft, check_trained_lay
 from sea_jax.config.task import Task as TaskSection
 from sea_jax.config.task import is_text
 from sea_jax.config.train import Sampler
-from sea_jax.experiment import pairs
+from sea_jax.experiment import inputs, pairs
 from sea_jax.experiment.oracles import labelled_by
 from sea_jax.experiment.reward_scorer import make_oracle
 from sea_jax.experiment.validate import check_fields, check_size
@@ -164,12 +164,14 @@ def _preference_set(config: Config, folder: Path) -> Source:
     longest = config.rm.length or model.max_length
     train, heldout = preferences.load(config.task, rm.pair_lengths(make_encode(tokenizer)), longest)
     claim_workdir(config, folder)
+    inputs.claim(config, folder, inputs.of_rm(config, None))
     return Source(start, tokenizer, longest, train, heldout, 0)
 
 
 def _samples(config: Config, cache: Path, folder: Path, task: Task, key: Array, mesh: Mesh) -> Source:
     """Samples pairs of the embedded task, for its tokenizer."""
     claim_workdir(config, folder)
+    inputs.claim(config, folder, inputs.of_rm(config, task))
     backend = task.tokenizer
     tokenizer = Tokenizer(
         task.name, cache / "task", backend, task.eos_id, task.pad_id, backend.get_vocab_size(), (), None, None

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import logging
 
 from sea_jax.config.overrides import for_method
-from sea_jax.experiment import assets, checkpoints, given_labels, validate
+from sea_jax.experiment import assets, checkpoints, given_labels, inputs, validate
 from sea_jax.experiment.commands import cache_folder
 from sea_jax.experiment.logbook import Logbook
 from sea_jax.experiment.oracles import labelled_by
@@ -47,8 +47,8 @@ def run(config: Config, workdir: str, extend: bool = False, labels: str = "") ->
         it, the others return ''.
 
     Raises:
-        InputError: on a config or work directory that cannot work, before anything is trained; or another
-            process works in it.
+        InputError: on a config or work directory that cannot work, before anything is trained; another
+            process works in it; or a model or data that its runs were begun from have changed.
         StoppedError: by a signal, after the run was saved.
     """
     folder, cache = Path(workdir), cache_folder(config, workdir)
@@ -61,6 +61,7 @@ def run(config: Config, workdir: str, extend: bool = False, labels: str = "") ->
             config = given_labels.without_oracle(config)
         # Listed before any run begins, so that the processes of all hosts list the same.
         if unfinished := _unfinished(config, folder, extend):
+            inputs.claim(config, folder, inputs.of_run(config, task))
             _introduce(config)
             shared = assets.prepare(config, cache, task)
             with contextlib.closing(shared.sampler):

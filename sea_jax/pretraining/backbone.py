@@ -20,10 +20,15 @@ from sea_jax.ensemble.heads import Head
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses
 from sea_jax.pretraining.fit import distinct_rows, fit
+from sea_jax.runtime.checkpoint_folder import CheckpointFolder
 from sea_jax.runtime.mesh import replicate, shard_batch, to_host
 from sea_jax.types import Array, Config, Params
 
 SEED_OFFSET = 1_000_000
+# Of cached rankers, prior heads and linear priors. Raise one when the same fields and samples would give
+# other parameters, beyond rounding: a change of loss, optimizer, initial weights, order, projection or ridge,
+# or of the layers that compute the features.
+VERSION, HEADS_VERSION, LINEAR_VERSION = 1, 1, 1
 _HEAD_RATE = 3e-3  # of Adam, for heads on frozen features
 _RIDGE, _SHRINKAGE = 1e-3, 0.1  # shares of the mean eigenvalue, of `fit_linear_prior`
 _CHUNK = 100  # prompts in one pass of the extractor
@@ -76,7 +81,7 @@ def prior_projection(heads: Array | np.ndarray, width: int, mean_scale: float) -
 
 def train(
     config: Config, model: Decoder, policy_params: Params, data: Any, rewards: np.ndarray, key: Array,
-    mesh: Mesh, progress: bool = True,
+    mesh: Mesh, progress: bool = True, saved: CheckpointFolder | None = None, title: str = "",
 ) -> Backbone:  # fmt: skip
     """Trains decoder and pooling together, from the starting policy's weights.
 
@@ -90,6 +95,7 @@ def train(
         key: [] key.
         mesh: its devices share each batch.
         progress: shows a bar.
+        saved, title: see `fit.fit`.
 
     Returns:
         The frozen backbone; features over `data` have mean 0 and, on average, unit variance.
@@ -112,7 +118,7 @@ def train(
         loss, _optimizer(config), replicate(mesh, params),
         distinct_rows(order_key, len(rewards), config.batch_size),
         lambda rows: (tuple(x[rows] for x in data), rewards[rows]), mesh,
-        steps=config.steps, metric="backbone/mse", progress=progress,
+        steps=config.steps, metric="backbone/mse", progress=progress, saved=saved, title=title,
     )  # fmt: skip
     return _freeze(config, model, pooling, params, data)
 

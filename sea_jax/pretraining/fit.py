@@ -26,7 +26,7 @@ def fit(
     loss: Loss, optimizer: optax.GradientTransformation, params: Params, rows: Iterator[np.ndarray],
     examples: Callable[[np.ndarray], Any], mesh: Mesh, *,
     steps: int, metric: str, progress: bool = True, micro_batch: int = 0,
-    saved: CheckpointFolder | None = None,
+    saved: CheckpointFolder | None = None, title: str = "",
 ) -> Params:  # fmt: skip
     """Takes one optimizer step on each of `steps` batches.
 
@@ -38,8 +38,8 @@ def fit(
         examples: rows [B] -> a batch, arrays [B, ...] on the host.
         mesh: its devices share each batch.
         steps: number of optimizer steps.
-        metric: the metric that the bar shows, as 'sft/response_nll'; its prefix names the bar.
-        progress: shows a bar.
+        metric: the metric that the bar shows, as 'sft/response_nll'.
+        progress, title: whether a bar is shown, and its name; empty: the metric's prefix.
         micro_batch: examples in a backward pass, a divisor of B; 0: the whole batch.
         saved: gets checkpoints; training goes on from the newest that it holds. None: there are none.
 
@@ -63,7 +63,7 @@ def fit(
     for _ in range(first):
         next(rows)
     name, _, short = metric.partition("/")
-    bar = progress_bar(range(first, steps), name.upper(), "step", progress, steps, first)
+    bar = progress_bar(range(first, steps), title or name.upper(), "step", progress, steps, first)
     bar.compiling("the training step")
     with stop_request() if saved else contextlib.nullcontext(StopRequest()) as stop:
         for i in bar:

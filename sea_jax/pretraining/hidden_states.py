@@ -1,10 +1,8 @@
 """Prepares hidden states as features: fits their mean, scale and projection on the policy's samples."""
 
 import functools
-import hashlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from sea_jax.ensemble import hidden_states
@@ -12,12 +10,22 @@ from sea_jax.ensemble.hidden_states import HiddenStates
 from sea_jax.errors import InputError
 from sea_jax.pretraining import backbone as backbone_lib
 from sea_jax.pretraining import cache
-from sea_jax.pretraining.prepared import Prepared
-from sea_jax.runtime.mesh import replicate, to_host
-from sea_jax.types import Params
+from sea_jax.pretraining.prepared import Prepared, samples_recipe
+from sea_jax.runtime.mesh import replicate
+from sea_jax.tasks.protocol import Task
+from sea_jax.types import Config, Params
 
+# Of cached scalings. Raise it when the same fields and samples would give another one, beyond rounding: a
+# change of the layer that -1 stands for, of the pooled states or of the fit.
+VERSION = 1
 _CONSTANT = 1e-10  # share of variance below which a direction is constant up to rounding
-_DIGITS = 64  # entries of each parameter that tell two policies apart
+_READ = (
+    "layer",
+    "pool",
+    "read_eos",
+    "scaling",
+    "width",
+)  # fields of section backbone, besides those of samples
 
 
 def fit_scaling(states: np.ndarray, scaling: str, width: int) -> dict[str, np.ndarray]:
@@ -63,39 +71,23 @@ class PolicyStates(Prepared):
     def backbone(self) -> HiddenStates:
         """The policy's lower blocks with pooling."""
         cfg = self.config.backbone
-        folder = self.folder / f"states-{cache.fingerprint(self.fields)}"
-        if not folder.exists():
-            cache.write_params(folder, fit_scaling(self._states(), cfg.scaling, cfg.width))
-        return self._reader(cache.read_params(folder))
+        make = lambda: fit_scaling(self._states(), cfg.scaling, cfg.width)  # noqa: E731
+        return self._reader(cache.obtain_params(self.folder, self.recipe, make))
 
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The fields that samples and features depend on, and a digest of the policy's parameters."""
-        drawn = ("seed", "num_prompts", "num_responses", "temperature")
-        fields = {
-            name: self.config.backbone[name] for name in (*drawn, "pool", "read_eos", "scaling", "width")
-        }
-        layer, dtype = self._lower_blocks[0].config.num_layers, self.config.policy.dtype
-        return fields | {
-            "layer": layer, "dtype": dtype, "policy": self._digest, "task": self.task.fingerprint,
-            "response_length": self.task.response_length,
-        }  # fmt: skip
+    @staticmethod
+    def recipe_of(config: Config, task: Task, policy: str) -> cache.Recipe:
+        """Describes what the states' scaling depends on, the policy and its samples included."""
+        fields = {f"backbone.{name}": config.backbone[name] for name in _READ}
+        fields["policy.dtype"] = config.policy.dtype
+        samples = samples_recipe(config, task, policy).name
+        read = {"policy": policy, "task": task.fingerprint, "samples": samples}
+        return cache.Recipe("states", VERSION, fields, read)
 
     @functools.cached_property
     def _lower_blocks(self) -> tuple[Any, Params]:
         """The decoder that ends at the states, and its parameters."""
         layer = hidden_states.middle(self.model.config.num_layers, self.config.backbone.layer)
         return hidden_states.truncate(self.mesh, self.model, self.params, layer)
-
-    @functools.cached_property
-    def _digest(self) -> str:
-        """A hash of the policy's shape and some entries of each parameter: a folder can be trained anew."""
-        digest = hashlib.sha256(repr(self.model.config.to_hf()).encode())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
-            # As the model computes: the parameters may come in f32 or cast already.
-            some = to_host(leaf[(-1,) * (leaf.ndim - 1)][:_DIGITS].astype(self.model.config.dtype))
-            digest.update(jax.tree_util.keystr(path).encode() + some.astype(np.float32).tobytes())
-        return digest.hexdigest()
 
     def _reader(self, scaling: Params) -> HiddenStates:
         """Returns the states with this scaling."""

@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,36 +9,45 @@ from jax.sharding import Mesh
 
 from sea_jax import models
 from sea_jax.models import Decoder, PythiaConfig
-from sea_jax.pretraining import cache, sft
-from sea_jax.runtime.checkpoint_folder import open_folder
+from sea_jax.pretraining import cache, content, sft
+from sea_jax.runtime.checkpoint_folder import CheckpointFolder
 from sea_jax.runtime.mesh import to_host
 from sea_jax.runtime.sharding import shard_params
 from sea_jax.tasks.protocol import Task
 from sea_jax.tasks.tokenizer import FILES
 from sea_jax.types import Array, Config, Params
 
+_SHAPE = ("num_layers", "width", "num_heads", "mlp_width")  # all that SFT reads of section `policy`
+
 
 def trained_policy(config: Config, folder: Path, task: Task, mesh: Mesh) -> str:
     """Trains the SFT policy unless it is cached in `folder`; returns its folder."""
-    fields = policy_fields(config) | {"task": task.fingerprint}
-    folder /= f"sft-{cache.fingerprint(fields)}"
-    if not (folder / "model.safetensors").exists():
-        model = Decoder(policy_config(config, task))
-        key = jax.random.key(config.sft.seed)
-        unfinished = folder.with_name(f"{folder.name}.training")
-        with open_folder(unfinished, config.checkpoint) as saved:
-            params = sft.train(config.sft, task, model, key, mesh, progress=config.progress, saved=saved)
-        params = to_host(params)
-        cache.write_atomically(folder, lambda part: models.save(part, model, params, task.tokenizer))
-        cache.remove(unfinished)
-    return str(folder)
+    recipe = policy_recipe(config, task)
+
+    def make(saved: CheckpointFolder | None) -> cache.Write:
+        model, key = Decoder(policy_config(config, task)), jax.random.key(config.sft.seed)
+        title = f"SFT {recipe.name}"
+        params = sft.train(config.sft, task, model, key, mesh, config.progress, saved=saved, title=title)
+        on_host = to_host(params)
+        return lambda part: models.save(part, model, on_host, task.tokenizer)
+
+    return str(cache.obtain(folder, recipe, make, config.checkpoint))
 
 
-def policy_fields(config: Config) -> dict[str, Any]:
-    """Returns the fields that the starting policy depends on, by section, for a fingerprint."""
-    fields = {name: config[name].to_dict() for name in ("policy", "sft")}
-    del fields["policy"]["trained_layers"]  # all layers of a policy of random weights are trained
-    return fields
+def policy_recipe(config: Config, task: Task) -> cache.Recipe:
+    """Describes what the policy depends on that is trained on an embedded task."""
+    fields = {f"policy.{name}": config.policy[name] for name in _SHAPE}
+    fields |= {f"sft.{name}": value for name, value in config.sft.to_dict().items()}
+    read = {"task": task.fingerprint}
+    if not task.demonstrations:  # then it learns from references
+        read["references"] = content.of_value(task.references["train"])
+    return cache.Recipe("sft", sft.VERSION, fields, read)
+
+
+def policy_content(config: Config, task: Task) -> str:
+    """Returns what tells the starting policy from others: a given one's content, or a trained one's name."""
+    given = config.policy.folder
+    return content.of_model(given) if given else policy_recipe(config, task).name
 
 
 def initial_policy(config: Config, task: Task, key: Array) -> tuple[Decoder, Params]:

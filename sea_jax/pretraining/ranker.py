@@ -2,16 +2,21 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from sea_jax.ensemble import features
 from sea_jax.pretraining import backbone as backbone_lib
 from sea_jax.pretraining import cache
-from sea_jax.pretraining.policy import policy_fields
-from sea_jax.pretraining.prepared import Prepared
+from sea_jax.pretraining.prepared import Prepared, rewards_content, samples_recipe
+from sea_jax.runtime.checkpoint_folder import CheckpointFolder
 from sea_jax.runtime.mesh import replicate
+from sea_jax.tasks.protocol import Task
+from sea_jax.types import Config
+
+# Fields of section backbone that no ranker reads; the family's rewards are among the contents.
+_UNREAD = ("kind", "family", "layer", "pool", "read_eos", "scaling")
 
 
 class Ranker(Prepared):
@@ -22,20 +27,31 @@ class Ranker(Prepared):
         """The decoder with gated pooling."""
         cfg = self.config.backbone
         pooling = features.GatedPooling(cfg.pooled_width, self.model.config.vocab_size, cfg.gate_hidden)
-        folder = self.folder / f"backbone-{cache.fingerprint(self._prior_fields)}"
         # It learns in all layers, whatever the policy does.
         model = self.model.clone(config=dataclasses.replace(self.model.config, trained_layers=0))
-        if not folder.exists():
+
+        def make(saved: CheckpointFolder | None) -> cache.Write:
             key, data = jax.random.key(cfg.seed), (self.samples, self.rewards)
-            trained = backbone_lib.train(cfg, model, self.params, *data, key, self.mesh, self.config.progress)
-            cache.write_params(folder, trained.params)
+            trained = backbone_lib.train(
+                cfg, model, self.params, *data, key, self.mesh, self.config.progress,
+                saved=saved, title=f"BACKBONE {self.recipe.name}",
+            )  # fmt: skip
+            return cache.writer(flatten_dict(trained.params, sep="/"))
+
+        folder = cache.obtain(self.folder, self.recipe, make, self.config.checkpoint)
         return features.Backbone(model, pooling, replicate(self.mesh, cache.read_params(folder)))
 
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The fields that samples and backbone depend on, besides the rewards."""
-        parts = policy_fields(self.config) | {"backbone": self.config.backbone.to_dict()}
-        for name in ("layer", "pool", "read_eos", "scaling"):  # of hidden states only
-            parts["backbone"].pop(name)
-        parts["backbone"].pop("family")  # the rewards are among the prior's fields
-        return parts | {"task": self.task.fingerprint}
+    @staticmethod
+    def recipe_of(config: Config, task: Task, policy: str) -> cache.Recipe:
+        """Describes what the backbone depends on, the policy, its samples and the rewards included."""
+        read = {name: value for name, value in config.backbone.to_dict().items() if name not in _UNREAD}
+        fields = {f"backbone.{name}": value for name, value in read.items()}
+        fields["policy.dtype"] = config.policy.dtype
+        samples = samples_recipe(config, task, policy).name
+        read = {
+            "policy": policy,
+            "task": task.fingerprint,
+            "samples": samples,
+            "rewards": rewards_content(config),
+        }
+        return cache.Recipe("backbone", backbone_lib.VERSION, fields, read)

@@ -19,6 +19,10 @@ from sea_jax.runtime.sharding import shard_params, with_gather
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Config, Params
 
+# Of cached policies. Raise it when the same fields and data would give other weights, beyond rounding: a
+# change of the loss, the examples and their order, the optimizer (fit.py), the initial weights or the layers.
+VERSION = 1
+
 
 def sft_loss(
     model: Decoder, params: Params, batch: tuple[Array, ...], prompt_weight: float, token_chunk: int = 0
@@ -57,7 +61,7 @@ def sft_loss(
 
 def train(
     config: Config, task: Task, model: Decoder, key: Array, mesh: Mesh, progress: bool = True,
-    params: Params | None = None, saved: CheckpointFolder | None = None,
+    params: Params | None = None, saved: CheckpointFolder | None = None, title: str = "",
 ) -> Params:  # fmt: skip
     """Trains a policy on the task's demonstrations or, without any, on its references.
 
@@ -70,6 +74,7 @@ def train(
         progress: shows a bar.
         params: initial parameters; None: random weights.
         saved: gets checkpoints, see `fit.fit`.
+        title: of the bar, see `fit.fit`.
 
     Returns:
         Parameters, f32, on the mesh.
@@ -91,7 +96,7 @@ def train(
     return fit(
         loss, adamw(config), params, shuffled_rows(order_key, len(data[0]), config.batch_size),
         lambda rows: tuple(x[rows] for x in data), mesh,
-        steps=config.steps, metric="sft/response_nll", progress=progress, saved=saved,
+        steps=config.steps, metric="sft/response_nll", progress=progress, saved=saved, title=title,
     )  # fmt: skip
 
 

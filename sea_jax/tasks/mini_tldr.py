@@ -172,10 +172,12 @@ def _fingerprint() -> str:
 
 
 def _read_cache(path: pathlib.Path) -> dict | None:
-    if not path.exists():
+    """Returns the data of a file that this code wrote; None without one, or where it is not whole."""
+    try:
+        data = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
         return None
-    data = json.loads(path.read_text())
-    return data if data["fingerprint"] == _fingerprint() else None
+    return data if isinstance(data, dict) and data.get("fingerprint") == _fingerprint() else None
 
 
 def _write_cache(path: pathlib.Path, data: dict) -> None:

@@ -53,14 +53,14 @@ class Task:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of the train data, so that parts trained on other data are not reused."""
+        """A hash of the train data as a policy reads it: parts trained on other data are not reused."""
         digest = hashlib.sha256(self.tokenizer.to_str().encode())
         prompts, responses = self.prompts["train"], self.demonstrations
         for prompt, response in zip(prompts, responses or [""] * len(prompts), strict=True):
             digest.update(f"{prompt}\0{response}\0".encode())
-        if self.template or self.prefix_ids:
-            shown = self.template("prompt") if self.template else ""
-            digest.update(f"{shown}\0{self.prefix_ids}\0{self.eos_id}\0{self.pad_id}".encode())
+        shown = self.template("prompt") if self.template else ""
+        numbers = self.prefix_ids, self.eos_id, self.pad_id, self.prompt_length, self.response_length
+        digest.update(f"{shown}\0{numbers}".encode())
         return digest.hexdigest()
 
     def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:

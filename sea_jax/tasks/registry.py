@@ -27,11 +27,13 @@ class RewardFamily(NamedTuple):
         basis: N prompts, N responses -> [N, F] f32, what the rewards depend on.
         draw: seed -> all that distinguishes its reward: w, [F] f32, or an array [..., F].
         combine: rows [N, F] of the basis, S draws [..., F, S] -> rewards [N, S]; the default is linear.
+        version: of basis and combine; raise it where they give other rewards to the same texts and draws.
     """
 
     basis: RewardFn
     draw: Callable[[int], np.ndarray]
     combine: Callable[[np.ndarray, np.ndarray], np.ndarray] = np.matmul
+    version: int = 1
 
     def rewards(self, prompts: Sequence[str], responses: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
         """Returns the rewards [N, S] f32 of N responses, one to each of N prompts, under S seeds."""

@@ -43,6 +43,21 @@ def read_path(path: str, keep: Container[str]) -> dict[str, Table]:
     Raises:
       InputError: no readable file, an unknown kind of file, or a broken one (naming the line).
     """
+    splits: dict[str, Table] = {}
+    for file in data_files(path):
+        read = _read_jsonl if file.suffix == ".jsonl" else _read_parquet
+        name = re.split(r"[-.]", file.name)[0]
+        splits[name] = splits.get(name, Table())
+        splits[name] += read(file, keep)
+    return splits
+
+
+def data_files(path: str) -> list[Path]:
+    """Returns the file of a path, or all files in and below a folder, by name.
+
+    Raises:
+      InputError: no readable file, or an unknown kind of file.
+    """
     at = Path(path)
     if at.is_dir():
         files = sorted(file for file in at.rglob("*") if file.suffix in SUFFIXES and file.is_file())
@@ -52,13 +67,7 @@ def read_path(path: str, keep: Container[str]) -> dict[str, Table]:
             raise InputError(f"config.task.path={path!r}: {at.suffix!r} cannot be read; valid: {SUFFIXES}")
     if not files:
         raise InputError(f"config.task.path={path!r}: no file {' or '.join(SUFFIXES)} there")
-    splits: dict[str, Table] = {}
-    for file in files:
-        read = _read_jsonl if file.suffix == ".jsonl" else _read_parquet
-        name = re.split(r"[-.]", file.name)[0]
-        splits[name] = splits.get(name, Table())
-        splits[name] += read(file, keep)
-    return splits
+    return files
 
 
 def read_file(file: Path, keep: Container[str]) -> Table:

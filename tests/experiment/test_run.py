@@ -35,10 +35,11 @@ def call(tmp_path, monkeypatch):
         return experiment.run(config, str(tmp_path), extend)
 
     monkeypatch.setattr(experiment.validate, "load_task", lambda *_: None)
+    monkeypatch.setattr(experiment.inputs, "of_run", lambda *_: {"sft": run.policy})
     monkeypatch.setattr(experiment.assets, "prepare", lambda *_: prepared.append(1) or shared)
     monkeypatch.setattr(experiment, "train_one", train_one)
     monkeypatch.setattr("sea_jax.report.figure.draw", lambda *_: None)
-    run.prepared, run.trained = prepared, trained
+    run.prepared, run.trained, run.policy = prepared, trained, "sft-1"
     return run
 
 
@@ -105,6 +106,18 @@ def test_a_finished_run_of_another_config_is_refused(call, tmp_path):
     with pytest.raises(InputError, match=r"train\.beta=0\.1, not 0\.2"):
         call(**{"train.beta": 0.2})
     assert state(tmp_path) == before
+
+
+def test_runs_of_another_policy_are_refused_before_anything_is_prepared(call, tmp_path):
+    """A call that has nothing to train still reports."""
+    call()
+    call.policy = "sft-2"
+    call()
+    with pytest.raises(
+        InputError, match=f"workdir {tmp_path}: its runs were begun with part sft-1, not sft-2"
+    ):
+        call(num_seeds=2)
+    assert call.prepared == [1] and call.trained == [("passive", 0)]
 
 
 def test_a_run_finishes_when_its_policy_is_saved(tmp_path, monkeypatch):

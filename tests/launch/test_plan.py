@@ -149,7 +149,7 @@ def hidden_states(config, run, folder, experiment):
         config.backbone.pool = "both" if layer else "mean"
         shared = run.assets
         real = PolicyStates(
-            config, folder, shared.task, shared.model, shared.ref_params, shared.mesh
+            config, folder, shared.task, shared.model, shared.ref_params, shared.mesh, "sft-1"
         ).backbone
         made = experiment(config, jax.devices())
         assert made.feature_width == real.feature_width and made.backbone == real.model

@@ -171,7 +171,7 @@ def test_a_sweep_through_xmanager_with_a_unit_that_fails(tmp_path):
         assert (root / f"16/{name}/runs/{name}/policy/model.safetensors").exists()
         assert f"figure: {root}/16/{name}/report.png" in (root / f"16/{name}/log.txt").read_text()
     trained = {folder.name: folder.stat().st_mtime_ns for folder in (root / "cache").iterdir()}
-    assert {name.split("-")[0] for name in trained} == {"task", "sft", "backbone", "heads", "xla"}
+    assert {name.split("-")[0] for name in trained} == {"task", "sft", "samples", "backbone", "heads", "xla"}
     logged = (root / "16/sea-seed0/runs/sea-seed0/metrics.jsonl").read_text()
 
     spoilt.unlink()

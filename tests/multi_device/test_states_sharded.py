@@ -37,7 +37,9 @@ def features(folder, mesh, prepared_for=None):
     config.backbone.update(kind="policy", num_prompts=8, num_responses=3, layer=1, width=6)
     config.sampler.micro_batch = 4
     folder = prepared_for or folder
-    prepared = PolicyStates(config, folder, shared.task, shared.model, shared.ref_params, shared.mesh)
+    prepared = PolicyStates(
+        config, folder, shared.task, shared.model, shared.ref_params, shared.mesh, "sft-1"
+    )
     tokens = np.random.default_rng(0).integers(2, 400, (8, 3, 6))
     mask = np.arange(6) < np.random.default_rng(1).integers(1, 7, (8, 3, 1))
     batch = *shared.task.encode_prompts(shared.task.prompts["train"]), tokens, mask
@@ -58,7 +60,7 @@ def main():
             expected, _ = features(one, {})
             for prepared_for in (None, one):  # prepared on the mesh itself, and by one device
                 found, num_prepared = features(all_, mesh, prepared_for)
-                assert num_prepared == 1  # the same fingerprint, whatever the mesh
+                assert num_prepared == 1  # the same name, whatever the mesh
                 np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=2e-3)
             assert np.abs(expected).mean() > 0.1
         print(json.dumps(mesh), "agrees")

@@ -95,6 +95,24 @@ def test_a_run_saved_by_two_processes_goes_on_with_one(folders):
     np.testing.assert_allclose(run.state.policy.params["head"]["kernel"], kernel, rtol=1e-5, atol=1e-5)
 
 
+def test_of_two_processes_the_main_one_writes_a_part(folders):
+    """The other one reads it: `check_cache` compares."""
+    assert len(list((folders / "2" / "cache").glob("heads-*"))) == 1
+
+
+def check_cache(folder, index):
+    """Each process makes other values and gets the main one's; it alone looks for the part."""
+    from sea_jax.pretraining import cache
+
+    recipe, made = cache.Recipe("heads", 1, {}, {}), []
+    found = cache.obtain_arrays(folder, recipe, lambda: {"x": np.full(3, float(index))})
+    np.testing.assert_array_equal(found["x"], 0)
+    for _ in range(2):  # as if the disk showed the part late to the second process
+        seen = folder if index == 0 else folder / "late"
+        cache.obtain(seen, recipe, lambda saved: made.append(saved) or cache.writer({}))
+    assert not made
+
+
 def main(folder, port, processes, index):
     import jax
 
@@ -111,6 +129,7 @@ def main(folder, port, processes, index):
 
     assert jax.device_count() == 4 and jax.local_device_count() == 4 // processes
     assert is_main() == (index == 0)
+    check_cache(folder / "cache", index)
     for i, mesh in enumerate(MESHES):
         fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
         run = small_run(folder / str(i), "sea", **fields, **{"sea.burn_in": 4})

@@ -2,6 +2,7 @@
 
 import itertools
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 from sea_jax.errors import StoppedError
-from sea_jax.pretraining import fit
+from sea_jax.pretraining import backbone, fit
 from sea_jax.runtime.checkpoint_folder import CheckpointFolder
 from sea_jax.runtime.mesh import make_mesh
 
@@ -50,10 +51,19 @@ def test_one_step_for_each_batch():
     np.testing.assert_allclose(found, 0.5 * (0.5 * (0.5 * 1 + 4) + 2))
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_stopped_fit_goes_on(tmp_path, killed):
+RATES = types.SimpleNamespace(learning_rate=0.1, decoder_rate=0.3, steps=9)
+
+
+@pytest.mark.parametrize(
+    ("killed", "optimizer"),
+    [(False, optax.adam(0.1)), (True, optax.adam(0.1)), (True, backbone._optimizer(RATES))],
+    ids=["stopped", "killed", "the backbone's"],
+)
+def test_a_stopped_fit_goes_on(tmp_path, killed, optimizer):
     """Twice stopped, it ends with the parameters of one that was never stopped, and read the same rows."""
-    loss = lambda p, x: (((p["w"] - x) ** 2).mean() / 2, {"toy/loss": p["w"].sum()})  # noqa: E731
+    loss = lambda p, x: (  # noqa: E731
+        ((p["decoder"] * p["pooling"] + p["heads"] - x) ** 2).mean() / 2, {"toy/loss": p["heads"].sum()}
+    )  # fmt: skip
     data, seen = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32), []
 
     def train(folder, stop_at=None):
@@ -67,17 +77,18 @@ def test_a_stopped_fit_goes_on(tmp_path, killed):
 
         rows = fit.shuffled_rows(jax.random.key(1), len(data), 4)
         with CheckpointFolder(folder, 0, 2) as saved:
+            params = {name: jnp.full(3, 0.5) for name in ("decoder", "pooling", "heads")}
             return fit.fit(
-                loss, optax.adam(0.1), {"w": jnp.zeros(3)}, rows, examples, make_mesh(), steps=9,
+                loss, optimizer, params, rows, examples, make_mesh(), steps=9,
                 metric="toy/loss", progress=False, saved=saved,
-            )["w"]  # fmt: skip
+            )  # fmt: skip
 
     whole, expected = train(tmp_path / "whole"), seen[:]
     seen.clear()
     for stop_at in (2, 5):
         with pytest.raises(MemoryError if killed else StoppedError):
             train(tmp_path / "parts", stop_at)
-    np.testing.assert_array_equal(train(tmp_path / "parts"), whole)
+    jax.tree.map(np.testing.assert_array_equal, train(tmp_path / "parts"), whole)
     assert seen == expected and len(seen) == 9
 
 

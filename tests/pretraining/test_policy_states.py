@@ -22,11 +22,12 @@ def run(tmp_path_factory):
     return small_run(tmp_path_factory.mktemp("run"), "sea", **{"sampler.micro_batch": 2})
 
 
-def states(run, folder, params=None, **fields):
+def states(run, folder, params=None, policy="sft-1", **fields):
     config = ConfigDict(run.config.to_dict())
     config.backbone.update(FIELDS | fields)
     shared = run.assets
-    return PolicyStates(config, folder, shared.task, shared.model, params or shared.ref_params, shared.mesh)
+    params = params or shared.ref_params
+    return PolicyStates(config, folder, shared.task, shared.model, params, shared.mesh, policy)
 
 
 def test_features_of_the_samples_are_normalised(run, tmp_path):
@@ -69,9 +70,9 @@ def test_what_is_prepared_is_read_again(run, tmp_path, monkeypatch):
         assert states(run, tmp_path, **{name: value}).backbone is not None
         assert len(fitted) == count, name
     moved = jax.tree.map(lambda x: x + 0.01, run.assets.ref_params)
-    assert states(run, tmp_path, params=moved).backbone is not None
+    assert states(run, tmp_path, params=moved, policy="sft-2").backbone is not None
     assert len(fitted) == len(others) + 2
-    assert states(run, tmp_path, steps=7).fields == states(run, tmp_path).fields  # the ranker's own
+    assert states(run, tmp_path, steps=7).recipe == states(run, tmp_path).recipe  # the ranker's own
     assert len(list(tmp_path.glob("states-*"))) == len(fitted)
 
 
@@ -79,7 +80,9 @@ def test_parts_are_prepared_before_a_run(run, tmp_path):
     """What `--prepare` makes is what a run reads, and the arrays of all layers are π_ref's own."""
     shared, config = run.assets, states(run, tmp_path, layer=-1).config
     made = [
-        assets._backbone(config, tmp_path, shared.task, shared.model, shared.ref_params, shared.mesh)[0]
+        assets._backbone(
+            config, tmp_path, shared.task, shared.model, shared.ref_params, shared.mesh, "sft-1"
+        )[0]
         for config.ensemble.prior in ("random", "random")
     ]
     assert len(list(tmp_path.glob("states-*"))) == 1

@@ -132,6 +132,12 @@ def test_cache_is_read_and_a_stale_one_is_not(task, cache_dir, monkeypatch):
         mini_tldr.load(cache_dir)
 
 
+@pytest.mark.parametrize("content", [b"", b'{"fingerprint": ', b"[]", b"{}"])
+def test_a_spoilt_cache_is_built_again(tmp_path, content):
+    (tmp_path / "mini_tldr.json").write_bytes(content)
+    assert mini_tldr._read_cache(tmp_path / "mini_tldr.json") is None
+
+
 # --- text and tokens --------------------------------------------------------------------------
 
 
