@@ -57,24 +57,29 @@ class Oracle(Section):
             return
         if tasks.find(checks.config.task.name).reward_fn is None:
             checks.one_of("oracle.kind", KINDS[1:])  # the task has no hidden reward
-        kind, url = checks.config.oracle.kind, _check_url
+        kind = checks.config.oracle.kind
         if kind == "reward_model" and checks.sound("oracle.folder"):
             valid = "a folder or a hub name with oracle.kind='reward_model'"
             checks.require(checks.config.oracle.folder != "", "oracle.folder", valid)
         if checks.sound("oracle.function"):
             unread = checks.config.oracle.function == "" or kind == "function"
             checks.require(unread, "oracle.function", f"'' with oracle.kind={kind!r}, which does not read it")
-        if kind == "remote":
-            url(checks, "oracle.url", "http://127.0.0.1:8000")
-        if kind == "judge":
-            url(checks, "oracle.base_url", "https://api.openai.com/v1")
-            if checks.sound("oracle.model"):
-                valid = "the name of a model at base_url"
-                checks.require(checks.config.oracle.model != "", "oracle.model", valid)
+        _check_url(checks, "oracle.url", "http://127.0.0.1:8000", kind == "remote")
+        _check_url(checks, "oracle.base_url", "https://api.openai.com/v1", kind == "judge")
+        if kind == "judge" and checks.sound("oracle.model"):
+            valid = "the name of a model at base_url"
+            checks.require(checks.config.oracle.model != "", "oracle.model", valid)
 
 
-def _check_url(checks: Checks, name: str, example: str) -> None:
-    if checks.sound(name):
-        parts = urlsplit(checks.get(name))
-        found = parts.scheme in ("http", "https") and bool(parts.hostname)
-        checks.require(found, name, f"a URL, as {example}")
+def _check_url(checks: Checks, name: str, example: str, read: bool) -> None:
+    """Requires a URL; one that no oracle reads may be empty."""
+    if checks.sound(name) and (read or checks.get(name)):
+        checks.require(_is_url(checks.get(name)), name, f"a URL, as {example}")
+
+
+def _is_url(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # an invalid IPv6 address, or a port beyond 65535
+        return False

@@ -43,7 +43,7 @@ def check_fields(config: Config) -> Checks:
 
 def _check_unknown(checks: Checks, names: list[str]) -> None:
     """Adds a problem for every field that no section declares."""
-    for name, value in flat(checks.config.to_dict()).items():
+    for name, value in flat(checks.config.to_dict(), empty=True).items():
         if name in names or name.split(".")[0] == "overrides":
             continue
         section = name.rpartition(".")[0]
