@@ -159,7 +159,9 @@ def _beyond_limits(value: Any) -> str | None:
         return f"a number of at most {LARGEST_INT} (32 bits)"
     if isinstance(value, float) and math.isfinite(value) and value:
         small, large = _FLOATS
-        return None if small <= abs(value) <= large else f"0, or a number in size {small:g} to {large:g}"
+        return (
+            None if small <= abs(value) <= large else f"a number of float32, in size {small:g} to {large:g}"
+        )
     return None
 
 
