@@ -7,6 +7,8 @@ from typing import Any
 from sea_jax.errors import InputError
 from sea_jax.types import Config
 
+_SHOWN = 200  # characters of a value in a problem
+
 
 class Checks:
     """Collects every problem of a config, so that the user sees all of them at once.
@@ -73,7 +75,7 @@ class Checks:
             return
         shown = self.get(name) if value is ... else value
         shown = shown.to_dict() if hasattr(shown, "to_dict") else shown
-        self.add(f"config.{self._place(name)}={shown!r}: valid is {valid}", name)
+        self.add(f"config.{self._place(name)}={_short(shown)}: valid is {valid}", name)
 
     def one_of(self, name: str, valid: tuple[Any, ...]) -> None:
         """Adds a problem unless the field has one of the values."""
@@ -108,12 +110,18 @@ def get(config: Config, name: str) -> Any:
     return config
 
 
-def flat(tree: dict, prefix: str = "") -> dict:
-    """Flattens a tree: {'policy': {'dtype': …}} -> {'policy.dtype': …}."""
+def _short(value: Any) -> str:
+    """Returns a value as Python writes it, at most 200 characters of it."""
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+
+
+def flat(tree: dict, prefix: str = "", empty: bool = False) -> dict:
+    """Flattens a tree: {'policy': {'dtype': …}} -> {'policy.dtype': …}; `empty` keeps empty trees."""
     out = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{key}.")
+        if isinstance(value, dict) and (value or not empty):
+            out |= flat(value, f"{prefix}{key}.", empty)
         else:
             out[prefix + key] = value
     return out

@@ -20,6 +20,8 @@ from sea_jax.config.checks import Checks
 from sea_jax.types import Config
 
 _WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+LARGEST_INT = 2**31 - 1  # of 32 bits
+_FLOATS = (1.2e-38, 3.4e38)  # the sizes of normal numbers of float32
 _PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
@@ -133,12 +135,34 @@ def to_config(section: Section) -> Config:
 def invalid(field: Field, value: Any) -> str | None:
     """Returns the valid values in words if `value` is none of them, None if it is one."""
     typed = _has_type(field.kind, value)
+    if typed and (limit := _beyond_limits(value)):
+        return limit
     if typed and field.rule.holds(value):
         return None
     if field.rule.one_of:
         return field.rule.bounds
     infinite = isinstance(value, float) and not math.isfinite(value)
     return _described(field, short=typed and not infinite, finite=infinite and not field.rule.infinite)
+
+
+def _beyond_limits(value: Any) -> str | None:
+    """Returns the valid values in words where no program here can hold a value, else None.
+
+    JAX computes with 32 bits: a larger seed would be another one, and a smaller rate 0.
+    """
+    if isinstance(value, tuple | list):
+        return next(filter(None, map(_beyond_limits, value)), None)
+    if isinstance(value, str):
+        whole = "\0" not in value and value.encode("utf-8", "replace").decode() == value
+        return None if whole else "a text of UTF-8 without NUL"
+    if isinstance(value, int) and not -LARGEST_INT - 1 <= value <= LARGEST_INT:
+        return f"a number of at most {LARGEST_INT} (32 bits)"
+    if isinstance(value, float) and math.isfinite(value) and value:
+        small, large = _FLOATS
+        return (
+            None if small <= abs(value) <= large else f"a number of float32, in size {small:g} to {large:g}"
+        )
+    return None
 
 
 def _described(field: Field, short: bool, finite: bool) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from sea_jax.config.checks import Checks
-from sea_jax.config.fields import Section, field
+from sea_jax.config.fields import LARGEST_INT, Section, field
 from sea_jax.tasks.protocol import SPLITS
 
 
@@ -20,9 +20,16 @@ class General(Section):
 
     @classmethod
     def check(cls, checks: Checks) -> None:
-        """Requires a method."""
+        """Requires a method, each once, and seeds of 32 bits for all replicates."""
         if checks.sound("methods"):
-            checks.require(len(checks.config.methods) > 0, "methods", "at least one method")
+            methods = checks.config.methods
+            checks.require(len(methods) > 0, "methods", "at least one method")
+            checks.require(len({*methods}) == len(methods), "methods", "each method once")
+        if checks.sound("seed", "num_seeds"):
+            most = LARGEST_INT - checks.config.num_seeds + 1
+            checks.require(
+                checks.config.seed <= most, "seed", f"in [0, {most}], so that the last has 32 bits"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +71,16 @@ class Eval(Section):
     )  # fmt: skip
     best_of: int = field(1, "samples of which the ensemble chooses one (best-of-N); 1: off", at_least=1)
     levels: tuple[float, ...] = field(
-        (0.8, 0.9, 0.95), "win rates against the SFT policy; reports count the queries to reach each"
+        (0.8, 0.9, 0.95),
+        "win rates against the SFT policy; reports count the queries to reach each",
+        at_least=0,
+        at_most=1,
     )
     reference_levels: tuple[float, ...] = field(
-        (0.8, 0.9, 0.95), "win rates against the references; reports count the queries to reach each"
+        (0.8, 0.9, 0.95),
+        "win rates against the references; reports count the queries to reach each",
+        at_least=0,
+        at_most=1,
     )
     reward_levels: tuple[float, ...] = field(
         (5.5, 6.0, 6.5, 7.0), "mean oracle rewards; reports count the queries to reach each"

@@ -57,24 +57,23 @@ class Oracle(Section):
             return
         if tasks.find(checks.config.task.name).reward_fn is None:
             checks.one_of("oracle.kind", KINDS[1:])  # the task has no hidden reward
-        kind, url = checks.config.oracle.kind, _check_url
+        kind = checks.config.oracle.kind
         if kind == "reward_model" and checks.sound("oracle.folder"):
             valid = "a folder or a hub name with oracle.kind='reward_model'"
             checks.require(checks.config.oracle.folder != "", "oracle.folder", valid)
         if checks.sound("oracle.function"):
             unread = checks.config.oracle.function == "" or kind == "function"
             checks.require(unread, "oracle.function", f"'' with oracle.kind={kind!r}, which does not read it")
-        if kind == "remote":
-            url(checks, "oracle.url", "http://127.0.0.1:8000")
-        if kind == "judge":
-            url(checks, "oracle.base_url", "https://api.openai.com/v1")
-            if checks.sound("oracle.model"):
-                valid = "the name of a model at base_url"
-                checks.require(checks.config.oracle.model != "", "oracle.model", valid)
+        _check_url(checks, "oracle.url", "http://127.0.0.1:8000", kind == "remote")
+        _check_url(checks, "oracle.base_url", "https://api.openai.com/v1", kind == "judge")
+        if kind == "judge" and checks.sound("oracle.model"):
+            valid = "the name of a model at base_url"
+            checks.require(checks.config.oracle.model != "", "oracle.model", valid)
 
 
-def _check_url(checks: Checks, name: str, example: str) -> None:
-    if checks.sound(name):
+def _check_url(checks: Checks, name: str, example: str, read: bool) -> None:
+    """Requires a URL; one that no oracle reads may be empty."""
+    if checks.sound(name) and (read or checks.get(name)):
         url = checks.get(name)
         valid = f"a URL, as {example}, without user, password and query"
         checks.require(is_plain_url(url), name, valid, mask_url(url))

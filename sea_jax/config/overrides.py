@@ -13,7 +13,8 @@ def for_method(config: Config, method: str) -> Config:
     """Returns the config of one method: with the values that `config.overrides` has for it, if any."""
     merged: Config = ConfigDict(config.to_dict())
     overrides: Any = config.get("overrides", {})
-    merged.update(overrides.get(method, {}))
+    with merged.ignore_type():  # the checks name a value of the wrong type
+        merged.update(overrides.get(method, {}))
     return merged
 
 
@@ -29,9 +30,13 @@ def check_overrides(
         fields: all that the config declares.
     """
     valid = {field.name: field for field in fields if field.name.split(".")[0] in sections}
+    if not isinstance(checks.config.overrides, ConfigDict):
+        checks.require(False, "overrides", "a ConfigDict of methods")
+        return
     for method, given in checks.config.overrides.items():
         name = f"overrides.{method}"
         checks.require(method in methods, name, f"overrides of one of {methods}")
+        checks.require(isinstance(given, ConfigDict), name, f"a ConfigDict of sections, of {sections}")
         if not checks.sound(name):
             continue
         for field, value in flat(given.to_dict()).items():

@@ -28,6 +28,7 @@ def base_config() -> Config:
 def sections_of(config: Config) -> tuple[type[Section], ...]:
     """Returns the sections that a config should have; of real text with the fields of `TextTask`."""
     found = (*base.SECTIONS, *methods.SECTIONS)
-    if "task" not in config or "path" not in config.task:
+    task = config.get("task")
+    if not isinstance(task, ConfigDict) or "path" not in task:
         return found
     return tuple(TextTask if section is Task else section for section in found)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import msgpack
 
-from sea_jax.errors import StoppedError
+from sea_jax.errors import InputError, StoppedError
 from sea_jax.experiment.logbook import Logbook
 from sea_jax.runtime.checkpoint_folder import CheckpointFolder
 from sea_jax.runtime.mesh import bytes_from_main
@@ -51,7 +51,8 @@ def restore(folder: CheckpointFolder, run: Run) -> dict[str, Any] | None:
         What the observer had given `save`; None without a checkpoint, and the run begins anew.
 
     Raises:
-        InputError: a checkpoint was written by a newer version, or there are some and none can be read.
+        InputError: a checkpoint was written by a newer version; there are some and none can be read; or the
+            journal has fewer labels than the checkpoint.
     """
     found = folder.newest(state=_arrays(run.state), memory=None)
     if found is not None:
@@ -61,8 +62,19 @@ def restore(folder: CheckpointFolder, run: Run) -> dict[str, Any] | None:
         run.memory = dict(trees.get("memory", {}))
         run.step, run.idle = record["step"], record["idle"]
         run.labeller.num_queries, run.labeller.num_dropped = record["queries"], record["dropped"]
+        _require_labels(run)
     run.actor.stored = _stored_proposals(run)
     return found[0]["observed"] if found else None
+
+
+def _require_labels(run: Run) -> None:
+    """Requires in the journal the labels that a run had bought by its checkpoint: it may be a cut one."""
+    journal, bought = run.labeller.journal, run.labeller.num_queries
+    if journal is not None and (found := journal.count()) < bought:
+        raise InputError(
+            f"{journal.file}: {found} labels; valid: the {bought} that the run had bought by its checkpoint. "
+            "Without a copy of it, delete the run's folder"
+        )
 
 
 def _stored_proposals(run: Run) -> dict[int, bytes]:

@@ -53,7 +53,7 @@ def _check_no_credentials(checks: Checks) -> None:
 
 def _check_unknown(checks: Checks, names: list[str]) -> None:
     """Adds a problem for every field that no section declares."""
-    for name, value in flat(checks.config.to_dict()).items():
+    for name, value in flat(checks.config.to_dict(), empty=True).items():
         if name in names or name.split(".")[0] == "overrides":
             continue
         section = name.rpartition(".")[0]

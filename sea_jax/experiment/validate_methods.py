@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from ml_collections import ConfigDict
+
 from sea_jax import tasks
 from sea_jax.config.checks import Checks
 from sea_jax.config.fields import Section
@@ -60,8 +62,14 @@ def _each(checks: Checks) -> Iterator[tuple[str, Checks]]:
     if not checks.sound("methods"):
         return
     for method in dict.fromkeys(checks.config.methods):
-        if checks.sound(f"overrides.{method}"):
+        if checks.sound("overrides", f"overrides.{method}") and _has_sections(checks, method):
             yield method, checks.of_method(for_method(checks.config, method), method)
+
+
+def _has_sections(checks: Checks, method: str) -> bool:
+    """Returns whether the config has the sections that a method's overrides are merged with."""
+    given = checks.config.get("overrides", {}).get(method, {})
+    return all(isinstance(checks.config.get(section), ConfigDict) for section in given)
 
 
 def _check_proposals(checks: Checks, method: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sea_jax.config.checks import flat
 from sea_jax.errors import InputError
+from sea_jax.json_files import read_object
 from sea_jax.runtime.mesh import is_main
 from sea_jax.types import Config
 
@@ -78,9 +79,8 @@ def difference(mine: dict, theirs: dict, extend: bool = False) -> tuple[str, Any
 
 def _read_config(file: Path) -> dict:
     try:
-        config = json.loads(file.read_text())
-    except ValueError:  # no JSON, or no text
-        config = None
-    if not isinstance(config, dict):
-        raise InputError(f"workdir {file.parent}: its config.json is no run's; valid: another --workdir")
-    return config
+        return read_object(file, "a run's")
+    except InputError as error:
+        raise InputError(
+            f"workdir {file.parent}: its config.json is no run's ({error}); valid: another --workdir"
+        ) from None

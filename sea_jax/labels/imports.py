@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sea_jax.errors import InputError
-from sea_jax.labels import reading
+from sea_jax.labels import damage, reading
 from sea_jax.labels.journal import ANSWERED, ELSEWHERE, Journal, pack_tokens
 
 FILE = "imported.sqlite"
@@ -73,12 +73,13 @@ def read(source: Path) -> Iterator[Label]:
     """
     if source.is_dir():
         rows = itertools.chain.from_iterable(map(reading.labels, reading.journals(source)))
-    else:
-        from sea_jax.tasks import sources  # imports JAX, which takes seconds
+        for number, row in enumerate(rows, 1):
+            yield _label(row, f"{source}, row {number}", source.name)
+        return
+    from sea_jax.tasks import sources  # imports JAX, which takes seconds
 
-        rows = sources.read_file(source, {*reading.COLUMNS, *_PREFERENCE}).rows
-    for number, row in enumerate(rows, 1):
-        yield _label(row, f"{source}, row {number}", source.name)
+    for row in sources.read_file(source, {*reading.COLUMNS, *_PREFERENCE}).rows:
+        yield _label(row, row.place, source.name)
 
 
 def add(journal: Journal, labels: Iterable[Label]) -> tuple[int, int]:
@@ -112,14 +113,16 @@ def add(journal: Journal, labels: Iterable[Label]) -> tuple[int, int]:
                 )  # fmt: skip
 
     with journal.writing() as db:
-        before = db.total_changes
+        (last,) = db.execute("SELECT coalesce(max(id), 0) FROM duels").fetchone()
         db.executemany(
             "INSERT INTO duels (step, row, policy_step, prompt, first, second, first_tokens, second_tokens, "
             "asked_at, state, times_asked, labelled_by, probability, prefers_first, cost, answered_at) "
             f"VALUES ({ELSEWHERE}, 0, {ELSEWHERE}, ?, ?, ?, ?, ?, ?, '{ANSWERED}', 0, ?, ?, ?, ?, ?)",
             fresh(),
         )
-        return db.total_changes - before, left_out
+        added = [id for (id,) in db.execute("SELECT id FROM duels WHERE id > ?", (last,))]
+        db.executemany(damage.SEAL_DUEL, [(id,) for id in added])
+        return len(added), left_out
 
 
 def stored(workdir: Path) -> Iterator[Label]:
@@ -152,6 +155,7 @@ def place(journal: Journal, ids: Sequence[int], first_step: int, batch_size: int
             first_step = max(first_step, (-1 if last is None else last) + 1)
         places = [(first_step + i // batch_size, i % batch_size, id) for i, id in enumerate(ids)]
         db.executemany("UPDATE duels SET step = ?, row = ? WHERE id = ?", places)
+        db.executemany(damage.SEAL_DUEL, [(id,) for id in ids])
 
 
 def _known(journal: Journal) -> Counter[bytes]:

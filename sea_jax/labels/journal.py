@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sea_jax.errors import InputError, StorageError
+from sea_jax.labels import damage
 
 FILE = "labels.sqlite"
-LAYOUT = 1  # of the tables; `PRAGMA user_version`
+LAYOUT = 2  # of the tables; `PRAGMA user_version`
 ASKED, ANSWERED, UNANSWERED = "asked", "answered", "unanswered"
-ELSEWHERE = (
-    -1
-)  # policy_step of labels that were bought elsewhere, and step of those that no step has used yet
+# As policy_step: of labels that were bought elsewhere; as step: of those that no step has used yet.
+ELSEWHERE = -1
 _BUSY_SECONDS = 30.0  # to wait for a process that reads
 _TABLES = """
 CREATE TABLE duels (
@@ -44,10 +44,11 @@ CREATE TABLE duels (
   prefers_first INTEGER,            -- the label
   cost REAL,                        -- US dollars; NULL: unknown
   seconds REAL,                     -- that the batch of this duel was waited for
-  answered_at REAL
+  answered_at REAL,
+  checksum INTEGER                  -- of the columns above; NULL in rows of layout 1
 ) STRICT;
 CREATE INDEX duels_of_a_step ON duels (step, row);
-CREATE TABLE proposals (step INTEGER PRIMARY KEY, content BLOB NOT NULL) STRICT;
+CREATE TABLE proposals (step INTEGER PRIMARY KEY, content BLOB NOT NULL, checksum INTEGER) STRICT;
 """
 
 
@@ -100,8 +101,19 @@ class Journal:
             self._db = connect(self._file)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            if self._db.execute("PRAGMA user_version").fetchone() == (0,):
-                self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version={LAYOUT}; COMMIT")
+            self._make_tables()
+        require_whole(self._db, self._file)
+
+    def _make_tables(self) -> None:
+        """Makes the tables of a new file, and the checksums of one of an older version."""
+        (layout,) = self._db.execute("PRAGMA user_version").fetchone()
+        if layout == 0:
+            self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version={LAYOUT}; COMMIT")
+        elif layout < LAYOUT:
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                damage.add_checksums(self._db)
+                self._db.execute(f"PRAGMA user_version={LAYOUT}")
 
     def ask(self, step: int, policy_step: int, questions: Sequence[Question], proposal: bytes) -> list[Entry]:
         """Writes the questions of a step that are not answered yet.
@@ -124,7 +136,7 @@ class Journal:
         now, entries = time.time(), []
         with self.writing() as db:
             if proposal:
-                db.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?)", (step, proposal))
+                self._keep_proposal(step, proposal)
             for q in questions:
                 entry = self._find(step, q)
                 if entry is None:
@@ -141,6 +153,7 @@ class Journal:
                     again = "UPDATE duels SET times_asked = times_asked + 1, asked_at = ? WHERE id = ?"
                     db.execute(again, (now, entry.id))
                 entries.append(entry)
+            self._db.executemany(damage.SEAL_DUEL, [(entry.id,) for entry in entries])
         return entries
 
     def answer(self, answers: Sequence[Answer], seconds: float, cost: float | None = None) -> None:
@@ -164,11 +177,16 @@ class Journal:
                 "answered_at = ? WHERE id = ?",
                 rows,
             )
+            self._db.executemany(damage.SEAL_DUEL, [(a.id,) for a in answers])
 
     def keep_proposal(self, step: int, content: bytes) -> None:
         """Keeps the prompts and responses of a step that has not begun."""
-        with self.writing() as db:
-            db.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?)", (step, content))
+        with self.writing():
+            self._keep_proposal(step, content)
+
+    def _keep_proposal(self, step: int, content: bytes) -> None:
+        self._db.execute("INSERT OR REPLACE INTO proposals (step, content) VALUES (?, ?)", (step, content))
+        self._db.execute(damage.SEAL_PROPOSAL, (step,))
 
     def proposals(self, first: int) -> dict[int, bytes]:
         """Returns the prompts and responses of the steps from `first` on, by step."""
@@ -179,6 +197,11 @@ class Journal:
         """Deletes the proposals of the steps before one, which no restored run reads again."""
         with self.writing() as db:
             db.execute("DELETE FROM proposals WHERE step < ?", (before,))
+
+    @property
+    def file(self) -> Path:
+        """The journal's file."""
+        return self._file
 
     def count(self) -> int:
         """Returns the number of labels that were bought here."""
@@ -231,6 +254,7 @@ def connect(file: Path, read_only: bool = False) -> sqlite3.Connection:
     address = f"{file.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
     with _storage(file):
         db = sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+        damage.prepare(db)
         (layout,) = db.execute("PRAGMA user_version").fetchone()
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if layout > LAYOUT:
@@ -240,16 +264,31 @@ def connect(file: Path, read_only: bool = False) -> sqlite3.Connection:
     return db
 
 
+def require_whole(db: sqlite3.Connection, file: Path) -> None:
+    """Raises InputError if a journal is damaged, with the first damage that is found."""
+    with _storage(file):
+        found = damage.find(db)
+    if found:
+        raise _damaged(file, f"{found[0]}; python -m sea_jax.labels verify {file.parent} names all")
+
+
 @contextlib.contextmanager
 def _storage(file: Path) -> Iterator[None]:
     """Turns an error of SQLite into one line that names the file."""
     try:
         yield
     except (sqlite3.OperationalError, OSError) as error:
+        code = getattr(error, "sqlite_errorcode", None)
+        if isinstance(error, sqlite3.OperationalError) and code in (None, sqlite3.SQLITE_ERROR):
+            raise _damaged(file, str(error)) from error  # such as a text that is none, or an unknown table
         raise StorageError(f"{file}: {error}") from error
-    except sqlite3.DatabaseError as error:
-        valid = f"valid: a copy of it; without it the run begins anew and its labels are lost, so keep {file}"
-        raise InputError(f"{file}: damaged ({error}); {valid}") from error
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        raise _damaged(file, str(error)) from error
+
+
+def _damaged(file: Path, what: str) -> InputError:
+    valid = f"valid: a copy of it; without it the run begins anew and its labels are lost, so keep {file}"
+    return InputError(f"{file}: damaged ({' '.join(what.split())}); {valid}")
 
 
 def pack_tokens(tokens: Any) -> bytes:

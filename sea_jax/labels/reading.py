@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sea_jax.errors import InputError
-from sea_jax.labels.journal import ANSWERED, ASKED, ELSEWHERE, FILE, UNANSWERED, connect
+from sea_jax.labels import damage
+from sea_jax.labels.journal import ANSWERED, ASKED, ELSEWHERE, FILE, UNANSWERED, connect, require_whole
 from sea_jax.runtime.run_folder import is_finished, read_summary
 
 COLUMNS = (
@@ -78,8 +79,8 @@ def summary(file: Path) -> RunLabels:
 
 def faults(file: Path) -> list[str]:
     """Returns what is wrong with a journal, one line each; empty if nothing is."""
-    with _reading(file) as db:
-        found = [f"{file}: {line}" for (line,) in db.execute("PRAGMA integrity_check") if line != "ok"]
+    with _reading(file, whole=False) as db:
+        found = [f"{file}: {line}" for line in damage.find(db)]
         for meaning, condition in _FAULTS.items():
             (count,) = db.execute(f"SELECT count(*) FROM duels WHERE {condition}").fetchone()
             if count:
@@ -95,23 +96,18 @@ def faults(file: Path) -> list[str]:
     return found
 
 
-_FAULTS = {
-    "have an answer without a label": "state = 'answered' AND coalesce(prefers_first, 2) NOT IN (0, 1)",
-    "have an answer without a probability": "state = 'answered' "
-    "AND NOT coalesce(probability, 2) BETWEEN 0 AND 1",
-    "have a label without an answer": "state != 'answered' AND prefers_first IS NOT NULL",
-    "have two equal responses": "length(first_tokens) AND first_tokens = second_tokens",
-    "have token ids that are no int32": "length(first_tokens) % 4 OR length(second_tokens) % 4",
-}
+_FAULTS = {"have two equal responses": "length(first_tokens) AND first_tokens = second_tokens"}
 
 
 @contextlib.contextmanager
-def _reading(file: Path) -> Iterator[sqlite3.Connection]:
-    """Opens a journal to read it."""
+def _reading(file: Path, whole: bool = True) -> Iterator[sqlite3.Connection]:
+    """Opens a journal to read it; one that is damaged only where it need not be whole."""
     db = connect(file, read_only=True)
     try:
+        if whole:
+            require_whole(db, file)
         yield db
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: damaged ({error}); valid: a copy of it") from error
     finally:
         db.close()

@@ -95,7 +95,7 @@ class Rloo(Section):
             ascending = all(a < b for a, b in itertools.pairwise(labels))
             checks.require(ascending, "rloo.burst_labels", "ascending")
             same = len(labels) == len(updates)
-            checks.require(same, "rloo.burst_updates", f"{len(labels)} numbers, one per burst_labels")
+            checks.require(same, "rloo.burst_updates", f"{len(labels)} numbers, one per rloo.burst_labels")
         if checks.sound("rloo.num_prompts", "train.micro_batch", "mesh"):
             config = checks.config
             prompts, shards = config.rloo.num_prompts, config.mesh.data * config.mesh.fsdp

@@ -16,6 +16,8 @@ from safetensors.numpy import save_file
 
 from sea_jax import hub
 from sea_jax.errors import InputError
+from sea_jax.json_files import read_object
+from sea_jax.models import hf_fields
 from sea_jax.models.deberta import DebertaConfig, Encoder
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.llama import LlamaConfig
@@ -40,9 +42,11 @@ CLASSES: dict[str, dict[str, type[RewardConfig] | None]] = {
 }
 
 # Fields that every config.json must have, under names that the architectures share.
-_SIZES = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+_LAYERS = "num_hidden_layers"
+_SIZES = ("vocab_size", _LAYERS, "hidden_size", "num_attention_heads", "intermediate_size")
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = ("BF16", "F16", "F32", "F64")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 # Buffers that old checkpoints store and that no parameter corresponds to.
@@ -120,18 +124,16 @@ def read_config(folder: Path, **overrides: Any) -> Config:
             missing or invalid size, or a feature that the port does not have.
     """
     file = folder / "config.json"
-    hf = _read_json(file)
+    hf = read_object(file, "a Hugging Face folder's")
     kind = hf.get("model_type")
     if kind not in list(ARCHITECTURES):
         raise InputError(f"{file}: model_type={kind!r}; valid: one of {sorted(ARCHITECTURES)}")
-    for name in (*_SIZES, *(hf.keys() & {"max_position_embeddings"})):  # the last has a default
-        if type(hf.get(name)) is not int or hf[name] < 1:  # a bool is no size
-            given = f"{name}={hf[name]!r}" if name in hf else f"no {name}"
-            raise InputError(f"{file}: {given}; valid: {name}, a whole number of at least 1")
-    width, heads = hf["hidden_size"], hf["num_attention_heads"]
-    if width % heads:
-        raise InputError(f"{file}: hidden_size={width}; valid: a multiple of num_attention_heads={heads}")
     try:
+        for name in (*_SIZES, *(hf.keys() & {"max_position_embeddings"})):  # the last has a default
+            hf_fields.size(hf, name, most=hf_fields.MOST_LAYERS if name == _LAYERS else 2**31 - 1)
+        width, heads = hf["hidden_size"], hf["num_attention_heads"]
+        if width % heads:
+            raise ValueError(f"hidden_size={width}; valid: a multiple of num_attention_heads={heads}")
         head, config = _head(kind, hf), ARCHITECTURES[kind].from_hf(hf, **overrides)
         return config if head is None else head.from_hf(hf, config)
     except ValueError as error:
@@ -257,7 +259,7 @@ def hf_views(model: Model, params: Params) -> Iterator[View]:
 
 
 def from_hf(model: Model, tensors: dict[str, np.ndarray]) -> Params:
-    """Inverts `to_hf`; raises InputError on a missing, unexpected or misshapen tensor."""
+    """Inverts `to_hf`; raises InputError on a missing, unexpected, misshapen or non-finite tensor."""
     if hasattr(model.config, "base_tensors"):  # an encoder's names may have a prefix
         tensors = model.config.base_tensors(tensors)
     if getattr(model.config, "tied", False):
@@ -276,9 +278,18 @@ def from_hf(model: Model, tensors: dict[str, np.ndarray]) -> Params:
                 raise InputError(
                     f"tensor {name}: shape {tensors[name].shape}, expected {row.hf_shape(shape)}"
                 )
-            parts.append(row.from_hf(tensors[name], shape).astype(np.float32))
+            parts.append(row.from_hf(_floats(name, tensors[name]), shape))
         flat[row.path] = np.stack(parts) if row.stacked else np.array(parts[0])
     return unflatten_dict(flat, sep="/")
+
+
+def _floats(name: str, tensor: np.ndarray) -> np.ndarray:
+    """Returns a tensor as f32; raises InputError on one of another kind, NaN or infinity."""
+    if tensor.dtype.kind in "biu":
+        raise InputError(f"tensor {name}: no floats, expected one of {', '.join(_DTYPES)}")
+    if not np.isfinite(tensor := tensor.astype(np.float32)).all():
+        raise InputError(f"tensor {name}: NaN or infinity, expected finite floats")
+    return tensor
 
 
 def _without_tied_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -308,22 +319,10 @@ def _difference(found: set[str], expected: set[str], what: str) -> str | None:
     return None
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        raise InputError(f"{file}: no such file; valid: a Hugging Face folder")
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:  # no JSON, or no text
-        raise InputError(f"{file}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: holds {content!r:.50}; valid: a JSON object")
-    return content
-
-
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     index = folder / _INDEX
     if index.exists():
-        shards = _read_json(index).get("weight_map")
+        shards = read_object(index, "a Hugging Face folder's").get("weight_map")
         if not isinstance(shards, dict) or not shards or not all(isinstance(f, str) for f in shards.values()):
             raise InputError(f"{index}: no weight_map; valid: one of tensor names to files")
         files = sorted(set(shards.values()))
@@ -331,11 +330,19 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         files = [_WHOLE]
     tensors = {}
     for file in files:
-        if not (folder / file).exists():
+        if not (folder / file).is_file():
             raise InputError(f"{folder / file}: no such file; valid: a Hugging Face folder")
         try:
             with safe_open(folder / file, framework="flax") as f:
-                tensors |= {k: np.asarray(f.get_tensor(k).astype(jnp.float32)) for k in f.keys()}
-        except SafetensorError as e:
+                tensors |= {name: _read_tensor(f, name) for name in f.keys()}
+        except (SafetensorError, OSError) as e:
             raise InputError(f"{folder / file}: not a whole safetensors file ({e})") from None
     return tensors
+
+
+def _read_tensor(file: Any, name: str) -> np.ndarray:
+    """Reads a tensor as f32; in place of one of another kind, such as a buffer of positions, gives bools."""
+    about = file.get_slice(name)
+    if about.get_dtype() not in _DTYPES:
+        return np.broadcast_to(np.zeros((), bool), about.get_shape())
+    return np.asarray(file.get_tensor(name).astype(jnp.float32))

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sea_jax.models import hf_fields
 from sea_jax.models.deberta_params import PARAMS, base_tensors
 from sea_jax.models.disentangled import DisentangledAttention, relative_index
 from sea_jax.models.layers import gelu
@@ -124,6 +125,11 @@ class DebertaConfig:
         width, max_length = hf["hidden_size"], hf.get("max_position_embeddings", 512)
         kinds = hf.get("pos_att_type") or ()
         kinds = kinds.lower().split("|") if isinstance(kinds, str) else kinds
+        if not isinstance(kinds, list | tuple):
+            raise ValueError(f"pos_att_type={kinds!r}; valid: 'c2p', 'p2c', both or neither")
+        for name in ("position_buckets", "max_relative_positions", "type_vocab_size", "embedding_size"):
+            if name in hf and (type(hf[name]) is not int or not -1 <= hf[name] < 2**31):
+                raise ValueError(f"{name}={hf[name]!r}; valid: a whole number")
         fields = dict(
             vocab_size=hf["vocab_size"],
             num_layers=hf["num_hidden_layers"],
@@ -131,18 +137,18 @@ class DebertaConfig:
             num_heads=hf["num_attention_heads"],
             mlp_width=hf["intermediate_size"],
             embedding_width=0 if hf.get("embedding_size", width) == width else hf["embedding_size"],
-            hidden_act=hf.get("hidden_act", "gelu"),
-            norm_eps=hf.get("layer_norm_eps", 1e-7),
-            relative_attention=hf.get("relative_attention", False),
+            hidden_act=hf_fields.choice(hf, "hidden_act", "gelu", tuple(ACTIVATIONS)),
+            norm_eps=hf_fields.number(hf, "layer_norm_eps", 1e-7),
+            relative_attention=hf_fields.flag(hf, "relative_attention", False),
             pos_att_type=tuple(str(kind).strip() for kind in kinds),
-            share_att_key=hf.get("share_att_key", False),
+            share_att_key=hf_fields.flag(hf, "share_att_key", False),
             position_buckets=hf.get("position_buckets", -1),
             max_relative_positions=hf.get("max_relative_positions", -1),
             norm_rel_ebd=str(hf.get("norm_rel_ebd")).strip().lower(),
-            position_biased_input=hf.get("position_biased_input", True),
+            position_biased_input=hf_fields.flag(hf, "position_biased_input", True),
             type_vocab_size=hf.get("type_vocab_size", 0),
             max_length=max_length,
-            padding_idx=hf.get("pad_token_id", 0),
+            padding_idx=hf_fields.token(hf, "pad_token_id", 0),
         )
         config = cls(**(fields | overrides))
         _require_ported(config, hf)
@@ -177,12 +183,8 @@ class DebertaConfig:
 
 def _require_ported(config: DebertaConfig, hf: dict[str, Any]) -> None:
     """Raises ValueError at a field whose value the port does not support."""
-    for name in ("position_buckets", "max_relative_positions", "type_vocab_size", "embedding_size"):
-        if name in hf and type(hf[name]) is not int:
-            raise ValueError(f"{name}={hf[name]!r}; valid: a whole number")
     buckets, least = config.position_buckets, config.position_buckets // 2 + 2
     checks = (
-        (config.hidden_act in ACTIVATIONS, "hidden_act", f"one of {sorted(ACTIVATIONS)}"),
         (set(config.pos_att_type) <= {"c2p", "p2c"}, "pos_att_type", "'c2p', 'p2c', both or neither"),
         (config.norm_rel_ebd in ("none", "layer_norm"), "norm_rel_ebd", "'none' or 'layer_norm'"),
         (config.relative_attention or config.norm_rel_ebd == "none", "norm_rel_ebd",

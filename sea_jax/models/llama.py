@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sea_jax.models import hf_fields
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.layers import (
     Past,
@@ -93,8 +94,7 @@ class LlamaConfig:
         Raises:
             ValueError: if the file asks for a feature that this port does not have.
         """
-        act = hf.get("hidden_act", "silu")
-        if act not in ("silu", "swish"):  # two names of one function
+        if (act := hf.get("hidden_act", "silu")) not in ("silu", "swish"):  # two names of one function
             raise ValueError(f"hidden_act={act!r}; valid: 'silu'")
         num_heads = hf["num_attention_heads"]
         max_length = hf.get("max_position_embeddings", 2048)
@@ -104,15 +104,15 @@ class LlamaConfig:
             num_layers=hf["num_hidden_layers"],
             width=hf["hidden_size"],
             num_heads=num_heads,
-            num_kv_heads=_size(hf, "num_key_value_heads", num_heads),
-            head_dim=_size(hf, "head_dim", hf["hidden_size"] // num_heads),
+            num_kv_heads=hf_fields.size(hf, "num_key_value_heads", num_heads),
+            head_dim=hf_fields.size(hf, "head_dim", hf["hidden_size"] // num_heads),
             mlp_width=hf["intermediate_size"],
             rope_base=rope_base,
             rope_scaling=rope_scaling,
-            norm_eps=hf.get("rms_norm_eps", 1e-6),
-            tied=hf.get("tie_word_embeddings", False),
-            attention_bias=hf.get("attention_bias", False),
-            mlp_bias=hf.get("mlp_bias", False),
+            norm_eps=hf_fields.number(hf, "rms_norm_eps", 1e-6),
+            tied=hf_fields.flag(hf, "tie_word_embeddings", False),
+            attention_bias=hf_fields.flag(hf, "attention_bias", False),
+            mlp_bias=hf_fields.flag(hf, "mlp_bias", False),
             max_length=max_length,
         )
         return cls(**(fields | overrides))
@@ -145,18 +145,10 @@ class LlamaConfig:
         )
 
 
-def _size(hf: dict[str, Any], name: str, default: int) -> int:
-    """Reads a positive integer that may be absent or null."""
-    value = default if hf.get(name) is None else hf[name]
-    if type(value) is not int or value < 1:  # a bool is no size
-        raise ValueError(f"{name}={value!r}; valid: {name}, a whole number of at least 1")
-    return value
-
-
 def _number(hf: dict[str, Any], name: str, least: float) -> float:
     """Reads a number of at least `least`, and above 0."""
     value: Any = hf.get(name)
-    if type(value) not in (int, float) or not least <= value < float("inf") or value == 0:
+    if type(value) not in (int, float) or not least <= value < 3e38 or value == 0:
         valid = f"a number of at least {least:g}" if least else "a number above 0"
         raise ValueError(f"{name}={value!r} of the rotary embedding; valid: {valid}")
     return float(value)
@@ -178,7 +170,7 @@ def _read_rope(hf: dict[str, Any], max_length: int) -> tuple[float, RopeScaling 
     low, high = _number(rope, "low_freq_factor", 0), _number(rope, "high_freq_factor", 0)
     if low >= high:
         raise ValueError(f"high_freq_factor={high}; valid: more than low_freq_factor={low}")
-    original = _size(rope, "original_max_position_embeddings", max_length)
+    original = hf_fields.size(rope, "original_max_position_embeddings", max_length)
     return base, RopeScaling(_number(rope, "factor", 1), low, high, original)
 
 

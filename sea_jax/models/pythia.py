@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sea_jax.models import hf_fields
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.layers import (
     Past,
@@ -86,29 +87,36 @@ class PythiaConfig:
         Raises:
             ValueError: if the file asks for a feature that this port does not have.
         """
-        if hf.get("tie_word_embeddings", False):
+        if hf_fields.flag(hf, "tie_word_embeddings", False):
             raise ValueError("tie_word_embeddings=True: GPT-NeoX is ported with an untied head only")
-        act = hf.get("hidden_act", "gelu")
         approximate = {"gelu": False, "gelu_new": True, "gelu_fast": True, "gelu_pytorch_tanh": True}
-        if act not in approximate:
-            raise ValueError(f"hidden_act={act!r}: not one of {sorted(approximate)}")
-        rope = hf.get("rope_parameters") or {}
+        act = hf_fields.choice(hf, "hidden_act", "gelu", tuple(approximate))
+        rope = hf_fields.table(hf, "rope_parameters")
         if rope.get("rope_type", "default") != "default" or hf.get("rope_scaling"):
             raise ValueError("rope scaling: GPT-NeoX is ported with plain rotary embeddings only")
+        older = dict(
+            partial_rotary_factor=hf.get("rotary_pct", 0.25), rope_theta=hf.get("rotary_emb_base", 10_000.0)
+        )
         fields = dict(
             vocab_size=hf["vocab_size"],
             num_layers=hf["num_hidden_layers"],
             width=hf["hidden_size"],
             num_heads=hf["num_attention_heads"],
             mlp_width=hf["intermediate_size"],
-            norm_eps=hf.get("layer_norm_eps", 1e-5),
-            rotary_pct=rope.get("partial_rotary_factor", hf.get("rotary_pct", 0.25)),
-            rope_base=rope.get("rope_theta", hf.get("rotary_emb_base", 10_000.0)),
-            parallel_residual=hf.get("use_parallel_residual", True),
+            norm_eps=hf_fields.number(hf, "layer_norm_eps", 1e-5),
+            rotary_pct=hf_fields.number(older | rope, "partial_rotary_factor", 0.25, at_most=1),
+            rope_base=hf_fields.number(older | rope, "rope_theta", 10_000.0),
+            parallel_residual=hf_fields.flag(hf, "use_parallel_residual", True),
             gelu_approximate=approximate[act],
             max_length=hf.get("max_position_embeddings", 2048),
         )
-        return cls(**(fields | overrides))
+        config = cls(**(fields | overrides))
+        if config.rotary_dim % 2 or not config.rotary_dim:
+            raise ValueError(
+                f"rotary_pct={config.rotary_pct}: {config.rotary_dim} features of a head; "
+                f"valid: an even number of its {config.head_dim}"
+            )
+        return config
 
     def to_hf(self) -> dict[str, Any]:
         """Returns a config.json that transformers 4 and 5 and vLLM open."""

@@ -14,10 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sea_jax.models import hf_fields
 from sea_jax.models.decoder import Decoder
 from sea_jax.models.params import Param
 from sea_jax.types import Array, Config, Params
 
+_MOST_GATES = 100  # hidden layers of a gate, each a module of its own
 # <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n in Llama 3's vocabulary.
 LLAMA_3_ASSISTANT = (128_009, 128_006, 78_191, 128_007, 271)
 
@@ -73,7 +75,7 @@ class RewardConfig:
         Raises:
             ValueError: on an invalid or inconsistent number of labels, or an invalid padding token.
         """
-        return cls(trunk, _num_labels(hf), _padding(hf))
+        return cls(trunk, _num_labels(hf), hf_fields.token(hf, "pad_token_id", None))
 
     def to_hf(self) -> dict[str, Any]:
         """Returns a config.json that transformers opens as a sequence classifier."""
@@ -134,21 +136,19 @@ class GatedRewardConfig(RewardConfig):
         Raises:
             ValueError: naming the field, its value and what is valid.
         """
-        sizes = dict(num_objectives=19, gating_hidden_dim=1024, gating_n_hidden=3)
-        sizes |= {name: hf[name] for name in sizes.keys() & hf.keys()}
-        for name, size in sizes.items():
-            if type(size) is not int or size < 1:  # excludes bool
-                raise ValueError(f"{name}={size!r}; valid: a whole number of at least 1")
-        temperature = hf.get("gating_temperature", 10)
-        if type(temperature) not in (int, float) or not 0 < temperature < float("inf"):
-            raise ValueError(f"gating_temperature={temperature!r}; valid: a number above 0")
+        defaults = dict(num_objectives=19, gating_hidden_dim=1024, gating_n_hidden=3)
+        most = {"gating_n_hidden": _MOST_GATES}
+        sizes = {
+            name: hf_fields.size(hf, name, size, most.get(name, 2**31 - 1)) for name, size in defaults.items()
+        }
+        temperature = hf_fields.number(hf, "gating_temperature", 10)
         pattern = hf.get("gating_token_pattern", LLAMA_3_ASSISTANT)
         if not _are_tokens(pattern, trunk.vocab_size):
             valid = f"tokens, of 0 to vocab_size - 1 = {trunk.vocab_size - 1}"
             raise ValueError(f"gating_token_pattern={pattern!r}; valid: {valid}")
         return cls(
-            trunk, 1, _padding(hf), sizes["num_objectives"], sizes["gating_hidden_dim"],
-            sizes["gating_n_hidden"], float(temperature), tuple(pattern),
+            trunk, 1, hf_fields.token(hf, "pad_token_id", None), sizes["num_objectives"],
+            sizes["gating_hidden_dim"], sizes["gating_n_hidden"], temperature, tuple(pattern),
         )  # fmt: skip
 
     def to_hf(self) -> dict[str, Any]:
@@ -270,18 +270,11 @@ def _num_labels(hf: dict[str, Any]) -> int:
         raise ValueError(f"id2label={names!r}; valid: an object with a name for each label")
     if number is None:
         return 2 if names is None else len(names)
-    if type(number) is not int or number < 1:  # excludes bool
+    if type(number) is not int or not 1 <= number < 2**31:  # excludes bool
         raise ValueError(f"num_labels={number!r}; valid: a whole number of at least 1")
     if names is not None and len(names) != number:
         raise ValueError(f"num_labels={number}; valid: {len(names)}, as many as id2label names")
     return number
-
-
-def _padding(hf: dict[str, Any]) -> int | None:
-    token = hf.get("pad_token_id")
-    if token is not None and type(token) is not int:
-        raise ValueError(f"pad_token_id={token!r}; valid: a token or null")
-    return token
 
 
 def _are_tokens(value: Any, vocab_size: int) -> bool:

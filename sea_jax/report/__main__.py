@@ -7,13 +7,11 @@
 A table names a run by its method, and one of another folder by method and folder.
 """
 
-import json
 import sys
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from sea_jax.errors import InputError
+from sea_jax.report.configs import read_config
 from sea_jax.report.report import write_sweep, write_workdirs
 from sea_jax.report.sweep import FILE
 
@@ -32,8 +30,7 @@ def main(folders: list[Path]) -> str:
             return write_sweep(folders[0])
         if not folders or not all((folder / "config.json").exists() for folder in folders):
             raise SystemExit(USAGE)
-        config = ConfigDict(json.loads((folders[0] / "config.json").read_text()))
-        return write_workdirs(folders, config)
+        return write_workdirs(folders, read_config(folders[0] / "config.json"))
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_collections import ConfigDict
-
-from sea_jax.report import figure
+from sea_jax.report import configs, figure
 from sea_jax.report import sweep as sweeps
 from sea_jax.report.runs import BASELINE, Runs, beside, common_seeds, read_folders, read_workdir
 from sea_jax.report.tables import accuracy_table, levels_table, match_table, summary_table
@@ -69,8 +67,9 @@ def write_sweep(root: Path) -> str:
     for size, config in sweep.configs.items():
         folders = [unit.run_folder for unit in sweep.units(size) if unit.finished]
         runs = sizes[size] = read_folders(folders, sweep.methods)
-        levels[size] = tuple(config["eval"]["reference_levels"])
-        text = _tables(runs, ConfigDict(config["eval"])) if runs else "no run has finished"
+        evaluation = configs.levels(config, f"{root / sweeps.FILE}")
+        levels[size] = evaluation.reference_levels
+        text = _tables(runs, evaluation) if runs else "no run has finished"
         parts.append(f"== {size}\n\n{text}")
     if missing := sweeps.unfinished(sweep):
         parts.append("\n".join([f"NOT FINISHED, and not in this report: {len(missing)} runs", *missing]))

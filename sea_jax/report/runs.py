@@ -1,13 +1,12 @@
 """Reads finished runs from their folders."""
 
 import dataclasses
-import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from sea_jax.errors import InputError
-from sea_jax.runtime.run_folder import finished_folders, method_and_seed, read_summary
+from sea_jax.runtime.run_folder import finished_folders, method_and_seed, read_metrics, read_summary
 
 BASELINE = "passive"  # the method that the others are compared with
 _REWARD = "eval/reward"
@@ -57,12 +56,13 @@ def read_folders(folders: Iterable[Path], order: Iterable[str] = ()) -> Runs:
         order: methods in the order of the tables; others follow, by name.
 
     Raises:
-        InputError: on a run whose metrics.jsonl is absent or not made of JSON.
+        InputError: on a run whose done.json or metrics.jsonl is absent or damaged.
     """
     found: Runs = {}
     for folder in folders:
         method, seed = method_and_seed(folder)
-        summary, rows = read_summary(folder), read_rows(folder)
+        summary = read_summary(folder)
+        rows = read_rows(folder, summary.queries)
         # A run of an older version has no such field, and shows it by its metrics.
         learns = summary.learns_ensemble or any("ensemble/accuracy_heldout" in row for row in rows)
         runs = found.setdefault(method, MethodRuns(summary.label, learns, {}))
@@ -71,13 +71,22 @@ def read_folders(folders: Iterable[Path], order: Iterable[str] = ()) -> Runs:
     return {name: found[name] for name in names if name in found}
 
 
-def read_rows(folder: Path) -> Rows:
-    """Reads the rows of one run, in the order in which they were logged, and adds their gain in reward."""
+def read_rows(folder: Path, queries: int = 0) -> Rows:
+    """Reads the rows of one run, in the order in which they were logged, and adds their gain in reward.
+
+    Args:
+        folder: of the run, which has finished.
+        queries: labels that it bought; 0: unknown.
+
+    Raises:
+        InputError: metrics.jsonl cannot be read, holds no row, or ends before the run did.
+    """
     file = folder / "metrics.jsonl"
-    try:
-        return with_gain([json.loads(line) for line in file.read_text().splitlines()])
-    except (FileNotFoundError, ValueError):
-        raise InputError(f"{file}: absent, or not a JSON object a line; valid: the file of a run") from None
+    rows = read_metrics(file)
+    last = rows[-1]["queries"] if rows else None
+    if last is None or queries not in (0, last):
+        raise InputError(f"{file}: ends after {last or 0} labels; valid: the file of a run of {queries}")
+    return with_gain(rows)
 
 
 def with_gain(rows: Rows) -> Rows:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sea_jax.errors import InputError
+from sea_jax.json_files import read_object
+from sea_jax.report.configs import items, levels
 from sea_jax.runtime.run_folder import is_finished, run_folder
 
 FILE = "sweep.json"
@@ -101,14 +103,18 @@ def read(root: Path) -> Sweep:
     Raises:
         InputError: on a file that holds no sweep.
     """
-    file = root / FILE
-    try:
-        fields = json.loads(file.read_text())
-        lists = (tuple(fields[name]) for name in ("overrides", "methods", "replicates"))
-        overrides, methods, replicates = lists
-        return Sweep(root, fields["files"], overrides, fields["configs"], methods, replicates)
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{file}: not a sweep's; valid: another folder") from None
+    file, valid = root / FILE, "not a sweep's; valid: another folder"
+    fields = read_object(file, "a sweep's")
+    files, configs = fields.get("files"), fields.get("configs")
+    if not isinstance(files, dict) or not isinstance(configs, dict):
+        raise InputError(f"{file}: {valid}")
+    for config in configs.values():
+        if not isinstance(config, dict) or type(config.get("seed")) is not int:
+            raise InputError(f"{file}: {valid}")
+        levels(config, f"{file}")
+    kinds = dict(overrides=str, methods=str, replicates=int)
+    overrides, methods, replicates = (items(fields, name, kind, f"{file}") for name, kind in kinds.items())
+    return Sweep(root, files, overrides, configs, methods, replicates)
 
 
 def unfinished(sweep: Sweep) -> list[str]:

@@ -9,9 +9,9 @@ from typing import Any, TextIO
 
 from tensorboardX import SummaryWriter
 
-from sea_jax.errors import InputError
+from sea_jax.errors import InputError, StorageError
 from sea_jax.runtime.mesh import is_main
-from sea_jax.runtime.run_folder import remove_summary
+from sea_jax.runtime.run_folder import read_metrics, remove_summary
 
 
 class MetricWriter:
@@ -26,7 +26,8 @@ class MetricWriter:
             that stay, and responses.jsonl stays until it is written again. None: the files begin empty.
 
     Raises:
-        InputError: a file is shorter than that.
+        InputError: a file is shorter than that, cannot be read, or has a damaged row.
+        StorageError: a file cannot be written.
     """
 
     def __init__(self, folder: Path, kept: Mapping[str, int] | None = None):
@@ -43,10 +44,11 @@ class MetricWriter:
             self._responses.unlink(missing_ok=True)
             kept = {}
         self._metrics = _continued(folder / "metrics.jsonl", kept.get("metrics.jsonl", 0))
+        kept_rows = read_metrics(folder / "metrics.jsonl")
         self._samples = _continued(folder / "samples.jsonl", kept.get("samples.jsonl", 0))
         self._board = SummaryWriter(str(folder))
-        for line in (folder / "metrics.jsonl").read_text().splitlines():
-            self._show(json.loads(line))
+        for row in kept_rows:
+            self._show(row)
 
     def positions(self) -> dict[str, int]:
         """Returns the bytes of metrics.jsonl and samples.jsonl, which are on the disk when this returns."""
@@ -106,8 +108,19 @@ class MetricWriter:
 
 def _continued(file: Path, size: int) -> TextIO:
     """Opens a file to append to its first `size` bytes; the rest is cut off."""
-    with open(file, "ab") as rest:
-        if rest.tell() < size:
-            raise InputError(f"{file}: {rest.tell()} bytes; valid: the {size} it had, or delete its folder")
-        rest.truncate(size)
-    return open(file, "a")
+    try:
+        with open(file, "ab") as rest:
+            if rest.tell() < size:
+                raise InputError(
+                    f"{file}: {rest.tell()} bytes; valid: the {size} it had, or delete its folder"
+                )
+            rest.truncate(size)
+        with open(file, "rb") as kept:
+            kept.seek(max(size - 1, 0))
+            if size and kept.read() != b"\n":
+                raise InputError(
+                    f"{file}: a row was cut; valid: the {size} bytes it had, or delete its folder"
+                )
+        return open(file, "a")
+    except OSError as error:
+        raise StorageError(f"{file}: {error.strerror}") from error

@@ -9,8 +9,13 @@ Imports no JAX, so that `sea_jax.report` needs none.
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from sea_jax.errors import InputError
+from sea_jax.json_files import read_object, read_rows
 
 _DONE = "done.json"
 
@@ -38,21 +43,34 @@ def run_folder(workdir: Path, method: str, seed: int) -> Path:
 
 
 def method_and_seed(folder: Path) -> tuple[str, int]:
-    """Splits the name of a run's folder: the inverse of `run_folder`."""
-    method, seed = folder.name.rsplit("-seed", 1)
-    return method, int(seed)
+    """Splits the name of a run's folder: the inverse of `run_folder`.
+
+    Raises:
+        InputError: it is no such name.
+    """
+    if (parts := re.fullmatch(r"(.+)-seed([0-9]+)", folder.name)) is None:
+        raise InputError(f"{folder}: no run's name; valid: <method>-seed<n>, or another place for the folder")
+    return parts[1], int(parts[2])
 
 
 def finished_folders(workdir: Path) -> Iterator[Path]:
-    """Yields the folders of a work directory's finished runs, by name."""
+    """Yields the folders of a work directory's finished runs, by name.
+
+    Raises:
+        InputError: a run's done.json is spoilt.
+    """
     for done in sorted(workdir.glob(f"runs/*-seed*/{_DONE}")):
-        if is_finished(done.parent):
-            yield done.parent
+        _read(done.parent)
+        yield done.parent
 
 
 def is_finished(folder: Path) -> bool:
     """Returns whether the run in this folder has finished; one whose done.json is spoilt has not."""
-    return _read(folder) is not None
+    try:
+        _read(folder)
+    except InputError:
+        return False
+    return True
 
 
 def read_summary(folder: Path) -> Summary:
@@ -60,10 +78,12 @@ def read_summary(folder: Path) -> Summary:
 
     A file without label and learns_ensemble, as older versions wrote it, is completed from the folder's name;
     such a run counts as one without an ensemble.
+
+    Raises:
+        InputError: it is absent or spoilt.
     """
-    fields = _read(folder) or {}
-    method, _ = method_and_seed(folder)
-    method = fields.get("method", method)
+    fields = _read(folder)
+    method = fields.get("method", method_and_seed(folder)[0])
     label = fields.get("label", method)
     return Summary(fields.get("queries", 0), method, label, fields.get("learns_ensemble", False))
 
@@ -80,10 +100,45 @@ def remove_summary(folder: Path) -> None:
     (folder / _DONE).unlink(missing_ok=True)
 
 
-def _read(folder: Path) -> dict | None:
-    """Returns the fields of done.json, or None where it is absent or not a JSON object."""
-    try:
-        fields = json.loads((folder / _DONE).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return fields if isinstance(fields, dict) else None
+def _read(folder: Path) -> dict[str, Any]:
+    """Returns the fields of done.json."""
+    file, valid = folder / _DONE, "that of a finished run; without it the same command goes on with the run"
+    fields = read_object(file, valid)
+    for name, kind in dict(queries=int, method=str, label=str, learns_ensemble=bool).items():
+        value = fields.get(name, kind())
+        if type(value) is not kind or (kind is int and value < 0):
+            raise InputError(f"{file}: {name}={_shown(value)}; valid: {valid}")
+    return fields
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Reads the rows of metrics.jsonl in the order in which they were logged.
+
+    Raises:
+        InputError: naming the line and what is wrong with it.
+    """
+    rows, valid, last = [], "rows as a run writes them", 0
+    for number, row in read_rows(file, valid):
+        for name, value in row.items():
+            if value is not None and not _is_number(value):
+                raise InputError(
+                    f"{file}, line {number}: {name}={_shown(value)}; valid: a finite number or null"
+                )
+        queries = row.get("queries")
+        if type(queries) is not int or queries < last:
+            least = f"a whole number of at least {last}, that of the line before"
+            raise InputError(f"{file}, line {number}: queries={queries!r}; valid: {least}")
+        rows.append(row)
+        last = queries
+    return rows
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:60]
+
+
+_LARGEST = 1.79e308  # larger whole numbers are no float

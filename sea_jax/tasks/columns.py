@@ -6,12 +6,14 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sea_jax.errors import InputError
-from sea_jax.tasks.sources import Table
+from sea_jax.tasks.protocol import utf8
+from sea_jax.tasks.sources import Row, Table
 
 PROMPTS = ("prompt", "query")  # the first that exists
 REFERENCES = ("reference", "completion", "reference_response", "summary")
@@ -37,21 +39,28 @@ class Columns:
     reference: str | None
     summaries: bool
 
-    def pair(self, row: dict[str, Any]) -> tuple[str, str]:
+    def pair(self, row: Row) -> tuple[str, str]:
         """Reads prompt and reference of a row; '' where one is absent.
 
         A conversation as a prompt must have one turn; longer ones count as absent. A conversation as a
         reference gives its last turn.
 
         Raises:
-          InputError: a column holds other values than text.
+          InputError: a column holds other values than text; names the row.
         """
-        row = _with_info(row)
+        with _named(row):
+            return self._pair(_with_info(row))
+
+    def first(self, row: dict[str, Any]) -> str:
+        """Reads the prompt of a row alone."""
+        return self._pair(_with_info(row))[0]
+
+    def _pair(self, row: dict[str, Any]) -> tuple[str, str]:
         if self.prompt is not None:
             turns = _turns(row.get(self.prompt), self.prompt)
             prompt = turns[0] if len(turns) == 1 else ""
         else:
-            parts = {name: _unicode(row.get(name) or "") for name in POST}
+            parts = {name: "".join(_turns(row.get(name), name)) for name in POST}
             prompt = TLDR_PROMPT.format(**parts) if parts["post"] else ""
         reference = ([""] + (_turns(row.get(self.reference), self.reference) if self.reference else []))[-1]
         return prompt, _summary(reference) if self.summaries else reference
@@ -72,15 +81,19 @@ class PairColumns:
     rejected: str
     summaries: bool
 
-    def read(self, row: dict[str, Any]) -> tuple[str, str, str] | str:
+    def read(self, row: Row) -> tuple[str, str, str] | str:
         """Reads prompt, y+ and y−; or returns the reason to drop the row: 'without a prompt', …
 
         Raises:
-          InputError: a column holds other values than text.
+          InputError: a column holds other values than text; names the row.
         """
+        with _named(row):
+            return self._read(row)
+
+    def _read(self, row: Row) -> tuple[str, str, str] | str:
         turns = [_turns(row.get(column), column) for column in (self.chosen, self.rejected)]
         if self.prompt is not None:
-            prompt = self.prompt.pair(row)[0]
+            prompt = self.prompt.first(row)
         else:
             prompt = turns[0][0] if len(turns[0]) > 1 else ""
         if not prompt.strip():
@@ -159,6 +172,15 @@ def _summary(text: str) -> str:
     return text.strip() and f" {text.strip()}"
 
 
+@contextlib.contextmanager
+def _named(row: Row) -> Iterator[None]:
+    """Adds the row's place to an InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{row.place}: {error}") from None
+
+
 def _with_info(row: dict[str, Any]) -> dict[str, Any]:
     """Merges a row with its `info`, where openai/summarize_from_feedback has the post."""
     info = row.get("info")
@@ -170,16 +192,11 @@ def _turns(value: Any, column: str) -> list[str]:
     if value is None:
         return []
     if isinstance(value, str):
-        return [_unicode(value)]
+        return [utf8(value)]
     try:
         turns = [message["content"] for message in value]
     except (TypeError, KeyError):
         turns = [None]
     if not all(isinstance(turn, str) for turn in turns):
         raise InputError(f"column {column!r}: holds {repr(value)[:60]}; valid: texts")
-    return [_unicode(turn) for turn in turns]  # pyright: ignore[reportArgumentType]
-
-
-def _unicode(text: str) -> str:
-    """Replaces lone surrogates, which JSON may escape, by '?'."""
-    return text.encode("utf-8", "replace").decode()
+    return [utf8(turn) for turn in turns]  # pyright: ignore[reportArgumentType]

@@ -13,6 +13,7 @@ import tokenizers
 
 from sea_jax.errors import InputError
 
+_LARGEST_ID = 2**32 - 1  # that a tokenizer takes
 SPLITS = ("train", "tuning", "heldout")
 
 
@@ -108,14 +109,14 @@ class Task:
 
     def responses_that_fit(self, texts: Sequence[str]) -> np.ndarray:
         """Marks the responses that `encode_responses` accepts, [B] bool."""
-        sizes = [len(e.ids) for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        sizes = map(len, self._ids(texts, special=False))
         return np.array([0 < size < self.response_length for size in sizes], bool)
 
     def decode(self, tokens: np.ndarray, mask: np.ndarray) -> Any:
         """Decodes token arrays to text for oracles and people, without padding and EOS.
 
         Args:
-          tokens: [..., T] int.
+          tokens: [..., T] int; ids that the tokenizer lacks, as of a padded vocabulary, are dropped.
           mask: [..., T] bool, False on tokens to drop.
 
         Returns:
@@ -127,16 +128,18 @@ class Task:
         tokens, mask = np.asarray(tokens), np.asarray(mask, bool)
         if tokens.shape != mask.shape:
             raise ValueError(f"mask: shape {mask.shape}, must be that of tokens, {tokens.shape}")
-        keep = mask & (tokens != self.pad_id) & (tokens != self.eos_id)
-        rows, kept = (array.reshape(-1, tokens.shape[-1]) for array in (tokens, keep))
+        keep = (
+            mask & (tokens != self.pad_id) & (tokens != self.eos_id) & (tokens >= 0) & (tokens <= _LARGEST_ID)
+        )
+        rows = int(np.prod(tokens.shape[:-1])), tokens.shape[-1]  # of no token, too
         texts = self.tokenizer.decode_batch(
-            [row[some].tolist() for row, some in zip(rows, kept, strict=True)]
+            [row[some].tolist() for row, some in zip(tokens.reshape(rows), keep.reshape(rows), strict=True)]
         )
         return _nest(texts, tokens.shape[:-1])
 
     def _ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         self.tokenizer.encode_special_tokens = not (special and self.template is not None)
-        encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        encodings = self.tokenizer.encode_batch([utf8(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def _pad(self, rows: list[list[int]], length: int, left: bool):
@@ -147,6 +150,11 @@ class Task:
             tokens[index, where] = row
             mask[index, where] = True
         return tokens, mask
+
+
+def utf8(text: str) -> str:
+    """Replaces lone surrogates, which JSON may escape and no tokenizer reads, by '?'."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _texts(texts: Sequence[str], field: str) -> list[str]:

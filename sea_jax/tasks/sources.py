@@ -7,17 +7,35 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
 from sea_jax import hub
 from sea_jax.errors import InputError
+from sea_jax.json_files import read_rows
 
 SUFFIXES = (".jsonl", ".parquet")
 LOCAL = "config.task.path=<folder of jsonl or parquet>"
+
+
+class Row(dict[str, Any]):
+    """The requested columns of a row.
+
+    Attributes:
+        place: where it was read, in words.
+    """
+
+    __slots__ = ("_at", "_of")
+
+    def __init__(self, columns: dict[str, Any], of: str, at: int):
+        super().__init__(columns)
+        self._of, self._at = of, at
+
+    @property
+    def place(self) -> str:
+        return f"{self._of} {self._at}"
 
 
 @dataclasses.dataclass
@@ -25,7 +43,7 @@ class Table:
     """A split: the names of all its columns, and its rows with the requested columns."""
 
     columns: set[str] = dataclasses.field(default_factory=set)
-    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    rows: list[Row] = dataclasses.field(default_factory=list)
 
     def __iadd__(self, other: Table) -> Table:
         self.columns |= other.columns
@@ -89,23 +107,14 @@ def _read_csv(file: Path, keep: Container[str]) -> Table:
             rows = [{name: row[name] for name in row if name in keep} for row in reader]
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{file}: no csv ({error})") from None
-    return Table(set(reader.fieldnames or ()), rows)
+    return _table(reader.fieldnames or (), rows, f"{file}, row")
 
 
 def _read_jsonl(file: Path, keep: Container[str]) -> Table:
-    table = Table()
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{file}, line {number}: no JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{file}, line {number}: {type(row).__name__}; valid: an object of columns")
-            table.columns |= row.keys()
-            table.rows.append({name: value for name, value in row.items() if name in keep})
+    table, of = Table(), f"{file}, line"
+    for number, row in read_rows(file, "an object of columns"):
+        table.columns |= row.keys()
+        table.rows.append(Row({name: value for name, value in row.items() if name in keep}, of, number))
     return table
 
 
@@ -116,11 +125,16 @@ def _read_parquet(file: Path, keep: Container[str]) -> Table:
         raise InputError(f"{file}: pyarrow is not installed; valid: pip install sea_jax[data]") from None
     try:
         # Not read_table, which makes columns of the folders' names.
-        opened = parquet.ParquetFile(file)
+        opened = parquet.ParquetFile(file, page_checksum_verification=True)
         names = opened.schema_arrow.names
-        return Table(set(names), opened.read([name for name in names if name in keep]).to_pylist())
-    except (ArrowException, OSError) as error:
+        found = opened.read([name for name in names if name in keep]).to_pylist()
+        return _table(names, found, f"{file}, row")
+    except (ArrowException, OSError, ValueError, OverflowError) as error:  # the last two by to_pylist
         raise InputError(f"{file}: not a whole parquet file ({hub.first_line(error)})") from None
+
+
+def _table(names: Iterable[str], rows: Iterable[dict[str, Any]], of: str) -> Table:
+    return Table(set(names), [Row(row, of, number) for number, row in enumerate(rows, 1)])
 
 
 def read_hub(name: str, subset: str, keep: Container[str], cache_dir: Path | None) -> dict[str, Table]:
@@ -154,5 +168,5 @@ def read_hub(name: str, subset: str, keep: Container[str], cache_dir: Path | Non
     tables = {}
     for split, rows in found.items():
         kept = rows.select_columns([name for name in rows.column_names if name in keep])
-        tables[split] = Table(set(rows.column_names), kept.to_list())
+        tables[split] = _table(rows.column_names, kept.to_list(), f"{name}, {split} row")
     return tables

@@ -16,6 +16,7 @@ import tokenizers
 
 from sea_jax import hub
 from sea_jax.errors import InputError
+from sea_jax.tasks.protocol import utf8
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
          "chat_template.jinja", "chat_template.json", "generation_config.json")  # fmt: skip
@@ -84,7 +85,7 @@ class Tokenizer:
         """
         # Without a template no special token is intended, and text must not become one.
         self.backend.encode_special_tokens = self.template is None
-        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        encodings = self.backend.encode_batch([utf8(text) for text in texts], add_special_tokens=False)
         return [[*self.prefix_ids, *encoding.ids] for encoding in encodings]
 
     def _render(self, messages: list[dict[str, str]], **options: Any) -> str:

@@ -121,6 +121,18 @@ def test_a_sampler_that_writes_something_else_still_gets_its_labels(tmp_path, mo
     assert labels[: len(before)] == before and len(labels) == 16
 
 
+def test_a_journal_that_lost_labels_is_refused(tmp_path, monkeypatch, no_policy):
+    """As one whose write-ahead log was cut: its checkpoint knows how many there were."""
+    begin = start(tmp_path, "passive")
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        stopped_after(patch, 2)
+        begin()
+    with sqlite3.connect(journal_file(tmp_path, "passive")) as db:
+        db.execute("DELETE FROM duels WHERE id = 8")
+    with pytest.raises(InputError, match=r"labels\.sqlite: 7 labels; valid: the 8 that the run had bought"):
+        begin()
+
+
 @pytest.mark.parametrize("damage", ["absent", "truncated", "empty"])
 def test_a_damaged_checkpoint_is_left_out(tmp_path, monkeypatch, no_policy, caplog, damage):
     """The run goes on from the one before, and ends where it would have."""

@@ -106,40 +106,43 @@ def test_steps_get_imported_labels_after_everything_that_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "line 1: no JSON"),
-        ("[]", "line 1: list; valid: an object"),
-        ('{"prompt": "p"}', "row 1: columns ['prompt']; valid: ('prompt', 'first', 'second') and 'chosen'"),
-        ('{"prompt": "p", "first": "a", "second": "b"}', "row 1: chosen=None; valid: 'first' or 'second'"),
+        ("{", "line 1: "),
+        ("[]", "line 1: "),
+        (
+            '{"prompt": "p"}',
+            ", line 1: columns ['prompt']; valid: ('prompt', 'first', 'second') and 'chosen'",
+        ),
+        ('{"prompt": "p", "first": "a", "second": "b"}', ", line 1: chosen=None; valid: 'first' or 'second'"),
         (
             '{"prompt": "p", "first": "a", "second": "b", "probability": 0.5}',
-            "row 1: chosen=None; valid: 'first' or 'second', or a probability that is not 0.5",
+            ", line 1: chosen=None; valid: 'first' or 'second', or a probability that is not 0.5",
         ),
-        ('{"prompt": "p", "first": "a", "second": "b", "chosen": "a"}', "row 1: chosen='a'"),
+        ('{"prompt": "p", "first": "a", "second": "b", "chosen": "a"}', ", line 1: chosen='a'"),
         (
             '{"prompt": "p", "first": "a", "second": "b", "probability": 1.5}',
-            "row 1: probability=1.5; valid: a number from 0 to 1",
+            ", line 1: probability=1.5; valid: a number from 0 to 1",
         ),
         (
             '{"prompt": "p", "first": "a", "second": "b", "probability": NaN}',
-            "row 1: probability=nan; valid: a number from 0 to 1",
+            ", line 1: probability=nan; valid: a number from 0 to 1",
         ),
         (
             '{"prompt": "p", "first": "a", "second": "a", "chosen": "first"}',
-            "row 1: two equal responses, 'a'",
+            ", line 1: two equal responses, 'a'",
         ),
-        ('{"prompt": "p", "first": 3, "second": "a", "chosen": "first"}', "row 1: first=3; valid: a text"),
-        ('{"prompt": "p", "chosen": "a", "rejected": ["b"]}', "row 1: second=['b']; valid: a text"),
+        ('{"prompt": "p", "first": 3, "second": "a", "chosen": "first"}', ", line 1: first=3; valid: a text"),
+        ('{"prompt": "p", "chosen": "a", "rejected": ["b"]}', ", line 1: second=['b']; valid: a text"),
         (
             '{"prompt": "p", "first": "a", "second": "b", "chosen": "first", "first_tokens": [-1]}',
-            "row 1: first_tokens=[-1]; valid: a list of token ids",
+            ", line 1: first_tokens=[-1]; valid: a list of token ids",
         ),
         (
             '{"prompt": "p", "first": "a", "second": "b", "chosen": "first", "answered_at": "soon"}',
-            "row 1: answered_at='soon'; valid: a time",
+            ", line 1: answered_at='soon'; valid: a time",
         ),
         (
             '{"prompt": "p", "first": "a", "second": "b", "chosen": "first", "cost": -1}',
-            "row 1: cost=-1; valid: a number, at least 0",
+            ", line 1: cost=-1; valid: a number, at least 0",
         ),
     ],
 )

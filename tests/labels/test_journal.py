@@ -234,3 +234,57 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file"):
         Journal(tmp_path / "file", "o")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "prefers_first = 1 - prefers_first",
+        "probability = probability / 2",
+        "first = first || ' '",
+        "cost = 9",
+    ],
+)
+def test_a_changed_row_is_found(bought, change):
+    """Also where the row is as good as another: by its checksum."""
+    file = bought / "runs/sea-seed0" / journals.FILE
+    with sqlite3.connect(file) as db:
+        db.execute(f"UPDATE duels SET {change} WHERE id = 1")
+    assert [line for line in reading.faults(file) if "1 duels differ from their checksum" in line]
+    for use in (
+        lambda: Journal(file.parent, "o"),
+        lambda: list(reading.labels(file)),
+        lambda: reading.summary(file),
+    ):
+        with pytest.raises(
+            InputError, match=r"labels\.sqlite: damaged \(1 duels differ from their checksum; python -m"
+        ):
+            use()
+
+
+def test_a_changed_proposal_is_found(tmp_path):
+    with Journal(tmp_path, "o") as journal:
+        journal.keep_proposal(3, b"S_t")
+    with sqlite3.connect(tmp_path / journals.FILE) as db:
+        db.execute("UPDATE proposals SET content = x'00'")
+    with pytest.raises(InputError, match="1 proposals differ from their checksum"):
+        Journal(tmp_path, "o")
+
+
+def test_a_journal_of_an_older_version_is_continued(tmp_path):
+    """Its rows have no checksum; they get one when they are written again."""
+    with Journal(tmp_path, "o") as journal:
+        Labeller(Counting(), journal=journal).label(*TEXTS, 0, ORIGIN)
+    with sqlite3.connect(tmp_path / journals.FILE) as db:
+        for table in ("duels", "proposals"):
+            db.execute(f"ALTER TABLE {table} DROP COLUMN checksum")
+        db.execute("PRAGMA user_version = 1")
+    assert (
+        not reading.faults(tmp_path / journals.FILE) and len([*reading.labels(tmp_path / journals.FILE)]) == 2
+    )
+    oracle = Counting()
+    with Journal(tmp_path, "o") as journal:
+        Labeller(oracle, journal=journal).label(*TEXTS, 0, ORIGIN)
+        Labeller(oracle, journal=journal).label(*TEXTS, 0, ORIGIN._replace(step=4))
+        assert len(oracle.asked) == 2 and journal.count() == 4
+    assert rows(tmp_path, "checksum IS NULL") == [(0,)] * 4 and not reading.faults(tmp_path / journals.FILE)

@@ -178,6 +178,31 @@ SPOILT = {
         lambda f: edit_config(f, num_hidden_layers=3),
         r"missing tensor: gpt_neox\.layers\.2\.",
     ),
+    "more layers than memory": (
+        lambda f: edit_config(f, num_hidden_layers=10**9),
+        "num_hidden_layers=1000000000; valid: num_hidden_layers, a whole number of at most 10000",
+    ),
+    "a rotary share of a text": (
+        lambda f: edit_config(f, rope_parameters=None, rotary_pct="half"),
+        "partial_rotary_factor='half'; valid: a number above 0 and at most 1",
+    ),
+    "a flag of a text": (lambda f: edit_config(f, use_parallel_residual="no"), "'no'; valid: true or false"),
+    "a config nested deeply": (
+        lambda f: (f / "config.json").write_text('{"a":' * 9999),
+        r"config\.json: nested too deeply; valid: ",
+    ),
+    "a folder for a file": (
+        lambda f: (f / "config.json").unlink() or (f / "config.json").mkdir(),
+        r"config\.json: Is a directory",
+    ),
+    "weights that are integers": (
+        lambda f: edit_tensors(f, lambda t: t.update({NORM: t[NORM].view(np.int32)})),
+        f"tensor {NORM}: no floats, expected one of BF16",
+    ),
+    "weights that are not finite": (
+        lambda f: edit_tensors(f, lambda t: t.update({NORM: t[NORM] * np.float32(np.nan)})),
+        f"tensor {NORM}: NaN or infinity, expected finite floats",
+    ),
 }
 
 

@@ -196,8 +196,38 @@ def test_spoilt_metrics_are_one_line(tmp_path, undrawn):
     save_config(tmp_path, "passive")
     folder = write_run(tmp_path, "passive", 0, evaluated(0.5))
     (folder / "metrics.jsonl").write_text('{"queries": 0}\n{"que')
-    with pytest.raises(SystemExit, match=r"^error: .*metrics\.jsonl: absent, or not a JSON object a line; "):
+    with pytest.raises(
+        SystemExit, match=r"^error: .*metrics\.jsonl, line 2: not JSON \(.*valid: rows as a run"
+    ):
         main([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        (
+            "runs/passive-seed0/metrics.jsonl",
+            "",
+            "metrics.jsonl: ends after 0 labels; valid: the file of a run of 256",
+        ),
+        ("runs/passive-seed0/metrics.jsonl", '{"queries": 4}\n', "metrics.jsonl: ends after 4 labels"),
+        ("runs/passive-seed0/done.json", '{"queries": "256"}', "done.json: queries='256'"),
+        ("runs/passive-seed0/done.json", "{", "done.json: not JSON"),
+        ("config.json", '{"methods": 3}', "config.json: methods=3"),
+        ("config.json", '{"methods": [], "eval": {"levels": [NaN]}}', "config.json: levels=[nan]"),
+        ("config.json", "[" * 100_000, "config.json: nested too deeply"),
+        ("runs/sea-seed0 (copy)/done.json", '{"queries": 1}', "sea-seed0 (copy): no run's name"),
+        ("sweep.json", '{"files": {}, "configs": {"1b": {"seed": 0}}}', "sweep.json: eval=None"),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path, undrawn, file, content, said):
+    save_config(tmp_path, "passive")
+    write_run(tmp_path, "passive", 0, evaluated(0.5))
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(SystemExit, match=r"^error: ") as error:
+        main([tmp_path])
+    assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_without_a_folder_the_usage_is_shown(tmp_path):

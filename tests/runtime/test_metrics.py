@@ -108,3 +108,29 @@ def test_a_restored_run_continues_its_files(tmp_path):
     assert found == [(4, 1.0), (8, 3.0)]
     with pytest.raises(InputError, match=r"metrics\.jsonl: \d+ bytes; valid: the 99999 it had"):
         MetricWriter(tmp_path, kept | {"metrics.jsonl": 99_999})
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"queries": 9}{"queries": 9}', "line 2: not JSON"),
+        ("[1]", "line 2: holds [1], no JSON object"),
+        ('{"a": 1}', "line 2: queries=None; valid: a whole number of at least 8"),
+        ('{"queries": 7}', "line 2: queries=7; valid: a whole number of at least 8"),
+        ('{"queries": 9, "a": "b"}', "line 2: a='b'; valid: a finite number or null"),
+        ('{"queries": 9, "a": NaN}', "line 2: a=nan"),
+    ],
+)
+def test_a_row_that_no_run_writes_is_named(tmp_path, row, said):
+    """Such as those of two processes that wrote into one file: a restored run does not go on from them."""
+    (tmp_path / "metrics.jsonl").write_text(f'{{"queries": 8}}\n{row}\n')
+    kept = {"metrics.jsonl": (tmp_path / "metrics.jsonl").stat().st_size}
+    with pytest.raises(InputError) as error:
+        MetricWriter(tmp_path, kept)
+    assert str(error.value).startswith(f"{tmp_path}/metrics.jsonl, {said}")
+
+
+def test_a_row_that_the_checkpoint_cuts_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"queries": 8}\n{"queries": 9}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl: a row was cut; valid: the 20 bytes"):
+        MetricWriter(tmp_path, {"metrics.jsonl": 20})

@@ -92,12 +92,15 @@ def test_columns_of_a_reddit_post_and_of_ultrafeedback(tmp_path, tokenizer):
     [
         (
             lambda f: (f / "train.jsonl").write_text('{"prompt": "a"}\n{"prompt": '),
-            "train.jsonl, line 2: no JSON",
+            "train.jsonl, line 2: not JSON",
         ),
-        (lambda f: (f / "train.jsonl").write_text("[1]\n"), "train.jsonl, line 1: list"),
+        (lambda f: (f / "train.jsonl").write_text("[1]\n"), "train.jsonl, line 1: holds [1], no JSON object"),
         (lambda f: (f / "train.jsonl").write_text(""), "holds no row"),
         (lambda f: (f / "train.jsonl").write_text('{"text": "a"}\n'), "valid is one of ['text']"),
-        (lambda f: (f / "train.jsonl").write_text('{"prompt": 3}\n'), "column 'prompt': holds 3"),
+        (
+            lambda f: (f / "train.jsonl").write_text('{"prompt": 3}\n'),
+            "train.jsonl, line 1: column 'prompt': holds 3",
+        ),
         (lambda f: (f / "more.parquet").write_bytes(b"PAR1 no"), "more.parquet: not a whole parquet file"),
     ],
 )

@@ -1,0 +1,68 @@
+"""Finds damage in a label journal: by SQLite's own checks, and by a checksum of every row. Imports no JAX."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from typing import Any
+
+_DUEL = (
+    "id", "step", "row", "policy_step", "prompt", "first", "second", "first_tokens", "second_tokens",
+    "state", "times_asked", "asked_at", "labelled_by", "probability", "prefers_first", "cost", "seconds",
+    "answered_at",
+)  # fmt: skip
+_SUM_OF_DUEL, _SUM_OF_PROPOSAL = f"checksum_of({', '.join(_DUEL)})", "checksum_of(step, content)"
+SEAL_DUEL = f"UPDATE duels SET checksum = {_SUM_OF_DUEL} WHERE id = ?"
+SEAL_PROPOSAL = f"UPDATE proposals SET checksum = {_SUM_OF_PROPOSAL} WHERE step = ?"
+_LAST_INSTANT = 253_402_300_799  # of the year 9999
+# What no run writes, of rows without a checksum too: those of an older version.
+_NEVER = {
+    "have an answer without a label": "state = 'answered' AND coalesce(prefers_first, 2) NOT IN (0, 1)",
+    "have an answer without a probability": "state = 'answered' "
+    "AND NOT coalesce(probability, 2) BETWEEN 0 AND 1",
+    "have a label without an answer": "state != 'answered' AND prefers_first IS NOT NULL",
+    "have token ids that are no int32": "length(first_tokens) % 4 OR length(second_tokens) % 4",
+    "have times that are none": f"NOT (asked_at BETWEEN 0 AND {_LAST_INSTANT} "
+    f"AND coalesce(answered_at, 0) BETWEEN 0 AND {_LAST_INSTANT}) "
+    "OR (state = 'answered' AND answered_at IS NULL)",
+}
+
+
+def prepare(db: sqlite3.Connection) -> None:
+    """Lets a connection compute checksums."""
+    db.create_function("checksum_of", -1, _checksum, deterministic=True)
+
+
+def _checksum(*row: Any) -> int:
+    return zlib.crc32(repr(row).encode())
+
+
+def add_checksums(db: sqlite3.Connection) -> None:
+    """Adds the columns of checksums to the tables of an older version; their rows have none."""
+    for table in ("duels", "proposals"):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
+
+
+def find(db: sqlite3.Connection) -> list[str]:
+    """Returns what is damaged, one line each.
+
+    Raises:
+        sqlite3.DatabaseError: the file is damaged such that it cannot be read on.
+    """
+    found = [" ".join(line.split()) for (line,) in db.execute("PRAGMA integrity_check") if line != "ok"]
+    conditions = [("duels", meaning, condition) for meaning, condition in _NEVER.items()]
+    if _has_checksums(db):
+        differ = "differ from their checksum"
+        conditions += [
+            ("duels", differ, f"checksum != {_SUM_OF_DUEL}"),
+            ("proposals", differ, f"checksum != {_SUM_OF_PROPOSAL}"),
+        ]
+    for table, meaning, condition in conditions:
+        (count,) = db.execute(f"SELECT count(*) FROM {table} WHERE {condition}").fetchone()
+        if count:
+            found.append(f"{count} {table} {meaning}")
+    return found
+
+
+def _has_checksums(db: sqlite3.Connection) -> bool:
+    return "checksum" in [name for _, name, *_ in db.execute("PRAGMA table_info(duels)")]
