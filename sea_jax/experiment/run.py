@@ -131,8 +131,8 @@ def train_one(
         run = make_run(own_config, shared, method, replicate, journal)
         saved = files.enter_context(open_folder(folder / "checkpoints", config.checkpoint))
         restored = checkpoints.restore(saved, run)
-        given_labels.hand_out(run)
         _tell_of_restart(run, folder, restored is not None)
+        given_labels.hand_out(run)
         kept = restored["files"] if restored else None
         writer = files.enter_context(MetricWriter(folder, kept))  # marks the run as unfinished
         saver = checkpoints.RunSaver(saved, files.enter_context(stop_request()))
@@ -169,7 +169,7 @@ def _tell_of_restart(run: Run, folder: Path, restored: bool) -> None:
         queries, budget = run.labeller.num_queries, run.config.train.query_budget
         _log(f"goes on after {run.step} steps and {queries} of {budget} labels: %s", folder)
     elif run.labeller.journal is not None and (labels := run.labeller.journal.count()):
-        _log(f"begins anew without a checkpoint, with the {labels} labels that it bought: %s", folder)
+        _log(f"begins anew without a checkpoint, with the {labels} labels that it has: %s", folder)
 
 
 def _summary(method: str, queries: int) -> Summary:

@@ -204,10 +204,10 @@ class Journal:
         return self._file
 
     def count(self) -> int:
-        """Returns the number of labels that were bought here."""
-        query = "SELECT count(*) FROM duels WHERE state = 'answered' AND policy_step != ?"
+        """Returns the number of labels, without imported ones that no step uses yet."""
+        query = "SELECT count(*) FROM duels WHERE state = 'answered' AND step >= 0"
         with _storage(self._file):
-            return self._db.execute(query, (ELSEWHERE,)).fetchone()[0]
+            return self._db.execute(query).fetchone()[0]
 
     def close(self) -> None:
         """Closes the file."""

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sqlite3
 import types
 
 import jax

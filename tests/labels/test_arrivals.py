@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -118,6 +119,8 @@ def test_a_process_that_is_killed_while_it_waits_keeps_what_has_arrived(tmp_path
     with oracle_http(hold) as server:
         process = subprocess.Popen([sys.executable, "-c", ASK, server.url, str(tmp_path)], cwd=ROOT)
         assert waiting.wait(60)
+        while rows(tmp_path, "count(*)")[0][0] < 6 or rows(tmp_path, "state")[1] != (ANSWERED,):
+            time.sleep(0.01)  # the first answer is on its way to the disk
         process.kill()
         assert process.wait() == -signal.SIGKILL
         release.set()
