@@ -6,8 +6,9 @@ python -m sea_jax.main rm --config=<file> --workdir=<folder>      # training of 
 python -m sea_jax.main --config=<file> --print_config             # every field and its meaning
 python -m sea_jax.main --config=<file> --workdir=<folder> --labels=<folder>   # learn from these labels alone
 
-Exit status: 0 at the end; 2 on a mistake in the input or a service that failed; 74 on a disk that cannot be
-written; 75 after SIGTERM or Ctrl-C, when the run has been saved and the same command goes on.
+Exit status: 0 at the end; 2 on a mistake in the input or a service that failed; 69 where another process of
+the run is lost; 74 on a disk that cannot be written; 75 after SIGTERM or Ctrl-C, when the run has been saved
+and the same command goes on.
 """
 
 import os
@@ -20,7 +21,7 @@ from ml_collections import config_flags
 from sea_jax.config.flags import command_of, fail, parse, read_config
 from sea_jax.errors import InputError, ServiceError, StoppedError, StorageError
 from sea_jax.experiment.commands import COMMANDS
-from sea_jax.runtime.process import meet, prepare_jax
+from sea_jax.runtime.process import end_where_another_is_lost, meet, prepare_jax
 from sea_jax.types import Config
 
 _STORAGE_STATUS = os.EX_IOERR  # 74: a disk is full or read-only; what was saved before stays
@@ -63,7 +64,8 @@ def main(argv: list[str]) -> None:
     prepare_jax(config, workdir)
     _join()
     try:
-        print(_run(command, config, workdir))
+        with end_where_another_is_lost():
+            print(_run(command, config, workdir))
     except (InputError, FloatingPointError, ServiceError) as error:
         fail(error)
     except StorageError as error:

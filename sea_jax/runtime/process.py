@@ -4,7 +4,10 @@ import contextlib
 import importlib.metadata
 import ipaddress
 import os
+import re
 import socket
+import sys
+from collections.abc import Iterator
 
 from absl import logging
 
@@ -15,6 +18,9 @@ from sea_jax.types import Config
 # the process at a flag that it does not know: only the release that was tried gets the flag.
 _FAST_COMPILE, _RELEASE = "--xla_cpu_use_fusion_emitters=false", "0.10."
 _MEETING_SECONDS = 300  # to wait for the other processes
+_LOST_SECONDS = 20  # without a sign of life, after which a process counts as lost
+LOST_STATUS = os.EX_UNAVAILABLE  # 69: another process of the run is lost
+_LOST = re.compile(r"Gloo \w+ failed|NCCL|coordination service|Connection (closed|reset) by peer")
 
 
 def fast_compile_flag() -> str:
@@ -60,10 +66,30 @@ def meet(address: str, count: int, index: int) -> None:
         jax.distributed.initialize(
             address, count, index, initialization_timeout=_MEETING_SECONDS,
             coordinator_bind_address=bind_address(address) if index == 0 else None,
+            heartbeat_timeout_seconds=_LOST_SECONDS,
         )  # fmt: skip
     except Exception as error:  # JAX raises RuntimeError, or an error of its coordination service
         said = f"{address!r}: {count} processes did not meet within {_MEETING_SECONDS} s ({error})"
         raise ServiceError(said) from None
+
+
+@contextlib.contextmanager
+def end_where_another_is_lost() -> Iterator[None]:
+    """Ends this process, with one line and status 69, where a collective fails as another process is lost.
+
+    Where no collective fails, JAX aborts after at most 20 seconds, and where process 0 is lost at once: with
+    lines of its own and status 134.
+    """
+    import jax
+
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1 or not _LOST.search(str(error)):
+            raise
+        said = "another process of the run is lost; the same command on all hosts goes on"
+        print(f"error: {said} ({' '.join(str(error).split())[:200]})", file=sys.stderr, flush=True)
+        os._exit(LOST_STATUS)  # an orderly end would wait for the lost one
 
 
 def bind_address(address: str) -> str | None:

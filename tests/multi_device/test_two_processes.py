@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -98,6 +99,41 @@ def test_a_run_saved_by_two_processes_goes_on_with_one(folders):
 def test_of_two_processes_the_main_one_writes_a_part(folders):
     """The other one reads it: `check_cache` compares."""
     assert len(list((folders / "2" / "cache").glob("heads-*"))) == 1
+
+
+SURVIVE = """
+import sys
+import numpy as np
+from jax.experimental import multihost_utils
+from sea_jax.runtime.process import end_where_another_is_lost, meet
+meet(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+with end_where_another_is_lost():
+    while True:
+        multihost_utils.process_allgather(np.ones(1))
+        print("together", flush=True)
+"""
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_other(lost):
+    """With status 69 and one line; where process 0 is lost, JAX's abort may be faster."""
+    port, env = free_port(), os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", SURVIVE, str(port), str(i)],
+            env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i in (0, 1)
+    ]  # fmt: skip
+    for process in pair:
+        assert "together\n" in process.stdout  # reads until that line; Gloo writes some before
+    pair[lost].kill()
+    _, said = pair[1 - lost].communicate(timeout=60)
+    status = pair[1 - lost].returncode
+    assert status == 69 or (lost == 0 and status == -signal.SIGABRT), said
+    if status == 69:
+        assert "error: another process of the run is lost; the same command on all hosts goes on" in said
+        assert "Traceback" not in said
 
 
 def check_cache(folder, index):
