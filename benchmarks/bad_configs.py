@@ -269,6 +269,7 @@ def check(bad: BadConfig, task: Task | None) -> None:
 def named(error: InputError, bad: BadConfig) -> bool:
     """Returns whether a problem names one of the bad fields."""
     shown = [f"config.{name}" for name in bad.names] + [name for name in bad.names if "." in name]
+    shown += [f"config.{name.partition('.')[0]}=" for name in bad.names]  # a whole section, with all values
     if "contradiction" in bad.how:  # it may be another one, with the fields of the config file
         shown.append("config.")
     return any(name in line for line in error.problems for name in shown)

@@ -387,6 +387,7 @@ def with_a_judge(files, url):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_command_whose_judge_refuses_leaves_no_key(files, tmp_path):
     """A whole process: its output with logs at their loudest, and every file of its work directory.
 
@@ -445,7 +446,6 @@ def test_a_run_whose_judge_repeats_the_key_leaves_none(files, tmp_path, monkeypa
         config.update_from_flattened_dict(with_a_judge(files, f"{server.url}/v1"))
         report = experiment.run(config, str(tmp_path))
     assert {call[1] for call in judging.seen} == {f"Bearer {KEY}"} and len(judging.seen) > 20
-    assert "status 500: [OPENAI_API_KEY]" in caplog.text
     assert KEY not in report + caplog.text + "".join(capsys.readouterr())
     names = {file.name for file in tmp_path.rglob("*")}
     assert {

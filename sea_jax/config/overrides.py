@@ -11,11 +11,23 @@ from sea_jax.types import Config
 
 def for_method(config: Config, method: str) -> Config:
     """Returns the config of one method: with the values that `config.overrides` has for it, if any."""
-    merged: Config = ConfigDict(config.to_dict())
     overrides: Any = config.get("overrides", {})
-    with merged.ignore_type():  # the checks name a value of the wrong type
-        merged.update(overrides.get(method, {}))
-    return merged
+    given = overrides.get(method, {})
+    return ConfigDict(_merged(config.to_dict(), given.to_dict() if isinstance(given, ConfigDict) else given))
+
+
+def _merged(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a section with other values in place of some."""
+    return base | {name: _in_place_of(base.get(name), value) for name, value in given.items()}
+
+
+def _in_place_of(before: Any, value: Any) -> Any:
+    """Merges sections; a whole number becomes a float, and a list a tuple, where the field is one."""
+    if isinstance(before, dict) and isinstance(value, dict):
+        return _merged(before, value)
+    if isinstance(before, float) and type(value) is int:
+        return float(value)
+    return tuple(value) if isinstance(before, tuple) and isinstance(value, list) else value
 
 
 def check_overrides(
@@ -37,7 +49,7 @@ def check_overrides(
         name = f"overrides.{method}"
         checks.require(method in methods, name, f"overrides of one of {methods}")
         checks.require(isinstance(given, ConfigDict), name, f"a ConfigDict of sections, of {sections}")
-        if not checks.sound(name):
+        if not isinstance(given, ConfigDict) or not checks.sound(name):
             continue
         for field, value in flat(given.to_dict()).items():
             place = f"{name}.{field}"

@@ -4,6 +4,7 @@ import types
 
 import pytest
 
+from benchmarks import bad_configs
 from configs import quickstart
 from sea_jax import main
 from sea_jax.config.checks import Checks
@@ -112,6 +113,35 @@ def test_real_text_is_not_loaded_for_a_config_with_problems(tmp_path, monkeypatc
     config.train.beta = -1.0
     with pytest.raises(InputError, match=r"^config.train.beta=-1.0: valid is a number above 0$"):
         validate.load_task(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("overrides", 3, "config.overrides=3: valid is a ConfigDict of methods"),
+        ("overrides.sea", [1], "config.overrides.sea=[1]: valid is a ConfigDict of sections"),
+        ("overrides.sea.train", 3, "config.overrides.sea.train=3: valid is a field of one of"),
+        ("train", None, "config.train.batch_size: absent"),  # posterior_rl overrides a field of it
+        ("task", "mini", "config.task.name: absent"),
+        ("oracle.url", "http://[::1", "config.oracle.url='http://[::1': valid is a URL"),  # journals name it
+        ("oracle.base_url", "http://a:99999", "config.oracle.base_url='http://a:99999': valid is a URL"),
+        ("methods", ("sea", "sea"), "config.methods=('sea', 'sea'): valid is each method once"),
+        ("seed", 2**31 - 1, "config.seed=2147483647: valid is in [0, 2147483646]"),
+        ("seed", 2**32, "config.seed=4294967296: valid is a number of at most 2147483647 (32 bits)"),
+        ("cache_dir", "a\0", "config.cache_dir='a\\x00': valid is a text of UTF-8 without NUL"),
+        ("eval.levels", (2.0,), "config.eval.levels=(2.0,): valid is a tuple of numbers in [0, 1]"),
+        ("other", {}, "config.other={}: no such field"),
+        ("overrides.posterior_rl.train", {"query_budget": {"a": 1}}, "query_budget.a=1: valid is a field of"),
+        ("train.query_budget", {"a": 1}, "config.train.query_budget={'a': 1}: valid is"),  # overridden, too
+        ("encoder.folder", "x" * 999 + "\0", "xxx…: valid is a text of UTF-8 without NUL"),
+    ],
+)
+def test_a_value_of_no_config_is_named(name, value, said):
+    config = quickstart.get_config()
+    config.num_seeds = 2
+    bad_configs.put(config, name, value)
+    found = validate.check(config).problems
+    assert any(said in line for line in found)
 
 
 def test_collecting():
