@@ -20,7 +20,7 @@ from ray._private import ray_constants
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sea_jax.errors import ServiceError
+from sea_jax.errors import ServiceError, WatchError
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder of the package `sea_jax`
 _CONNECT_TIMEOUT_S = 10.0
@@ -169,7 +169,7 @@ def wait_for(references: list[Any], awaited: str, timeout_s: float | None) -> li
         count = f"{len(missing)} of {len(references)}"
         raise ServiceError(f"{prefix}: {count} gave no answer within {timeout_s:g} s") from None
     except ray.exceptions.RayTaskError as error:
-        if not isinstance(error.cause, ServiceError | ValueError | ArithmeticError):
+        if not isinstance(error.cause, ServiceError | WatchError | ValueError | ArithmeticError):
             logging.error("%s", error)  # a mistake in the code: shows the worker's traceback
         raise error.cause from None
     except ray.exceptions.RayError as error:

@@ -14,16 +14,22 @@ from small_run import FEW_UPDATES, small_run
 
 from sea_jax import main
 from sea_jax.actors import actor
-from sea_jax.errors import InputError, StoppedError, StorageError
+from sea_jax.errors import InputError, StoppedError, StorageError, WatchError
 from sea_jax.experiment import checkpoints
 from sea_jax.experiment import run as experiment
 from sea_jax.labels import journal, reading
 from sea_jax.oracles import labeller
+from sea_jax.runtime import run_folder
 from sea_jax.runtime.stop import stop_request
 
+# Bounds at which watches warn, some after a stop of means that began before it.
+EAGER = {
+    "watch.after": 0, "watch.labels": 12, "watch.steps": 3, "watch.distinct": 9.0, "watch.accuracy": 1.0,
+    "watch.agreement": 1.0, "watch.drift": 1e-6, "watch.kl": 1e-9,
+}  # fmt: skip
 METHODS = {
-    "passive": {},
-    "sea": {"sea.burn_in": 8, "ensemble.kind": "mlp"},
+    "passive": EAGER,
+    "sea": {"sea.burn_in": 8, "ensemble.kind": "mlp"} | EAGER,
     "apl": {"apl.pool_factor": 2, "apl.entropy_samples": 2},
     "xpo": {},
     "offline": {},
@@ -82,11 +88,12 @@ def labels_of(folder, method):
 
 
 def files(folder, method):
-    """The rows of a run's files, without seconds and instants."""
+    """The rows of a run's files and its warnings, without seconds and instants."""
     run = folder / f"runs/{method}-seed0"
     read = lambda name: [json.loads(line) for line in (run / name).read_text().splitlines()]  # noqa: E731
     metrics = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read("metrics.jsonl")]
-    return metrics, read("samples.jsonl"), read("responses.jsonl"), labels_of(folder, method)
+    texts = read("samples.jsonl"), read("responses.jsonl"), run_folder.read_warnings(run)
+    return metrics, *texts, labels_of(folder, method)
 
 
 QUICK = [("passive", 0, False), ("sea", 0, False), *((method, 1, True) for method in METHODS)]
@@ -191,7 +198,13 @@ def test_a_second_signal_ends_at_once():
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(StoppedError("saved"), 75), (StorageError("full"), 74), (InputError("bad"), 2)]
+    ("error", "status"),
+    [
+        (WatchError("ended"), 76),
+        (StoppedError("saved"), 75),
+        (StorageError("full"), 74),
+        (InputError("bad"), 2),
+    ],
 )
 def test_exit_status(monkeypatch, capsys, error, status):
     def run(*_):
