@@ -18,17 +18,18 @@ class Watch(Section):
         "labels before which agreement, accuracy and drift are silent, as the posterior is new",
         at_least=0,
     )
-    labels: int = field(64, "last labels over which agreement, accuracy and drift are means", at_least=1)
+    labels: int = field(64, "last labels over which agreement and drift are means", at_least=1)
+    accuracy_labels: int = field(128, "last labels over which accuracy is a mean", at_least=1)
     steps: int = field(8, "last steps over which distinct and kl are means", at_least=1)
     agreement: float = field(
-        0.01, "standard deviation of the heads' probabilities of a label, below which heads agree; 0: off",
+        0.02, "standard deviation of the heads' probabilities of a label, below which heads agree; 0: off",
         at_least=0,
     )  # fmt: skip
     distinct: float = field(
         1.5, "distinct responses of M to a prompt, below which they are equal; 0: off", at_least=0
     )
     kl: float = field(
-        0.8, "nats of KL(π_θ ‖ π_ref) per token of a response, as a bound from above; inf: off",
+        0.7, "nats of KL(π_θ ‖ π_ref) per token of a response, as a bound from above; inf: off",
         above=0, infinite=True,
     )  # fmt: skip
     length: float = field(
@@ -36,7 +37,7 @@ class Watch(Section):
         above=1, infinite=True,
     )  # fmt: skip
     accuracy: float = field(
-        0.5, "share of new labels that the posterior predicts, as a bound from below; 0: off",
+        0.48, "share of new labels that the posterior predicts, as a bound from below; 0: off",
         at_least=0, at_most=1,
     )  # fmt: skip
     drift: float = field(

@@ -57,7 +57,8 @@ class MeanWatch(NamedTuple):
 
     Attributes:
         reads: metrics of a row -> the value, None where the row has none.
-        over: 'labels' weighs a row by the labels that it bought, after config.watch.after; 'steps' by 1.
+        over: field of section `watch`: 'labels' or 'accuracy_labels', which weigh a row by the labels that
+            it bought after config.watch.after, or 'steps'.
         below: whether the bound is one from below.
         applies: whether the watch applies to a method.
         said: the value in words.
@@ -110,7 +111,7 @@ MEANS = {
         "read samples.jsonl; lower the learning rate, raise train.beta or rloo.kl_weight, or set rloo.max_kl",
     ),
     "accuracy": MeanWatch(
-        lambda metrics: metrics.get("ensemble/accuracy_chosen"), "labels", True,
+        lambda metrics: metrics.get("ensemble/accuracy_chosen"), "accuracy_labels", True,
         lambda facts: facts.members > 0,
         "the posterior predicts {value:.3g} of the new labels",
         "its features do not show what the oracle prefers, or the oracle guesses; change section backbone",
@@ -124,9 +125,7 @@ MEANS = {
     ),
 }  # fmt: skip
 _LENGTH = "eval/mean_length"
-_LENGTH_ADVICE = (
-    "read responses.jsonl or samples.jsonl; the oracle may reward length, or the policy exploit it"
-)
+_LENGTH_ADVICE = "read samples.jsonl; the oracle may reward length, or the policy exploit it"
 
 
 class Watches:
@@ -179,8 +178,8 @@ class Watches:
 
     def _mean(self, name: str, watch: MeanWatch, bought: int, metrics: Mapping[str, float]) -> Alarm | None:
         """Returns the alarm of a watch of `MEANS` whose mean has passed its bound; None without one."""
-        value, of_labels = watch.reads(metrics), watch.over == "labels"
-        weight, least = (bought, self._config.labels) if of_labels else (1, self._config.steps)
+        value, of_labels, least = watch.reads(metrics), watch.over != "steps", self._config[watch.over]
+        weight, unit = (bought, "labels") if of_labels else (1, "steps")
         early = of_labels and self._queries <= self._config.after
         if value is None or not weight or early or not watch.applies(self._facts):
             return None
@@ -193,7 +192,7 @@ class Watches:
         if total < least or not (mean < bound if watch.below else mean > bound):
             return None
         passed = "below" if watch.below else "above"
-        said = f"{watch.said.format(value=mean)} over the last {least} {watch.over}, {passed} {bound:g}"
+        said = f"{watch.said.format(value=mean)} over the last {least} {unit}, {passed} {bound:g}"
         return self._alarm(name, mean, said, watch.advice)
 
     def _lengths(self, metrics: Mapping[str, float]) -> Alarm | None:

@@ -24,11 +24,11 @@ from sea_jax.runtime.stop import stop_request
 
 # Bounds at which watches warn, some after a stop of means that began before it.
 EAGER = {
-    "watch.after": 0, "watch.labels": 12, "watch.steps": 3, "watch.distinct": 9.0, "watch.accuracy": 1.0,
+    "watch.after": 0, "watch.labels": 12, "watch.accuracy_labels": 12, "watch.steps": 3, "watch.distinct": 9.0, "watch.accuracy": 1.0,
     "watch.agreement": 1.0, "watch.drift": 1e-6, "watch.kl": 1e-9,
 }  # fmt: skip
 METHODS = {
-    "passive": EAGER,
+    "passive": {},
     "sea": {"sea.burn_in": 8, "ensemble.kind": "mlp"} | EAGER,
     "apl": {"apl.pool_factor": 2, "apl.entropy_samples": 2},
     "xpo": {},
@@ -116,6 +116,8 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(
     begin()
     jax.tree.map(np.testing.assert_array_equal, no_policy["whole"], no_policy["parts"])
     assert files(tmp_path / "parts", method) == files(tmp_path / "whole", method)
+    warned = [warning["watch"] for warning in files(tmp_path / "whole", method)[3]]
+    assert len(warned) == len({*warned}) and (method != "sea" or len(warned) >= 4)
 
 
 def test_a_finished_run_goes_on_with_a_larger_budget(tmp_path, no_policy):

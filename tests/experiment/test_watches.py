@@ -71,7 +71,7 @@ def ill(name, first=160, last=400):
 @pytest.mark.parametrize("name", WATCHES)
 def test_a_watch_warns_once_and_says_what_it_saw(name):
     [alarm] = seen(watches(), ill(name))
-    assert alarm.watch == name and 160 <= alarm.queries < 240 and alarm.bound == base_config().watch[name]
+    assert alarm.watch == name and 160 <= alarm.queries < 280 and alarm.bound == base_config().watch[name]
     assert f"{alarm.bound:g}" in alarm.said or name == "length"
     assert alarm.advice and "\n" not in alarm.said + alarm.advice
     assert (alarm.value < alarm.bound) == (name in ("agreement", "distinct", "length", "accuracy"))
@@ -95,7 +95,7 @@ def test_means_are_those_of_the_last_labels_and_steps():
     rng = np.random.default_rng(0)
     bought = np.tile([4, 2], 40)
     queries, values = bought.cumsum(), rng.uniform(0.55, 0.75, 80)
-    watched = watches(after=12, labels=18, steps=7, accuracy=0.62, distinct=10.0)
+    watched = watches(after=12, accuracy_labels=18, steps=7, accuracy=0.62, distinct=10.0)
     alarms = {}
     for q, value in zip(queries, values, strict=True):
         row = {"ensemble/accuracy_chosen": value, "duel/distinct_responses": 15 * value}
