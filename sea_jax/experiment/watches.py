@@ -87,8 +87,8 @@ def kl_per_token(metrics: Mapping[str, float]) -> float | None:
 
 def _pair(metrics: Mapping[str, float], name: str) -> float | None:
     """Returns the mean of a metric over the chosen and the rejected response."""
-    both = [metrics.get(f"{name}_{part}") for part in ("chosen", "rejected")]
-    return None if None in both else sum(filter(None, both)) / 2
+    chosen, rejected = (metrics.get(f"{name}_{part}") for part in ("chosen", "rejected"))
+    return None if chosen is None or rejected is None else (chosen + rejected) / 2
 
 
 MEANS = {
@@ -119,9 +119,9 @@ MEANS = {
     "drift": MeanWatch(
         lambda metrics: metrics.get("ensemble/nll_chosen"), "labels", False,
         lambda facts: facts.members > 0,
-        "the log-loss of new labels under the posterior is {value:.3g} nats, where guessing has 0.69",
-        "the policy may exploit the posterior's errors; set rloo.max_surprise or rloo.max_kl, or lower "
-        "ensemble.prior_scale",
+        "the log-loss of new labels under the posterior is {value:.3g} nats",
+        "guessing has 0.69: the posterior is sure and wrong, and the policy may exploit it; set "
+        "rloo.max_surprise or rloo.max_kl, or lower ensemble.prior_scale",
     ),
 }  # fmt: skip
 _LENGTH = "eval/mean_length"

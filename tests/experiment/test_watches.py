@@ -64,8 +64,9 @@ def seen(watched, rows):
 
 
 def ill(name, first=160, last=400):
-    """A run of four labels a step that is ill from a number of labels on."""
-    return [(q, WELL | (ILL[name] if q >= first else {})) for q in range(4, last, 4)]
+    """A run of four labels a step that is ill from a number of labels on; it began with longer responses."""
+    rows = [(q, WELL | (ILL[name] if q >= first else {})) for q in range(4, last, 4)]
+    return [(0, {"eval/mean_length": 30.0}), *rows]
 
 
 @pytest.mark.parametrize("name", WATCHES)
@@ -95,6 +96,7 @@ def test_means_are_those_of_the_last_labels_and_steps():
     rng = np.random.default_rng(0)
     bought = np.tile([4, 2], 40)
     queries, values = bought.cumsum(), rng.uniform(0.55, 0.75, 80)
+    values[:4] = 0.0
     watched = watches(after=12, accuracy_labels=18, steps=7, accuracy=0.62, distinct=10.0)
     alarms = {}
     for q, value in zip(queries, values, strict=True):
@@ -177,13 +179,14 @@ def test_the_fields_of_watches_may_change_in_a_work_directory(tmp_path):
     assert difference({"overrides": {"sea": {"sea": {"gamma": 1.0}}}}, {}) is not None
 
 
-def test_a_watch_ends_a_run_that_goes_on_with_another_bound(tmp_path, monkeypatch, caplog):
+def test_a_watch_ends_a_run_that_goes_on_with_another_bound(tmp_path, monkeypatch, caplog, capsys):
     """It ends saved, and again at once; then it goes on to what it would have been without the watch."""
     policies = {}
     keep = lambda config, folder, model, params, task: policies.update({folder.parents[2].name: params})  # noqa: E731
     monkeypatch.setattr(experiment.policy, "save_policy", keep)
 
     small = small_run(tmp_path / "small", "sea", **{"checkpoint.every_s": 1e6, "watch.steps": 2})
+    small.config.progress = True
 
     def train(place, **fields):
         config = ConfigDict(small.config.to_dict())
@@ -198,6 +201,7 @@ def test_a_watch_ends_a_run_that_goes_on_with_another_bound(tmp_path, monkeypatc
     whole = train("whole")
     said = [record.getMessage() for record in caplog.records if "watch distinct" in record.getMessage()]
     assert len(said) == 1 and said[0].startswith("sea seed 0, 8 labels: watch distinct: ")
+    assert "WARNING=distinct" in capsys.readouterr().err
     with pytest.raises(WatchError) as end:
         train("ended", stop=("distinct",))
     message = str(end.value)
