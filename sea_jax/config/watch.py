@@ -22,14 +22,14 @@ class Watch(Section):
     accuracy_labels: int = field(128, "last labels over which accuracy is a mean", at_least=1)
     steps: int = field(8, "last steps over which distinct and kl are means", at_least=1)
     agreement: float = field(
-        0.02, "standard deviation of the heads' probabilities of a label, below which heads agree; 0: off",
+        0.01, "standard deviation of the heads' probabilities of a label, below which heads agree; 0: off",
         at_least=0,
     )  # fmt: skip
     distinct: float = field(
         1.5, "distinct responses of M to a prompt, below which they are equal; 0: off", at_least=0
     )
     kl: float = field(
-        0.7, "nats of KL(π_θ ‖ π_ref) per token of a response, as a bound from above; inf: off",
+        0.8, "nats of KL(π_θ ‖ π_ref) per token of a response, as a bound from above; inf: off",
         above=0, infinite=True,
     )  # fmt: skip
     length: float = field(

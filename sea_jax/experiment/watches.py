@@ -216,6 +216,6 @@ def length_bounds(start: float, longest: int, times: float) -> tuple[float, floa
     Where responses had room at the start, most of them at the limit T is an alarm too: they are cut there.
     """
     high = start * times
-    if start < 0.8 * longest:
+    if start < 0.9 * longest:
         high = min(high, 0.95 * longest)
     return start / times, high

@@ -155,7 +155,7 @@ def test_kl_is_that_of_the_last_update_between_labels_or_of_the_pairs():
 
 def test_lengths_end_at_the_limit_of_responses_where_they_had_room():
     assert length_bounds(20.0, 100, 2.0) == (10.0, 40.0)
-    assert length_bounds(30.0, 40, 2.0) == (15.0, 38.0)
+    assert length_bounds(35.0, 40, 2.0) == (17.5, 38.0)
     assert length_bounds(39.5, 40, 2.0) == (19.75, 79.0)
 
 
