@@ -67,6 +67,8 @@ def get_config(options: str = "") -> Config:
     config.ensemble.prior = "random"
     config.ensemble.capacity = 65_536
     config.sea.burn_in = 1000
+    # A guess, since the prior is random and a batch has 128 labels.
+    config.watch.update(after=1000, labels=512, accuracy_labels=512)
     # Guesses, as the paper has no updates between labels; nobody has run them at this size.
     config.rloo.update(num_prompts=64, num_responses=4, pool_factor=2, learning_rate=1e-6, kl_weight=0.05)
     config.rloo.update(burst_labels=(512, 1024), burst_updates=(100, 200), updates_per_label=0.1)

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict, config_flags
 
 from sea_jax.actors import ray_pool, ray_workers
 from sea_jax.config.flags import command_of, fail, parse, read_config
-from sea_jax.errors import InputError, ServiceError
+from sea_jax.errors import InputError, ServiceError, WatchError
 from sea_jax.experiment.commands import COMMANDS
 from sea_jax.experiment.validate import validate_parts
 from sea_jax.runtime.process import meet, prepare_jax
@@ -75,7 +75,7 @@ class Learner:
 
 
 def main(argv: list[str]) -> None:
-    """Reserves the processes and runs the config or a command on them; exits with status 2 on an error."""
+    """Reserves the processes and runs the config or a command on them; exits with a status on an error."""
     command = command_of(argv, COMMANDS, "--config, --workdir, --config.<field>, --actors, …")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
@@ -89,6 +89,8 @@ def main(argv: list[str]) -> None:
         print(_run(command, config))
     except (InputError, FloatingPointError, ServiceError) as error:
         fail(error)
+    except WatchError as error:
+        fail(error, error.status)
     finally:
         ray.shutdown()
 

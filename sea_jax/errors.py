@@ -52,3 +52,15 @@ class StorageError(RuntimeError):
 
 class StoppedError(RuntimeError):
     """End of a run at somebody's request, after it was saved; its message says where and how to go on."""
+
+
+class WatchError(RuntimeError):
+    """End of a run by a watch that config.watch.stop names, after it was saved.
+
+    Its message is one line that names the watch, its value and bound, what to do and how to go on.
+
+    Attributes:
+        status: the exit status. The same command does not go on, so a scheduler shall not repeat it.
+    """
+
+    status = 76

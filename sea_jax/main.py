@@ -8,7 +8,8 @@ python -m sea_jax.main --config=<file> --workdir=<folder> --labels=<folder>   # 
 
 Exit status: 0 at the end; 2 on a mistake in the input or a service that failed; 69 where another process of
 the run is lost; 74 on a disk that cannot be written; 75 after SIGTERM or Ctrl-C, when the run has been saved
-and the same command goes on.
+and the same command goes on; 76 where a watch ended a run (config.watch.stop), which was saved and goes on
+with another bound.
 """
 
 import os
@@ -19,7 +20,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sea_jax.config.flags import command_of, fail, parse, read_config
-from sea_jax.errors import InputError, ServiceError, StoppedError, StorageError
+from sea_jax.errors import InputError, ServiceError, StoppedError, StorageError, WatchError
 from sea_jax.experiment.commands import COMMANDS
 from sea_jax.runtime.process import end_where_another_is_lost, meet, prepare_jax
 from sea_jax.types import Config
@@ -70,6 +71,8 @@ def main(argv: list[str]) -> None:
         fail(error)
     except StorageError as error:
         fail(error, _STORAGE_STATUS)
+    except WatchError as error:
+        fail(error, error.status)
     except StoppedError as stop:
         print(stop, file=sys.stderr)
         sys.exit(_STOPPED_STATUS)

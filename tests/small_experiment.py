@@ -8,10 +8,16 @@ from small_run import FEW_UPDATES, small_run
 
 from sea_jax.experiment import run as experiment
 from sea_jax.labels import journal
+from sea_jax.runtime import run_folder
 
+# Bounds at which watches warn, some after a stop of means that began before it.
+EAGER = {
+    "watch.after": 0, "watch.labels": 12, "watch.accuracy_labels": 12, "watch.steps": 3, "watch.distinct": 9.0,
+    "watch.accuracy": 1.0, "watch.agreement": 1.0, "watch.drift": 1e-6, "watch.kl": 1e-9,
+}  # fmt: skip
 METHODS = {
     "passive": {},
-    "sea": {"sea.burn_in": 8, "ensemble.kind": "mlp"},
+    "sea": {"sea.burn_in": 8, "ensemble.kind": "mlp"} | EAGER,
     "apl": {"apl.pool_factor": 2, "apl.entropy_samples": 2},
     "xpo": {},
     "offline": {},
@@ -47,8 +53,9 @@ def labels_of(folder, method):
 
 
 def files(folder, method):
-    """The rows of a run's files, without seconds and instants."""
+    """The rows of a run's files and its warnings, without seconds and instants."""
     run = folder / f"runs/{method}-seed0"
     read = lambda name: [json.loads(line) for line in (run / name).read_text().splitlines()]  # noqa: E731
     metrics = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read("metrics.jsonl")]
-    return metrics, read("samples.jsonl"), read("responses.jsonl"), labels_of(folder, method)
+    texts = read("samples.jsonl"), read("responses.jsonl")
+    return metrics, *texts, labels_of(folder, method), run_folder.read_warnings(run)

@@ -21,6 +21,7 @@ from sea_jax.experiment import assets, validate
 from sea_jax.experiment import run as experiment
 from sea_jax.experiment.workdir import claim_workdir
 from sea_jax.pretraining import cache as parts
+from sea_jax.runtime.run_folder import read_warnings
 from sea_jax.tasks import mini_tldr
 
 
@@ -341,6 +342,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         loop(run)
     assert "step 0" in str(error.value) and str(folder) in str(error.value)
     assert "policy/loss" in str(error.value) and "\n" not in str(error.value)
+    [warning] = read_warnings(tmp_path)
+    assert (warning["watch"], warning["queries"]) == ("finite", 4) and "step 0" in warning["said"]
 
     batch = np.load(folder / "batch.npz")
     assert batch["tokens"].shape[:2] == (4, 2) and batch["from_oracle"].all()

@@ -21,7 +21,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sea_jax.credentials import redact, without_credentials
-from sea_jax.errors import ServiceError
+from sea_jax.errors import ServiceError, WatchError
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder of the package `sea_jax`
 _CONNECT_TIMEOUT_S = 10.0
@@ -179,7 +179,7 @@ def wait_for(references: list[Any], awaited: str, timeout_s: float | None) -> li
         count = f"{len(missing)} of {len(references)}"
         raise ServiceError(f"{prefix}: {count} gave no answer within {timeout_s:g} s") from None
     except ray.exceptions.RayTaskError as error:
-        if not isinstance(error.cause, ServiceError | ValueError | ArithmeticError):
+        if not isinstance(error.cause, ServiceError | WatchError | ValueError | ArithmeticError):
             logging.error("%s", redact(str(error)))  # a mistake in the code: shows the worker's traceback
         raise error.cause from None
     except ray.exceptions.RayActorError as error:

@@ -133,6 +133,11 @@ class RunSaver:
                 f"{run.config.train.query_budget} labels, and saved; the same command goes on"
             )
 
+    def save(self, run: Run, logbook: Logbook) -> None:
+        """Saves the run; it is on the disk when this returns."""
+        save(self._folder, run, logbook.saved())
+        self._folder.wait()
+
 
 def _arrays(state: SeaState) -> dict[str, Any]:
     """Returns the state's arrays by name; a key as its data."""

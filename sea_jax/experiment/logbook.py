@@ -1,5 +1,6 @@
 """Watches a run: writes its metrics and samples, evaluates it, and saves the inputs of a step that failed."""
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,14 +9,18 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from sea_jax import evaluate, models
+from sea_jax.errors import WatchError
 from sea_jax.evaluate import Evaluator
+from sea_jax.experiment.watches import FINITE, Alarm, Watches, facts_of
 from sea_jax.methods.scorers import member_rewards
 from sea_jax.oracles import protocol
 from sea_jax.runtime.mesh import is_main, to_host
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.progress import bar as progress_bar
+from sea_jax.runtime.run_folder import write_warnings
 from sea_jax.train import Record, Run
 
 
@@ -29,6 +34,10 @@ class Saver(Protocol):
 
     def end_step(self, run: Run, logbook: "Logbook", last: bool) -> None:
         """Saves the run where that is due, or asked for."""
+        ...
+
+    def save(self, run: Run, logbook: "Logbook") -> None:
+        """Saves the run now, and waits until it is on the disk."""
         ...
 
 
@@ -52,10 +61,18 @@ class Logbook:
         self._pending: tuple[Record, int] | None = None  # a step, and the labels bought by its end
         self._wins = self._responses = 0.0
         self.best: dict[str, Any] | None = None  # evaluation: metric, value, step, queries
+        self._shown: dict[str, str] = {}  # at the end of the progress bar
 
     def begin(self, run: Run) -> None:
-        """Evaluates the starting policy, unless the run was restored."""
+        """Evaluates the starting policy, unless the run was restored.
+
+        Raises:
+            WatchError: a watch ended the restored run, and would again.
+        """
         self._run, self._queries = run, run.labeller.num_queries
+        watches = None if self._restored is None else self._restored.get("watches")
+        facts = facts_of(run.config, run.method, run.actor.task.response_length)
+        self._watches = Watches(run.config.watch, facts, self._queries, watches)
         total = run.config.train.query_budget
         self._bar = progress_bar(None, run.name, "query", run.config.progress, total, self._queries)
         if self._restored is not None:
@@ -65,8 +82,13 @@ class Logbook:
                 (texts, None if rewards is None else np.array(rewards, np.float32))
                 for texts, rewards in self._restored["evaluated"]
             ]
+            self._keep_alarms()
+            alarm = self._watches.ending()
+            if alarm is not None and self._queries < total and run.idle < run.config.train.max_idle_steps:
+                raise self._ended(alarm)
             self._bar.compiling("the next step")
             return
+        self._keep_alarms()
         self._bar.compiling("the evaluation")
         self._evaluate(0, None)
         self._bar.compiling("the first step")
@@ -84,13 +106,19 @@ class Logbook:
         metrics = {name: float(value) for name, value in to_host(record.metrics).items()}
         learned = time.perf_counter() - start + record.seconds.get("learn", 0.0)
         if not (metrics["step/finite"] and metrics.get("improve/finite", 1.0)):
+            self._tell(_not_finite(record.step, queries))
             last = self._saver.last if self._saver is not None else ""
             _save_inputs(self._run, record, metrics, self._folder / f"non_finite_step_{record.step}", last)
         seconds = {f"time/{stage}_s": value for stage, value in (record.seconds | {"learn": learned}).items()}
-        self._writer.write(record.step, queries, metrics | seconds)
+        self._write(record.step, queries, metrics | seconds)
 
     def end_step(self, run: Run, record: Record, last: bool) -> None:
-        """Keeps the step's metrics until they are computed; evaluates where that is due."""
+        """Keeps the step's metrics until they are computed; evaluates where that is due.
+
+        Raises:
+            WatchError: a watch ended the run, which was saved. The step that set it off is this one or, as
+                metrics are read one step late, the one before.
+        """
         before, self._queries = self._queries, run.labeller.num_queries
         record = record._replace(metrics=record.metrics | self._online_win_rate(record))
         self._pending = record, self._queries
@@ -104,6 +132,11 @@ class Logbook:
             self._bar.close()
         if self._saver is not None:
             self._saver.end_step(run, self, last)
+        alarm = self._watches.ending()
+        if alarm is not None and not last:
+            if self._saver is not None:
+                self._saver.save(run, self)
+            raise self._ended(alarm)
 
     def saved(self) -> dict[str, Any]:
         """Writes what is pending; returns what a restored run needs to go on, as JSON."""
@@ -113,7 +146,8 @@ class Logbook:
             for texts, rewards in self._evaluator.evaluated
         ]
         counts = dict(wins=float(self._wins), responses=float(self._responses))
-        return counts | dict(evaluated=evaluated, best=self.best, files=self._writer.positions())
+        observed = dict(evaluated=evaluated, best=self.best, watches=self._watches.saved())
+        return counts | observed | dict(files=self._writer.positions())
 
     def new_best(self, step: int) -> float | None:
         """Returns the value of the evaluation after so many steps if it was the best so far, else None."""
@@ -125,10 +159,44 @@ class Logbook:
         if record is not None:
             self._writer.write_samples(completions(run, record, self._queries))
         metrics["time/evaluate_s"] = time.perf_counter() - start
-        self._writer.write(step, self._queries, metrics)
-        self._bar.set_postfix(shown(metrics))
+        self._shown |= shown(metrics)
+        self._write(step, self._queries, metrics)
+        self._bar.set_postfix(self._shown)
         if (name := headline(metrics)) and (self.best is None or metrics[name] > self.best["value"]):
             self.best = dict(metric=name, value=float(metrics[name]), step=step, queries=self._queries)
+
+    def _write(self, step: int, queries: int, metrics: dict[str, float]) -> None:
+        """Writes a row of metrics, and tells what the watches say of it."""
+        self._writer.write(step, queries, metrics)
+        for alarm in self._watches.see(queries, metrics):
+            self._tell(alarm)
+
+    def _tell(self, alarm: Alarm) -> None:
+        """Warns in the log, on the progress bar and in the run's folder, from where reports read it."""
+        self._watches.note(alarm)
+        self._keep_alarms()
+        if is_main():
+            where = self._run.name, alarm.queries, alarm.watch
+            logging.warning("%s, %d labels: watch %s: %s; %s", *where, alarm.said, alarm.advice)
+
+    def _keep_alarms(self) -> None:
+        """Writes the warnings so far, and shows their names on the progress bar."""
+        alarms = self._watches.alarms
+        if is_main():
+            write_warnings(self._folder, [dataclasses.asdict(alarm) for alarm in alarms])
+        if alarms:
+            self._shown["WARNING"] = ",".join(dict.fromkeys(alarm.watch for alarm in alarms))
+            self._bar.set_postfix(self._shown)
+
+    def _ended(self, alarm: Alarm) -> WatchError:
+        """Returns the error that ends the run after an alarm of a watch in config.watch.stop."""
+        self._bar.close()
+        name, budget = alarm.watch, self._run.config.train.query_budget
+        return WatchError(
+            f"{self._run.name}: ended by watch {name} after {alarm.queries} of {budget} labels, and saved: "
+            f"{alarm.said}; {alarm.advice}; the run goes on with another config.watch.{name} than "
+            f"{alarm.bound:g}, or without {name!r} in config.watch.stop"
+        )
 
     def _online_win_rate(self, record: Record) -> dict[str, float]:
         """Measures the responses that the oracle was shown, in this step and in all so far; buys no label."""
@@ -168,6 +236,14 @@ def shown(metrics: dict[str, float]) -> dict[str, str]:
     if names["win"] not in metrics:
         names["win"] = "eval/win_rate_sft"
     return {label: f"{metrics[name]:.3f}" for label, name in names.items() if name in metrics}
+
+
+def _not_finite(step: int, queries: int) -> Alarm:
+    """Returns the alarm of a loss or gradient that is not finite, which always ends the run."""
+    said = f"the loss or gradient of step {step} is not finite"
+    return Alarm(
+        FINITE, queries, 0.0, 1.0, said, "look at the inputs that were saved, or lower the learning rate"
+    )
 
 
 def measures_online(run: Run) -> bool:

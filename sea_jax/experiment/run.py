@@ -50,6 +50,7 @@ def run(config: Config, workdir: str, extend: bool = False, labels: str = "") ->
         InputError: on a config or work directory that cannot work, before anything is trained; another
             process works in it; or a model or data that its runs were begun from have changed.
         StoppedError: by a signal, after the run was saved.
+        WatchError: by a watch in config.watch.stop, after the run was saved.
     """
     folder, cache = Path(workdir), cache_folder(config, workdir)
     task = validate.load_task(config, cache)

@@ -28,7 +28,7 @@ from sea_jax.tasks.protocol import Task
 from sea_jax.types import Config
 
 # Sections that single methods may have otherwise; all else is the experiment's.
-OVERRIDABLE = ("train", "ensemble", "sea", *(section.section_name for section in OF_METHODS))
+OVERRIDABLE = ("train", "ensemble", "sea", "watch", *(section.section_name for section in OF_METHODS))
 
 
 def check_fields(config: Config) -> Checks:

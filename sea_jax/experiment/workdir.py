@@ -1,6 +1,7 @@
 """Work directories: one config each, whose runs share trained parts and a report."""
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ _ORACLE_FIELDS = (
     "url", "timeout_s", "patience_s", "attempts", "in_flight", "request_size", "requests_per_minute",
 )  # fmt: skip
 _BUDGET = "train.query_budget"  # also at the end of the names of its overrides
-# Fields that a later call on the same work directory may change: they add runs, and alter none.
+_WATCH = re.compile(r"(overrides\.[^.]+\.)?watch\.")
+# Fields that a later call on the same work directory may change, besides those of section `watch`: they add
+# runs, and alter no number of any.
 FREE_FIELDS = (
     "methods", "num_seeds", "cache_dir", "progress", "checkpoint.every_s", "checkpoint.keep",
     "checkpoint.best",
@@ -69,7 +72,7 @@ def difference(mine: dict, theirs: dict, extend: bool = False) -> tuple[str, Any
     """Returns name, mine and theirs of the first field that differs and is not free to; None without one."""
     here, there = flat(mine), flat(theirs)
     for name in sorted((here.keys() | there.keys()) - {*FREE_FIELDS}):
-        if extend and name.endswith(_BUDGET):
+        if _WATCH.match(name) or (extend and name.endswith(_BUDGET)):
             continue
         values = here.get(name, "(absent)"), there.get(name, "(absent)")
         if values[0] != values[1]:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sea_jax.report import configs, figure
+from sea_jax.report import alarms, configs, figure
 from sea_jax.report import sweep as sweeps
 from sea_jax.report.runs import BASELINE, Runs, beside, common_seeds, read_folders, read_workdir
 from sea_jax.report.tables import accuracy_table, levels_table, match_table, summary_table
 from sea_jax.report.words import in_words
+from sea_jax.runtime.run_folder import run_folder, warned_folders
 
 if TYPE_CHECKING:  # the module imports JAX, which a report does not need
     from sea_jax.types import Config
@@ -31,7 +32,9 @@ def write(folder: Path, config: Config) -> str:
     seeds = range(config.seed, config.seed + config.num_seeds)
     found = read_workdir(folder, config.methods)
     runs = {name: found[name].keep(seeds) for name in config.methods if name in found}
-    return _write(folder, {name: method for name, method in runs.items() if method.seeds}, config.eval)
+    own = (run_folder(folder, method, seed) for method in config.methods for seed in seeds)
+    runs = {name: method for name, method in runs.items() if method.seeds}
+    return _write(folder, runs, config.eval, alarms.lines(own))
 
 
 def write_workdirs(folders: Sequence[Path], config: Config) -> str:
@@ -47,10 +50,12 @@ def write_workdirs(folders: Sequence[Path], config: Config) -> str:
     first, *others = folders
     runs = read_workdir(first, config.methods)
     names = [other.resolve().name for other in others]
+    warned = alarms.lines(warned_folders(first))
     for other, name in zip(others, names, strict=True):
         shown = name if names.count(name) == 1 else str(other)
         runs |= beside(read_workdir(other, config.methods), shown)
-    return _write(first, runs, config.eval)
+        warned += alarms.lines(warned_folders(other), f"@{shown}")
+    return _write(first, runs, config.eval, warned)
 
 
 def write_sweep(root: Path) -> str:
@@ -70,14 +75,16 @@ def write_sweep(root: Path) -> str:
         evaluation = configs.levels(config, f"{root / sweeps.FILE}")
         levels[size] = evaluation.reference_levels
         text = _tables(runs, evaluation) if runs else "no run has finished"
-        parts.append(f"== {size}\n\n{text}")
+        warned = alarms.lines(unit.run_folder for unit in sweep.units(size))
+        parts.append("\n\n".join(filter(None, [f"== {size}", text, alarms.block(warned)])))
     if missing := sweeps.unfinished(sweep):
         parts.append("\n".join([f"NOT FINISHED, and not in this report: {len(missing)} runs", *missing]))
     return _save(root, "\n\n".join(parts), sizes, levels)
 
 
-def _write(folder: Path, runs: Runs, evaluation: Any) -> str:
+def _write(folder: Path, runs: Runs, evaluation: Any, warned: list[str]) -> str:
     text = _tables(runs, evaluation) if runs else "no run has finished"
+    text = "\n\n".join(filter(None, [text, alarms.block(warned)]))
     return _save(folder, text, {"": runs}, {"": tuple(evaluation.reference_levels)})
 
 

@@ -2,6 +2,7 @@
 
     metrics.jsonl, samples.jsonl, responses.jsonl, events.out.tfevents.*    by `runtime.metrics.MetricWriter`
     policy/                                                the policy that the run ended with
+    warnings.json                                          of its watches, if any has warned
     done.json                                              written last: what `Summary` holds
 
 Imports no JAX, so that `sea_jax.report` needs none.
@@ -18,6 +19,7 @@ from sea_jax.errors import InputError
 from sea_jax.json_files import read_object, read_rows
 
 _DONE = "done.json"
+_WARNINGS = "warnings.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,3 +144,27 @@ def _shown(value: Any) -> str:
 
 
 _LARGEST = 1.79e308  # larger whole numbers are no float
+
+
+def write_warnings(folder: Path, warnings: list[dict[str, Any]]) -> None:
+    """Replaces the warnings of a run by one rename; without any there is no file."""
+    if not warnings:
+        (folder / _WARNINGS).unlink(missing_ok=True)
+        return
+    part = folder / f"{_WARNINGS}.part"
+    part.write_text(json.dumps(warnings, indent=2) + "\n")
+    part.replace(folder / _WARNINGS)
+
+
+def warned_folders(workdir: Path) -> list[Path]:
+    """Returns the folders of a work directory's runs that have warnings, finished or not, by name."""
+    return [file.parent for file in sorted(workdir.glob(f"runs/*-seed*/{_WARNINGS}"))]
+
+
+def read_warnings(folder: Path) -> list[dict[str, Any]]:
+    """Reads the warnings of a run, oldest first; a spoilt file counts as none."""
+    try:
+        found = json.loads((folder / _WARNINGS).read_text())
+    except (FileNotFoundError, ValueError):
+        return []
+    return found if isinstance(found, list) else []

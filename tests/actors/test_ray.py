@@ -24,7 +24,7 @@ from sea_jax.actors import ray_pool, ray_workers
 from sea_jax.actors.jax_sampler import JaxSampler
 from sea_jax.actors.make import local_sampler
 from sea_jax.actors.sampler import Lengths, VersionedParams
-from sea_jax.errors import InputError, ServiceError
+from sea_jax.errors import InputError, ServiceError, WatchError
 from sea_jax.experiment import validate, validate_parts
 from sea_jax.experiment.oracles import make_local_oracles
 from sea_jax.models.generate import BatchSlice
@@ -195,7 +195,12 @@ def test_what_a_worker_raises_is_raised_here(plain):
     ) as error:
         pool(False)
     assert "\n" not in str(error.value)
-    for mistake in (InputError("the field"), FloatingPointError("rewards"), ServiceError("gone")):
+    for mistake in (
+        InputError("the field"),
+        FloatingPointError("rewards"),
+        ServiceError("gone"),
+        WatchError("end"),
+    ):
         with pytest.raises(type(mistake), match=f"^{mistake}$"):
             plain.wait_for(plain.submit("fail", [(mistake,)]), "that")
 

@@ -178,6 +178,17 @@ BASE = {
     "train.temperature": 0.7,
     "train.token_chunk": 0,
     "train.warmup_queries": 40,
+    "watch.accuracy": 0.48,
+    "watch.accuracy_labels": 128,
+    "watch.after": 32,
+    "watch.agreement": 0.01,
+    "watch.distinct": 1.5,
+    "watch.drift": 0.8,
+    "watch.kl": 0.8,
+    "watch.labels": 64,
+    "watch.length": 2.0,
+    "watch.steps": 8,
+    "watch.stop": (),
     "xpo.alpha": 5e-06,
 }
 

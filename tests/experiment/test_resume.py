@@ -14,7 +14,7 @@ from small_experiment import METHODS, files, journal_file, labels_of, start
 
 from sea_jax import main
 from sea_jax.actors import actor
-from sea_jax.errors import InputError, StoppedError, StorageError
+from sea_jax.errors import InputError, StoppedError, StorageError, WatchError
 from sea_jax.evaluate import Evaluator
 from sea_jax.experiment import checkpoints
 from sea_jax.experiment import run as experiment
@@ -58,6 +58,8 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(
     begin()
     jax.tree.map(np.testing.assert_array_equal, no_policy["whole"], no_policy["parts"])
     assert files(tmp_path / "parts", method) == files(tmp_path / "whole", method)
+    warned = [warning["watch"] for warning in files(tmp_path / "whole", method)[4]]
+    assert len(warned) == len({*warned}) and (method != "sea" or len(warned) >= 4)
 
 
 def test_a_finished_run_goes_on_with_a_larger_budget(tmp_path, no_policy):
@@ -100,7 +102,7 @@ def test_labels_of_a_run_without_a_checkpoint_are_not_bought_again(tmp_path, mon
     note = lambda oracle, *texts, **more: asked.extend(texts[0]) or compare(oracle, *texts, **more)  # noqa: E731
     monkeypatch.setattr(labeller, "protocol", types.SimpleNamespace(compare=note))  # not the evaluation's
     begin()
-    *_, labels = files(tmp_path, "sea")
+    labels = labels_of(tmp_path, "sea")
     answered = [row for row in labels if row[8] == journal.ANSWERED]
     assert len(answered) == 16 and len(asked) < 16 and not reading.faults(journal_file(tmp_path, "sea"))
     before = [row for row in answered if row[0] < 2]
@@ -118,7 +120,7 @@ def test_a_sampler_that_writes_something_else_still_gets_its_labels(tmp_path, mo
     other = lambda key, step: keys(jax.random.fold_in(key, 99), step)  # noqa: E731
     monkeypatch.setattr(actor, "step_keys", other)
     begin()
-    *_, labels = files(tmp_path, "sea")
+    labels = labels_of(tmp_path, "sea")
     assert labels[: len(before)] == before and len(labels) == 16
 
 
@@ -172,7 +174,13 @@ def test_a_second_signal_ends_at_once():
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(StoppedError("saved"), 75), (StorageError("full"), 74), (InputError("bad"), 2)]
+    ("error", "status"),
+    [
+        (WatchError("ended"), 76),
+        (StoppedError("saved"), 75),
+        (StorageError("full"), 74),
+        (InputError("bad"), 2),
+    ],
 )
 def test_exit_status(monkeypatch, capsys, error, status):
     def run(*_):

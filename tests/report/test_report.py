@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from sea_jax.report import figure, report, sweep
 from sea_jax.report.__main__ import main
+from sea_jax.runtime.run_folder import write_warnings
 
 
 @pytest.fixture
@@ -119,6 +120,34 @@ def test_folders_of_one_name_are_told_apart(tmp_path, undrawn):
         write_run(tmp_path / name, "passive", 0, evaluated(0.5))
     printed = main([tmp_path / "here", tmp_path / "a/runs", tmp_path / "b/runs"])
     assert f"passive online DAP ({tmp_path}/a/runs)" in printed and f"({tmp_path}/b/runs)" in printed
+
+
+WARNING = dict(watch="kl", queries=40, value=1.0, bound=0.8, said="KL is 1, above 0.8", advice="look")
+
+
+def test_warnings_of_watches_are_lines(tmp_path, undrawn):
+    """Of runs that have not finished too; of the config's methods and seeds, or of all of a folder."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for workdir, seeds in ((here, (0, 1)), (there, (0,))):
+        save_config(workdir, "passive", "sea")
+        write_run(workdir, "passive", 0, evaluated(0.5))
+        for seed in seeds:
+            write_warnings(write_run(workdir, "sea", seed, evaluated(0.5), finished=False), [WARNING])
+    said = "sea{} seed {}, 40 labels: watch kl: KL is 1, above 0.8"
+    expected = f"WARNINGS: 1\n{said.format('', 0)}\n"
+    assert expected in report.write(here, ConfigDict(config_of("passive", "sea")))
+    assert "WARNINGS" not in report.write(here, ConfigDict(config_of("passive")))
+    main([here, there])
+    lines = [said.format(*run) for run in (("", 0), ("", 1), ("@there", 0))]
+    assert "\n".join(["WARNINGS: 3", *lines]) in (here / "report.txt").read_text()
+
+
+def test_warnings_of_a_sweep_stand_in_the_part_of_their_size(tmp_path, undrawn):
+    made = sweep_of_two_sizes(tmp_path, {"1b/passive-seed3", "2.8b/passive-seed3"})
+    write_warnings(made.units("2.8b")[0].run_folder, [WARNING])
+    first, second = main([tmp_path]).split("== 2.8b")
+    assert "WARNINGS" not in first
+    assert "WARNINGS: 1\npassive seed 3, 40 labels: watch kl: KL is 1, above 0.8" in second
 
 
 def test_the_command_needs_no_jax(tmp_path):
