@@ -141,9 +141,8 @@ def _use_tokenizer(folder: Path) -> bool:
 
 
 def _make_params(folder: Path) -> None:
-    cache.write_params(
-        folder / "part", {"a": {"b": np.arange(99, dtype=np.float32)}, "c": np.ones(7, np.float32)}
-    )
+    (folder / "part").mkdir()
+    cache.writer({"a/b": np.arange(99, dtype=np.float32), "c": np.ones(7, np.float32)})(folder / "part")
 
 
 def _use_params(folder: Path) -> bool:

@@ -63,7 +63,8 @@ def read(folder: Path) -> None:
                 np.testing.assert_array_equal(trees["tree"][name], array)
             saved.save(3, {"seen": 3}, tree=arrays(3))
         with CheckpointFolder(folder, 0, 2) as saved:
-            assert saved.newest(tree=arrays(0))[0]["step"] == 3
+            found = saved.newest(tree=arrays(0))
+        assert found is not None and found[0]["step"] == 3
         status = step
     finally:
         sys.exit(status)

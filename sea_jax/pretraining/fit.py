@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from sea_jax.errors import StoppedError
 from sea_jax.runtime.checkpoint_folder import CheckpointFolder
-from sea_jax.runtime.mesh import shard_batch
+from sea_jax.runtime.mesh import ensure_on_mesh, shard_batch
 from sea_jax.runtime.progress import bar as progress_bar
 from sea_jax.runtime.stop import StopRequest, stop_request
 from sea_jax.types import Array, Config, Params
@@ -58,7 +58,8 @@ def fit(
         return optax.apply_updates(params, updates), opt_state, metrics
 
     step = jax.jit(step, donate_argnums=(0, 1))
-    opt_state = optimizer.init(params)
+    # Its scalars too, or the first step, whose result is on the mesh, would be compiled for them alone.
+    opt_state = ensure_on_mesh(mesh, optimizer.init(params))
     params, opt_state, first = _restored(saved, params, opt_state)
     for _ in range(first):
         next(rows)

@@ -108,7 +108,7 @@ def _read(folder: Path) -> dict[str, Any]:
     fields = read_object(file, valid)
     for name, kind in dict(queries=int, method=str, label=str, learns_ensemble=bool).items():
         value: Any = fields.get(name, kind())
-        if type(value) is not kind or (kind is int and value < 0):
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
             raise InputError(f"{file}: {name}={_shown(value)}; valid: {valid}")
     return fields
 

@@ -177,6 +177,7 @@ def test_main_prints_all(monkeypatch, capsys, tmp_path):
         _PREPARE=False,
         _PRINT=False,
         _EXTEND=False,
+        _LABELS="",
         _COORDINATOR="",
     )
     for name, value in values.items():

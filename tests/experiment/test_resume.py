@@ -186,7 +186,9 @@ def test_exit_status(monkeypatch, capsys, error, status):
     def run(*_):
         raise error
 
-    flags = dict(_CONFIG=ConfigDict({"a": 1}), _WORKDIR="runs", _PREPARE=False, _PRINT=False, _EXTEND=False)
+    flags = dict(
+        _CONFIG=ConfigDict({"a": 1}), _WORKDIR="runs", _PREPARE=False, _PRINT=False, _EXTEND=False, _LABELS=""
+    )
     for name, value in flags.items():
         monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))
     monkeypatch.setattr(main, "prepare_jax", lambda *_: None)
