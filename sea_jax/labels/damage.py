@@ -6,6 +6,8 @@ import sqlite3
 import zlib
 from typing import Any
 
+import msgpack
+
 _DUEL = (
     "id", "step", "row", "policy_step", "prompt", "first", "second", "first_tokens", "second_tokens",
     "state", "times_asked", "asked_at", "labelled_by", "probability", "prefers_first", "cost", "seconds",
@@ -34,7 +36,7 @@ def prepare(db: sqlite3.Connection) -> None:
 
 
 def _checksum(*row: Any) -> int:
-    return zlib.crc32(repr(row).encode())
+    return zlib.crc32(msgpack.packb(row) or b"")
 
 
 def add_checksums(db: sqlite3.Connection) -> None:
@@ -50,18 +52,20 @@ def find(db: sqlite3.Connection) -> list[str]:
         sqlite3.DatabaseError: the file is damaged such that it cannot be read on.
     """
     found = [" ".join(line.split()) for (line,) in db.execute("PRAGMA integrity_check") if line != "ok"]
-    conditions = [("duels", meaning, condition) for meaning, condition in _NEVER.items()]
+    conditions, proposals = dict(_NEVER), {}
     if _has_checksums(db):
-        differ = "differ from their checksum"
-        conditions += [
-            ("duels", differ, f"checksum != {_SUM_OF_DUEL}"),
-            ("proposals", differ, f"checksum != {_SUM_OF_PROPOSAL}"),
-        ]
-    for table, meaning, condition in conditions:
-        (count,) = db.execute(f"SELECT count(*) FROM {table} WHERE {condition}").fetchone()
-        if count:
-            found.append(f"{count} {table} {meaning}")
-    return found
+        conditions["differ from their checksum"] = f"checksum != {_SUM_OF_DUEL}"
+        proposals["differ from their checksum"] = f"checksum != {_SUM_OF_PROPOSAL}"
+    return found + _count(db, "duels", conditions) + _count(db, "proposals", proposals)
+
+
+def _count(db: sqlite3.Connection, table: str, conditions: dict[str, str]) -> list[str]:
+    """Returns a line for each condition that rows meet; reads the table once."""
+    if not conditions:
+        return []
+    sums = ", ".join(f"total({condition})" for condition in conditions.values())
+    counts = db.execute(f"SELECT {sums} FROM {table}").fetchone()
+    return [f"{n:.0f} {table} {meaning}" for meaning, n in zip(conditions, counts, strict=True) if n]
 
 
 def _has_checksums(db: sqlite3.Connection) -> bool:

@@ -107,7 +107,7 @@ def _read(folder: Path) -> dict[str, Any]:
     file, valid = folder / _DONE, "that of a finished run; without it the same command goes on with the run"
     fields = read_object(file, valid)
     for name, kind in dict(queries=int, method=str, label=str, learns_ensemble=bool).items():
-        value: Any = fields.get(name, kind())
+        value = fields.get(name, kind())
         if type(value) is not kind or (isinstance(value, int) and value < 0):
             raise InputError(f"{file}: {name}={_shown(value)}; valid: {valid}")
     return fields
