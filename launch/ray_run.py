@@ -18,6 +18,7 @@ replaced, gets the current weights and repeats the call (at most config.ray.retr
 a learner all learners start again and go on from the last checkpoint, also at most config.ray.retries times.
 """
 
+import os
 import socket
 from typing import Any
 
@@ -27,7 +28,7 @@ from ml_collections import ConfigDict, config_flags
 
 from sea_jax.actors import ray_pool, ray_workers
 from sea_jax.config.flags import command_of, fail, parse, read_config
-from sea_jax.errors import InputError, ServiceError, WatchError
+from sea_jax.errors import InputError, ServiceError, StorageError, WatchError
 from sea_jax.experiment.commands import COMMANDS
 from sea_jax.experiment.validate import validate_parts
 from sea_jax.runtime.process import meet, prepare_jax
@@ -87,6 +88,8 @@ def main(argv: list[str]) -> None:
         if command is None:
             validate_parts(config)
         print(_run(command, config))
+    except StorageError as error:
+        fail(error, os.EX_IOERR)
     except (InputError, FloatingPointError, ServiceError) as error:
         fail(error)
     except WatchError as error:

@@ -27,8 +27,8 @@ PAGES = sorted(
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TARGETS = (
-    "run", "sidecar", "test", "coverage", "test-sidecar", "lint", "format", "docs", "bench", "lock", "audit", "help",
-    "clean",
+    "run", "sidecar", "test", "coverage", "test-sidecar", "lint", "format", "docs", "bench", "faults", "lock", "audit",
+    "help", "clean",
 )  # fmt: skip
 
 

@@ -45,26 +45,35 @@ def add_checksums(db: sqlite3.Connection) -> None:
         db.execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
 
 
-def find(db: sqlite3.Connection) -> list[str]:
+def find(db: sqlite3.Connection, newest: int = 0) -> list[str]:
     """Returns what is damaged, one line each.
+
+    Args:
+        db: the journal.
+        newest: of a journal with more duels only so many, the newest, are looked at, and SQLite's own checks,
+            which read the whole file, are left out; 0: all.
 
     Raises:
         sqlite3.DatabaseError: the file is damaged such that it cannot be read on.
     """
-    found = [" ".join(line.split()) for (line,) in db.execute("PRAGMA integrity_check") if line != "ok"]
+    (last,) = db.execute("SELECT coalesce(max(id), 0) FROM duels").fetchone()
+    first, found = max(last - newest, 0) if newest else 0, []
+    if not first:
+        found = [" ".join(line.split()) for (line,) in db.execute("PRAGMA integrity_check") if line != "ok"]
     conditions, proposals = dict(_NEVER), {}
     if _has_checksums(db):
         conditions["differ from their checksum"] = f"checksum != {_SUM_OF_DUEL}"
         proposals["differ from their checksum"] = f"checksum != {_SUM_OF_PROPOSAL}"
-    return found + _count(db, "duels", conditions) + _count(db, "proposals", proposals)
+    duels = f"duels WHERE id > {first}"
+    return found + _count(db, duels, conditions) + _count(db, "proposals", proposals)
 
 
-def _count(db: sqlite3.Connection, table: str, conditions: dict[str, str]) -> list[str]:
-    """Returns a line for each condition that rows meet; reads the table once."""
+def _count(db: sqlite3.Connection, rows: str, conditions: dict[str, str]) -> list[str]:
+    """Returns a line for each condition that rows of a table meet; reads them once."""
     if not conditions:
         return []
     sums = ", ".join(f"total({condition})" for condition in conditions.values())
-    counts = db.execute(f"SELECT {sums} FROM {table}").fetchone()
+    counts, table = db.execute(f"SELECT {sums} FROM {rows}").fetchone(), rows.split()[0]
     return [f"{n:.0f} {table} {meaning}" for meaning, n in zip(conditions, counts, strict=True) if n]
 
 

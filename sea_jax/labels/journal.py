@@ -25,6 +25,7 @@ ASKED, ANSWERED, UNANSWERED = "asked", "answered", "unanswered"
 # As policy_step: of labels that were bought elsewhere; as step: of those that no step has used yet.
 ELSEWHERE = -1
 _BUSY_SECONDS = 30.0  # to wait for a process that reads
+_READ_AGAIN = 20_000  # duels that are checked when a run opens its journal: more than it reads again
 _TABLES = """
 CREATE TABLE duels (
   id INTEGER PRIMARY KEY,
@@ -102,7 +103,7 @@ class Journal:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._make_tables()
-        require_whole(self._db, self._file)
+        require_whole(self._db, self._file, _READ_AGAIN)
 
     def _make_tables(self) -> None:
         """Makes the tables of a new file, and the checksums of one of an older version."""
@@ -264,10 +265,10 @@ def connect(file: Path, read_only: bool = False) -> sqlite3.Connection:
     return db
 
 
-def require_whole(db: sqlite3.Connection, file: Path) -> None:
-    """Raises InputError if a journal is damaged, with the first damage that is found."""
+def require_whole(db: sqlite3.Connection, file: Path, newest: int = 0) -> None:
+    """Raises InputError if a journal is damaged, with the first damage; `newest` as in `damage.find`."""
     with _storage(file):
-        found = damage.find(db)
+        found = damage.find(db, newest)
     if found:
         raise _damaged(file, f"{found[0]}; python -m sea_jax.labels verify {file.parent} names all")
 
