@@ -33,7 +33,7 @@ CREATE TABLE duels (
   row INTEGER NOT NULL,             -- of the step's batch
   policy_step INTEGER NOT NULL,     -- steps that the policy that wrote them had learned from; -1: elsewhere
   prompt TEXT NOT NULL,
-  first TEXT NOT NULL,              -- shown first; a judge is shown the two in an order drawn from their texts
+  first TEXT NOT NULL,              -- shown first; to a judge, in an order drawn from the texts
   second TEXT NOT NULL,
   first_tokens BLOB NOT NULL,       -- token ids, int32, little-endian; empty: unknown
   second_tokens BLOB NOT NULL,
