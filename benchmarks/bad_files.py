@@ -141,7 +141,7 @@ def _use_tokenizer(folder: Path) -> bool:
 
 
 def _make_params(folder: Path) -> None:
-    (folder / "part").mkdir()
+    (folder / "part").mkdir(parents=True)
     cache.writer({"a/b": np.arange(99, dtype=np.float32), "c": np.ones(7, np.float32)})(folder / "part")
 
 

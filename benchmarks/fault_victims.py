@@ -131,6 +131,7 @@ def main() -> None:
         made += one_run(options.victim, folder, cache, log, options.kills - made, rng)
         runs += 1
         counts.add_ended(folder, whole)
+        print(f"  {made} kills, {runs} runs that ended: {counts}", flush=True)
     print(f"{options.victim}: {made} kills in {runs} runs that ended: {counts}")
     sys.exit(counts.bad)
 

@@ -159,6 +159,7 @@ def main() -> None:
             break
         ended += 1
         counts.add_ended(folder, whole)
+        print(f"  {kills} kills, {ended} runs that ended: {counts}", flush=True)
         shutil.rmtree(folder)
         before = {}
     counts.unread = log.read_text().count("cannot be read")

@@ -114,11 +114,12 @@ def test_arrays_of_a_journal_are_no_objects(made):
 def test_weights_are_no_pickles(made, tmp_path):
     """As the file that is read, and as the format that PyTorch has."""
     content = bomb(made)
-    cache.write_params(tmp_path / "part", {"a": np.ones(2, np.float32)})
+    (tmp_path / "part").mkdir()
+    cache.writer({"a": np.ones(2, np.float32)})(tmp_path / "part")
     (tmp_path / "part" / "params.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=r"params\.safetensors"):
         cache.read_params(tmp_path / "part")
-    policy = models.PythiaConfig(vocab_size=9, num_layers=1, width=8, num_heads=2, mlp_width=8, max_length=8)
+    policy = models.PythiaConfig(vocab_size=9, num_layers=1, width=16, num_heads=2, mlp_width=8, max_length=8)
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(policy.to_hf()))

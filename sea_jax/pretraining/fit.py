@@ -1,6 +1,7 @@
 """Trains one model on a fixed set of examples: the loop of SFT, reward models and the backbone."""
 
 import contextlib
+import itertools
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -58,11 +59,10 @@ def fit(
         return optax.apply_updates(params, updates), opt_state, metrics
 
     step = jax.jit(step, donate_argnums=(0, 1))
-    # Its scalars too, or the first step, whose result is on the mesh, would be compiled for them alone.
+    # On the mesh, as the step's results are: else the first step would be compiled alone.
     opt_state = ensure_on_mesh(mesh, optimizer.init(params))
     params, opt_state, first = _restored(saved, params, opt_state)
-    for _ in range(first):
-        next(rows)
+    rows = itertools.islice(rows, first, None)
     name, _, short = metric.partition("/")
     bar = progress_bar(range(first, steps), title or name.upper(), "step", progress, steps, first)
     bar.compiling("the training step")

@@ -118,7 +118,7 @@ def test_an_unknown_marker(folder, marker):
 
 
 def test_what_is_no_encoder(folder, tmp_path):
-    decoder = models.PythiaConfig(11, num_layers=1, width=8, num_heads=2, mlp_width=8).build()
+    decoder = models.PythiaConfig(11, num_layers=1, width=16, num_heads=2, mlp_width=8).build()
     models.save(tmp_path, decoder, random_params(decoder))
     with pytest.raises(InputError, match=r"config.encoder.folder=.*a decoder; valid: a DeBERTa encoder"):
         load(tmp_path)

@@ -106,7 +106,7 @@ def test_a_root_takes_more_of_its_sweep_and_no_other_sweep(tmp_path):
     with pytest.raises(InputError, match=r"holds a sweep of 16 with .*valid: that config, or another"):
         sweeps.claim(plan(file="configs/tldr.py", root=tmp_path / "r"))
     (tmp_path / "r/sweep.json").write_text("{")
-    with pytest.raises(InputError, match=r"sweep\.json: not a sweep's"):
+    with pytest.raises(InputError, match=r"sweep\.json: not JSON"):
         sweeps.claim(plan(root=tmp_path / "r"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text("{}")

@@ -123,7 +123,7 @@ def test_the_log_says_what_is_made_and_why(tmp_path, caplog):
 
 def test_two_trainings_of_one_part_do_not_share_checkpoints(tmp_path):
     """The second process trains without any, and leaves the first one's alone."""
-    config = ConfigDict({"every_s": 0.0, "keep": 2})
+    config = ConfigDict({"every_s": 0.0, "keep": 2, "best": False})
     given = []
 
     def make(saved):
