@@ -41,6 +41,7 @@ ACTORS = {
     "ray_oracle": "ray::RewardWorker",
     "ray_learner": "ray::Learner",
 }
+PAUSES = ((1.0, 10.0), (5.0, 25.0))  # seconds between kills; a process of Ray's takes longer to come back
 MAIN = "sea_jax.main"
 FIELDS = {
     "service": (MAIN, {"oracle.kind": "remote", "oracle.url": f"http://127.0.0.1:{PORT}", "oracle.timeout_s": 5.0}),
@@ -48,7 +49,7 @@ FIELDS = {
         "oracle.kind": "judge", "oracle.base_url": f"http://127.0.0.1:{PORT}/v1", "oracle.model": "longer",
         "oracle.timeout_s": 5.0,
     }),
-    **{name: ("launch.ray_run", {"ray.actors": 2, "ray.oracles": 1}) for name in ACTORS},
+    **{name: ("launch.ray_run", {"ray.actors": 2, "ray.oracles": 1, "ray.retries": 100}) for name in ACTORS},
 }  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def one_run(victim: str, folder: Path, cache: Path, log: Path, kills: int, rng: 
                     run.wait()
                     break
                 try:
-                    run.wait(timeout=rng.uniform(1.0, 10.0))
+                    run.wait(timeout=rng.uniform(*PAUSES[victim in ACTORS]))
                 except subprocess.TimeoutExpired:
                     made += kill(victim, server, run, rng)
                     if server is not None:
