@@ -248,7 +248,8 @@ def test_ci_runs_what_the_readme_names():
     text = script.read_text()
     assert text.startswith("#!/usr/bin/env bash") and "set -euo pipefail" in text
     assert all(
-        re.search(rf"\n *(timed )?make {target}\b", text) for target in ("lint", "docs", "test", "test-sidecar", "run")
+        re.search(rf"\n *(timed )?make {target}\b", text)
+        for target in ("lint", "docs", "test", "test-sidecar", "run")
     )
     if shutil.which("bash"):
         subprocess.run(["bash", "-n", script], check=True)
