@@ -46,6 +46,7 @@ napoleon_use_ivar = True
 html_theme = "sphinx_book_theme"
 html_title = "sea_jax"
 html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "show_navbar_depth": 1}
+html_sidebars = {"_modules/**": []}  # the tree of all pages takes most of the time of each
 html_show_copyright = False
 
 _CODE = re.compile(r"``.+?``|`[^`]+`", re.DOTALL)

@@ -249,11 +249,15 @@ def writer(flat: Mapping[str, Any]) -> Write:
 
 def read_arrays(folder: Path) -> dict[str, np.ndarray]:
     """Reads what `writer` wrote; raises InputError if the file is broken."""
+    valid = f"valid: delete {folder}, to have it made again"
     try:
-        return load_file(folder / _ARRAYS)
+        arrays = load_file(folder / _ARRAYS)
     except (OSError, SafetensorError) as error:
-        valid = f"valid: delete {folder}, to have it made again"
         raise InputError(f"cache {folder / _ARRAYS}: {error}; {valid}") from None
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise InputError(f"cache {folder / _ARRAYS}: {name} is not finite; {valid}")
+    return arrays
 
 
 def read_params(folder: Path) -> Params:
