@@ -61,7 +61,7 @@ def with_budget(config: Config, labels: int) -> Config:
     return config
 
 
-def number_of(journal: Journal | None, workdir: Path, task: Task) -> int:
+def copy_imported(journal: Journal | None, workdir: Path, task: Task) -> int:
     """Copies the work directory's imported labels into a run's journal; returns how many fit the task.
 
     Args:
@@ -76,15 +76,19 @@ def number_of(journal: Journal | None, workdir: Path, task: Task) -> int:
         found = imports.duels(journal, 0)
         kept = int(given.fits(task, found).sum())
         if kept < len(found):
-            _warn(f"{len(found) - kept} of {len(found)} imported labels left out: too long, or equal")
+            # A warning, as `main` shows no less.
+            left_out = "%d of %d imported labels left out: longer than the task allows, or of equal responses"
+            logging.warning(left_out, len(found) - kept, len(found))
         return msgpack.packb(kept) or b""
 
     return msgpack.unpackb(bytes_from_main(count))
 
 
 def hand_out(run: Run) -> None:
-    """Places the labels that no step uses yet at the run's next steps, within its budget, and gives all of
-    them to its actor."""
+    """Gives the run's actor its imported labels; those that no step uses yet get the next steps.
+
+    No more are placed than the budget allows.
+    """
 
     def placed() -> bytes:
         journal, task, size = run.labeller.journal, run.actor.task, run.config.train.batch_size
@@ -93,17 +97,9 @@ def hand_out(run: Run) -> None:
         duels = imports.duels(journal, run.step)
         fresh = [duel for duel in duels if duel.step == ELSEWHERE]
         fresh = [fresh[row] for row in np.flatnonzero(given.fits(task, fresh))]
-        left = run.config.train.query_budget - run.labeller.num_queries - (len(duels) - _count(duels))
+        waiting = sum(duel.step != ELSEWHERE for duel in duels)
+        left = run.config.train.query_budget - run.labeller.num_queries - waiting
         imports.place(journal, [duel.id for duel in fresh[: max(left, 0)]], run.step, size)
         return msgpack.packb([d for d in imports.duels(journal, run.step) if d.step != ELSEWHERE]) or b""
 
     run.actor.given = given.by_step([Duel(*row) for row in msgpack.unpackb(bytes_from_main(placed))])
-
-
-def _count(duels: list[Duel]) -> int:
-    """Counts the duels that no step uses yet."""
-    return sum(duel.step == ELSEWHERE for duel in duels)
-
-
-def _warn(message: str) -> None:
-    logging.warning(message)  # `main` shows warnings only

@@ -126,10 +126,10 @@ def train_one(
     folder, own_config = run_folder(workdir, method, config.seed + replicate), for_method(config, method)
     with contextlib.ExitStack() as files:
         journal = files.enter_context(Journal(folder, labelled_by(config, replicate))) if is_main() else None
-        given = given_labels.number_of(journal, workdir, shared.task)
+        given = given_labels.copy_imported(journal, workdir, shared.task)
         if only_given:
             own_config = given_labels.with_budget(own_config, given)
-        run = make_run(own_config, shared, method, replicate, journal)
+        run = make_run(own_config, shared, method, replicate, journal, asks=not only_given)
         saved = files.enter_context(open_folder(folder / "checkpoints", config.checkpoint))
         restored = checkpoints.restore(saved, run)
         _tell_of_restart(run, folder, restored is not None)

@@ -74,7 +74,8 @@ def read(source: Path) -> Iterator[Label]:
     if source.is_dir():
         rows = itertools.chain.from_iterable(map(reading.labels, reading.journals(source)))
         for number, row in enumerate(rows, 1):
-            yield _label(row, f"{source}, row {number}", source.name)
+            if row["first"] != row["second"]:  # such a label says nothing; older runs bought some
+                yield _label(row, f"{source}, row {number}", source.name)
         return
     from sea_jax.tasks import sources  # imports JAX, which takes seconds
 
@@ -172,7 +173,7 @@ def _key(prompt: str, first: str, second: str, prefers_first: Any, labelled_by: 
 
 def _label(row: dict[str, Any], where: str, source: str) -> Label:
     """Reads a row of either kind of columns; raises InputError that names the row and the column."""
-    row = {name: value for name, value in row.items() if value not in (None, "", "None") or name in _DUEL}
+    row = {name: value for name, value in row.items() if value not in (None, "") or name in _DUEL}
     if row.keys() >= {*_DUEL}:
         probability = _number(row, "probability", where, 1.0)
         chosen = row.get("chosen")

@@ -47,9 +47,9 @@ def judge_prompt(prompt: str, first: str, second: str) -> str:
 def quote(text: str) -> str:
     r"""Writes a text as a JSON string on one line; `json.loads` returns the text.
 
-    Letters of all scripts stay as they are. Spelled as \uXXXX are, besides what JSON demands: other ends of
-    lines, characters that normalise to a part of the frame (as the full-width quotation mark does), and those
-    that hide or reorder what is shown.
+    Letters of all scripts stay as they are. Besides what JSON demands it escapes other ends of lines,
+    characters that normalise to a part of the frame (as the full-width quotation mark does), and those that
+    hide or reorder what is shown.
     """
     return "".join(map(_spelled, json.dumps(text, ensure_ascii=False)))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_experiment import files, journal_file, labels_of, start
 
+from sea_jax import train
 from sea_jax.errors import InputError
 from sea_jax.experiment import given_labels
 from sea_jax.labels import imports, journal, reading
@@ -93,6 +94,23 @@ def test_nothing_to_learn_from_is_one_line(tmp_path, no_policy):
         imports.add(found, [imports.Label("p", "many words " * 20, "c", True, 1.0, "people")])
     with pytest.raises(InputError, match="--labels: none of them fits the task"):
         start(tmp_path, "passive", only_given=True)()
+
+
+def test_nobody_is_asked_in_place_of_a_given_label_that_is_void(tmp_path, no_policy, monkeypatch):
+    """As of two texts that this tokenizer reads as one: the run ends early, without a label of its oracle."""
+    start(tmp_path / "a", "passive", **{"train.query_budget": 4})()
+    given_labels.import_into(tmp_path / "b", tmp_path / "a")
+    read = train.read_duels
+
+    def void_where_given(run, candidates, duel):
+        duel, texts = read(run, candidates, duel)
+        given = run.actor.last.prompts.given
+        return duel._replace(void=duel.void | given, query_oracle=duel.query_oracle & (not given)), texts
+
+    monkeypatch.setattr(train, "read_duels", void_where_given)
+    start(tmp_path / "b", "passive", only_given=True, **{"train.max_idle_steps": 2})()
+    metrics, *_ = files(tmp_path / "b", "passive")
+    assert metrics[-1]["queries"] == 0 and metrics[-1]["step"] == 2
 
 
 def test_a_service_is_not_asked_where_a_run_only_learns_from_labels():
