@@ -1,6 +1,8 @@
 """Initial states, optimizers and random keys of a run."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +26,22 @@ _FIRST_SHARE = 0.2  # share of the rate at which a warm-up begins
 def policy_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     """Makes Adam with gradients clipped by their global norm; its `update` also takes num_queries=[] int32.
 
+    The same fields give the same object, so that all runs of a process share one compiled update.
+
     Args:
-        config: max_grad_norm (of the gradient of the mean loss) and the fields of `learning_rate`.
+        config: max_grad_norm (of the gradient of the mean loss), learning_rate, warmup_queries, schedule and
+            query_budget; see `learning_rate`.
     """
-    schedule = learning_rate(config)
+    # A constant rate is the same for all budgets.
+    budget = config.query_budget if config.schedule == "cosine" else 0
+    return _policy_optimizer(
+        config.max_grad_norm, config.learning_rate, config.warmup_queries, config.schedule, budget
+    )
+
+
+@functools.cache
+def _policy_optimizer(max_grad_norm: float, *fields: Any) -> optax.GradientTransformationExtraArgs:
+    schedule = learning_rate(*fields)
 
     def scale(updates, state, params=None, **extra_args):
         del params
@@ -35,26 +49,28 @@ def policy_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
         return jax.tree.map(lambda u: -rate * u, updates), state
 
     return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.clip_by_global_norm(max_grad_norm),
         optax.scale_by_adam(),
         optax.GradientTransformationExtraArgs(optax.init_empty_state, scale),
     )
 
 
-def learning_rate(config: Config) -> optax.Schedule:
+def learning_rate(rate: float, warmup: int, schedule: str, budget: int) -> optax.Schedule:
     """Makes the learning rate by oracle queries: a linear warm-up, then constant, or half a cosine down to 0.
 
     It counts queries and not steps: void duels and synthetic pairs make the number of steps unpredictable,
     and so the schedule of every method ends where its budget does.
 
     Args:
-        config: learning_rate, warmup_queries, schedule ('constant' or 'cosine'), query_budget.
+        rate: after the warm-up.
+        warmup: queries.
+        schedule: 'constant' or 'cosine'.
+        budget: queries at which the cosine ends.
     """
-    rate, warmup = config.learning_rate, config.warmup_queries
     rest = {
         "constant": lambda: optax.constant_schedule(rate),
-        "cosine": lambda: optax.cosine_decay_schedule(rate, max(config.query_budget - warmup, 1)),
-    }[config.schedule]()
+        "cosine": lambda: optax.cosine_decay_schedule(rate, max(budget - warmup, 1)),
+    }[schedule]()
     if not warmup:
         return rest
     ramp = optax.linear_schedule(rate * _FIRST_SHARE, rate, warmup)

@@ -195,7 +195,8 @@ class Judging:
     """
 
     def __init__(self, bias=0.0, spoil=lambda n, top: top):
-        self.bias, self.spoil, self.seen, self.lock = bias, spoil, [], threading.Lock()
+        self.bias, self.spoil, self.lock = bias, spoil, threading.Lock()
+        self.seen, self.keys = [], []
 
     def __call__(self, path, headers, body):
         asked = json.loads(body)
@@ -203,6 +204,7 @@ class Judging:
         with self.lock:
             n = len(self.seen)
             self.seen.append((path, headers["authorization"], asked))
+            self.keys.append(headers["idempotency-key"])
         outputs = [entry["output"] for entry in entries(text)]
         scores = np.array([len(outputs[0]) + self.bias, len(outputs[1])], float)
         logprobs = scores - np.logaddexp.reduce(scores) - 0.1

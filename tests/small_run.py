@@ -1,6 +1,7 @@
 """A whole run in miniature, for tests of the host loop."""
 
 import contextlib
+import functools
 import json
 import random
 
@@ -34,8 +35,9 @@ FEW_UPDATES = {
 }  # fmt: skip
 
 
-def small_run(folder, method, width=16, **overrides):
-    """A Run on eight posts with a policy and a backbone of random weights; nothing is trained for it."""
+@functools.cache
+def small_parts(width):
+    """A task of eight posts, a policy and a backbone of random weights; made once in a process."""
     rng = random.Random(0)
     posts = tuple(grammar.make_post(rng).text for _ in range(8))
     tokenizer = mini_tldr.tokenizers.Tokenizer(mini_tldr.models.BPE())
@@ -49,14 +51,6 @@ def small_run(folder, method, width=16, **overrides):
     longest = max(len(e.ids) for e in tokenizer.encode_batch(list(posts)))
     splits = dict.fromkeys(protocol.SPLITS, posts)
     task = protocol.Task("posts", tokenizer, 0, 1, longest, 6, splits, splits, posts)
-
-    config = quickstart.get_config()
-    config.progress = False
-    config.train.update(batch_size=4, query_budget=16)
-    config.eval.update(num_prompts=4, batch_size=4, every_queries=16)
-    config.sea.update(num_responses=5, passive_queries=0)
-    config.ensemble.update(num_members=3, hidden=(8,), prior="random", capacity=64, batch_size=8)
-    config.update_from_flattened_dict(overrides)
     model = models.Decoder(models.PythiaConfig(400, num_layers=1, width=width, num_heads=2, mlp_width=16))
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     pooling = features.GatedPooling(4, 400, 4)
@@ -68,6 +62,20 @@ def small_run(folder, method, width=16, **overrides):
             "pooling": jax.jit(pooling.init)(jax.random.key(1), states, ones.astype(int), ones, ones)["params"],
         },
     )  # fmt: skip
+    return task, model, params, backbone
+
+
+def small_run(folder, method, width=16, **overrides):
+    """A Run on eight posts with a policy and a backbone of random weights; nothing is trained for it."""
+    task, model, params, backbone = small_parts(width)
+    posts = task.prompts["train"]
+    config = quickstart.get_config()
+    config.progress = False
+    config.train.update(batch_size=4, query_budget=16)
+    config.eval.update(num_prompts=4, batch_size=4, every_queries=16)
+    config.sea.update(num_responses=5, passive_queries=0)
+    config.ensemble.update(num_members=3, hidden=(8,), prior="random", capacity=64, batch_size=8)
+    config.update_from_flattened_dict(overrides)
     data = EvalSet(posts[:4], *task.encode_prompts(posts[:4]), posts[:4], posts[:4])
     devices = config.sampler.devices
     mesh = make_mesh(**config.mesh, extra=devices)

@@ -117,6 +117,11 @@ def make_settings(model: models.Decoder, config: Config, method: Method) -> Upda
     )
 
 
+_adam = functools.cache(
+    optax.adam
+)  # one object for all runs of a process, which then share compiled programs
+
+
 def make_posterior(config: Config, method: Method) -> Posterior:
     """Makes the posterior of a method."""
     ensemble = config.ensemble
@@ -127,7 +132,7 @@ def make_posterior(config: Config, method: Method) -> Posterior:
     return HeadEnsemble(
         head=heads.Head(tuple(ensemble.hidden), ensemble.prior_scale),
         num_members=ensemble.num_members,
-        optimizer=optax.adam(ensemble.learning_rate),
+        optimizer=_adam(ensemble.learning_rate),
         num_steps=ensemble.steps,
         batch_size=ensemble.batch_size,
         regularization=ensemble.regularization,

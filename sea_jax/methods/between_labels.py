@@ -8,6 +8,7 @@ steps.
 
 import abc
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any
@@ -124,6 +125,12 @@ def restarts(config: Config, before: int, after: int) -> bool:
     return any(before < at <= after for at in config.burst_labels)
 
 
+@functools.cache
+def clipped_adam(max_grad_norm: float, rate: float) -> optax.GradientTransformation:
+    """Makes Adam with clipped gradients; one object for all runs of a process, so that they share programs."""
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(rate))
+
+
 @dataclasses.dataclass(frozen=True)
 class BetweenLabels(abc.ABC):
     """Makes as many updates as the labels allow; a subclass says what an update is."""
@@ -135,8 +142,7 @@ class BetweenLabels(abc.ABC):
 
     def optimizer(self, config: Config) -> optax.GradientTransformation | None:
         """Returns Adam at a constant rate, with clipped gradients."""
-        rloo = config.rloo
-        return optax.chain(optax.clip_by_global_norm(rloo.max_grad_norm), optax.adam(rloo.learning_rate))
+        return clipped_adam(config.rloo.max_grad_norm, config.rloo.learning_rate)
 
     def samples(self, config: Config) -> Samples:
         """Returns G samples of the policy to each prompt of an update."""

@@ -133,15 +133,21 @@ class Judge:
             responses.reverse()
         text = judge_prompt(prompt, *responses)
         for repeat in range(self._limits.attempts):
-            margin = read_margin(self._call(text, bool(repeat), stop))
+            margin = read_margin(self._call(text, repeat, stop))
             if margin is not None:
                 return 0.5 * (1.0 + math.tanh(0.5 * (-margin if swapped else margin)))
             self._count(unreadable=1)
         return math.nan
 
-    def _call(self, text: str, is_repeat: bool, stop: threading.Event) -> Any:
-        """Calls the model until the endpoint replies; returns the reply, readable or not."""
-        tries = 0
+    def _call(self, text: str, repeat: int, stop: threading.Event) -> Any:
+        """Calls the model until the endpoint replies; returns the reply, readable or not.
+
+        Args:
+            text: of the message.
+            repeat: number of unreadable replies to it so far.
+            stop: is set when the reply is not needed any more.
+        """
+        key, tries = idempotency_key(self._model, text, repeat), 0
 
         def attempt(left_s: float) -> Any:
             nonlocal tries
@@ -149,8 +155,8 @@ class Judge:
             self._rate_limiter.wait(stop)
             if stop.is_set():  # nobody waits for the reply, and it would cost
                 raise ServiceError(f"{self._name}: given up, since another request failed")
-            self._count(calls=1, retries=int(is_repeat or tries > 1))
-            return self._post(text, min(self._limits.timeout_s, left_s))
+            self._count(calls=1, retries=int(bool(repeat) or tries > 1))
+            return self._post(text, key, min(self._limits.timeout_s, left_s))
 
         reply = retry(attempt, self._name, self._limits.patience_s, self._limits.attempts, stop)
         usage = getattr(reply, "usage", None)
@@ -160,12 +166,13 @@ class Judge:
         )
         return reply
 
-    def _post(self, text: str, timeout_s: float) -> Any:
+    def _post(self, text: str, key: str, timeout_s: float) -> Any:
         """Sends one call; returns the reply, or None for a body that is not of the API."""
         try:
             return self._client.chat.completions.create(
                 model=self._model, messages=[{"role": "user", "content": text}], max_tokens=1,
                 temperature=0.0, logprobs=True, top_logprobs=_TOP_LOGPROBS, timeout=timeout_s,
+                extra_headers={"Idempotency-Key": key},
             )  # fmt: skip
         except self._openai.APIConnectionError as error:  # includes timeouts
             raise RetryableError(f"{type(error).__name__}: {error.__cause__ or error}") from None
@@ -193,6 +200,21 @@ def is_swapped(seed: int, prompt: str, first: str, second: str) -> bool:
     joined = "\0".join((str(seed), prompt, first, second))
     digest = hashlib.sha256(joined.encode(errors="surrogatepass"))
     return bool(digest.digest()[0] & 1)
+
+
+def idempotency_key(model: str, text: str, repeat: int) -> str:
+    """Returns the same key for the same request, also in a process that was started again.
+
+    An endpoint that knows the header Idempotency-Key answers a request that it has answered before from its
+    records, and charges nothing: one whose answer was lost on the way here.
+
+    Args:
+        model: its name at the endpoint.
+        text: of the message.
+        repeat: number of unreadable replies to it so far; another reply is wanted then.
+    """
+    joined = "\0".join((model, text, str(repeat)))
+    return hashlib.sha256(joined.encode(errors="surrogatepass")).hexdigest()
 
 
 def read_margin(reply: Any) -> float | None:

@@ -254,6 +254,20 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again_then_dropped(kind):
     assert metrics["oracle/retries"] == 7 + 2
 
 
+def test_a_request_has_one_key_through_retries_and_restarts_and_another_for_another_reply():
+    """8 comparisons: an error, an unreadable reply, a reply; then a second process asks for the same ones."""
+    prompts, first, second, _ = texts(8)
+    alone = dataclasses.replace(QUICK, in_flight=1)
+    faults = [(503, {}, b"busy"), []]  # by the number of the comparison's request
+    with Http(judging := Judging(spoil=lambda n, good: faults[n % 3] if n % 3 < 2 else good)) as server:
+        judge(server, limits=alone).answers(prompts, first, second)
+        judge(server, limits=alone).answers(prompts, first, second)
+    keys = np.array(judging.keys).reshape(2, 8, 3)  # process, comparison, request
+    np.testing.assert_array_equal(keys[0], keys[1])
+    assert (keys[..., 0] == keys[..., 1]).all() and (keys[..., 1] != keys[..., 2]).all()
+    assert len(set(judging.keys)) == 16 and {len(key) for key in judging.keys} == {64}
+
+
 def test_the_cost_is_counted():
     prompts, first, second, _ = texts(10)
     with Http(Judging()) as server:
