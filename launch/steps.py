@@ -16,7 +16,6 @@ import numpy as np
 import optax
 from flax.traverse_util import unflatten_dict
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from ml_collections import FrozenConfigDict
 
 from sea_jax import models, tasks, train
 from sea_jax.ensemble import features, hidden_states, pair_encoder
@@ -93,11 +92,7 @@ class Experiment:
         self.response_length = task.get("response_length", spec.response_length)
         self.policy = policy_shape(config).build()
         self._check_batches()
-        self.settings = make_settings(
-            with_gather(self.mesh, self.policy),
-            FrozenConfigDict(config),
-            self.method,
-        )
+        self.settings = make_settings(with_gather(self.mesh, self.policy), config, self.method)
         self.params = self._sharded_params(self.policy)
         self.ref_params = _cast(self.params, self.policy.config.dtype)
         self.backbone, self.backbone_params, self.feature_width = self._backbone()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 import jax
 import optax
-from ml_collections import FrozenConfigDict
 
 from sea_jax import models
 from sea_jax.actors.actor import Actor
@@ -46,7 +45,7 @@ def make_run(
     """
     method, seed = METHODS[method_name], config.seed + replicate
     oracle = assets.oracle(config.task.oracle_seed + replicate)
-    settings = make_settings(with_gather(assets.mesh, assets.model), FrozenConfigDict(config), method)
+    settings = make_settings(with_gather(assets.mesh, assets.model), config, method)
     draw = None
     if settings.posterior is not None:
         assert assets.backbone is not None
@@ -92,13 +91,12 @@ def make_evaluator(run: Run, assets: Assets) -> Evaluator:
     )
 
 
-@functools.cache
 def make_settings(model: models.Decoder, config: Config, method: Method) -> UpdateSettings:
-    """Makes the static settings of `update`: one object for equal arguments, so that jit compiles once.
+    """Makes the static settings of `update`. Runs with equal settings share one compiled program.
 
     Args:
         model: the policy's module.
-        config: the method's, as a FrozenConfigDict.
+        config: the method's.
         method: a row of `METHODS`.
     """
     train = config.train
@@ -117,9 +115,8 @@ def make_settings(model: models.Decoder, config: Config, method: Method) -> Upda
     )
 
 
-_adam = functools.cache(
-    optax.adam
-)  # one object for all runs of a process, which then share compiled programs
+# One object for equal rates: runs whose settings are equal share one compiled program.
+_adam = functools.cache(optax.adam)
 
 
 def make_posterior(config: Config, method: Method) -> Posterior:

@@ -127,7 +127,7 @@ def restarts(config: Config, before: int, after: int) -> bool:
 
 @functools.cache
 def clipped_adam(max_grad_norm: float, rate: float) -> optax.GradientTransformation:
-    """Makes Adam with clipped gradients; one object for all runs of a process, so that they share programs."""
+    """Makes Adam with clipped gradients: one object for all runs of a process, which share programs."""
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(rate))
 
 

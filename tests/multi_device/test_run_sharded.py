@@ -22,8 +22,8 @@ def test_a_run_on_a_mesh_equals_one_devices(mesh, printed):
     assert f"{mesh} agrees" in printed
 
 
-def test_a_run_saved_on_four_devices_goes_on_with_one_and_with_eight(printed):
-    assert "one device agrees" in printed and "eight devices agree" in printed
+def test_a_run_saved_on_eight_devices_goes_on_with_one_and_with_sixteen(printed):
+    assert "one device agrees" in printed and "sixteen devices agree" in printed
 
 
 def saved_run(folder, mesh, last_step=None):
@@ -31,7 +31,7 @@ def saved_run(folder, mesh, last_step=None):
     from small_run import go_on, small_run
 
     fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
-    run = small_run(folder, "sea", **fields, **{"sea.burn_in": 4})
+    run = small_run(folder, "sea", **fields, **{"sea.burn_in": 8, "train.batch_size": 8})
     restored = go_on(run, last_step)
     with sqlite3.connect(folder / "labels.sqlite") as db:
         labels = db.execute(
@@ -41,22 +41,21 @@ def saved_run(folder, mesh, last_step=None):
 
 
 def resume_elsewhere():
-    """Saves on four devices; one and eight go on from there."""
+    """Saves on eight devices; one and sixteen go on from there."""
     import jax
     import numpy as np
 
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         whole, labels, _ = saved_run(folder / "whole", {})
-        _, first, restored = saved_run(folder / "four", dict(fsdp=4), 2)
+        _, first, restored = saved_run(folder / "eight", dict(fsdp=4, tensor=2), 2)
         assert first == labels[: len(first)] and 0 < len(first) < len(labels) and not restored
-        for said, mesh in (("one device agrees", {}), ("eight devices agree", dict(fsdp=4, tensor=2))):
-            shutil.copytree(folder / "four", folder / said)
+        for said, mesh in (("one device agrees", {}), ("sixteen devices agree", dict(fsdp=8, tensor=2))):
+            shutil.copytree(folder / "eight", folder / said)
             state, found, restored = saved_run(folder / said, mesh)
             assert restored and found == labels
-            assert len(state.policy.params["head"]["kernel"].sharding.device_set) == max(
-                8 * len(mesh) // 2, 1
-            )
+            devices = state.policy.params["head"]["kernel"].sharding.device_set
+            assert len(devices) == (16 if mesh else 1)
             for a, b in zip(jax.tree.leaves(whole.policy), jax.tree.leaves(state.policy), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
             print(said)
@@ -91,10 +90,10 @@ def main():
     from sea_jax.errors import InputError
     from sea_jax.runtime.mesh import make_mesh, replicate, shard_batch
 
-    made = make_mesh(**MESHES[-1])  # asks for the devices before JAX has any
-    assert jax.device_count() == made.size == 8
-    with pytest.raises(InputError, match=r"config.mesh.data=16.*1 to 8, the cpu devices here"):
-        make_mesh(16)
+    made = make_mesh(fsdp=8, tensor=2)  # asks for the devices before JAX has any
+    assert jax.device_count() == made.size == 16
+    with pytest.raises(InputError, match=r"config.mesh.data=32.*1 to 16, the cpu devices here"):
+        make_mesh(32)
     reference = one_run({})
     for mesh in MESHES:
         compare(reference, one_run(mesh), mesh)
