@@ -9,7 +9,7 @@ python -m benchmarks.fault_victims --victim=service --kills=20 --workdir=runs/fa
 | ray_actor | a Ray actor that samples | Ray |
 | ray_oracle | a Ray worker that scores | Ray |
 | ray_learner | the learner of a Ray run | `launch.ray_run` |
-| sidecar | the vLLM sidecar (needs `make sidecar`) | the run; this program gives its command again where a start failed |
+| sidecar | the vLLM sidecar (needs `make sidecar`) | the run; where its start fails, this program gives the same command again |
 
 Each time a short quickstart runs to its end; then again, until there were so many kills. Its labels are compared
 with those of an undisturbed run of the same kind.

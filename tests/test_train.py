@@ -218,7 +218,7 @@ def test_best_of_n_is_off_by_default_and_leaves_training_alone(tmp_path):
 
 
 def test_one_seed_gives_one_run_to_the_bit_and_another_seed_another(tmp_path):
-    """All of them run the program that was compiled for the first."""
+    """All three run the program that was compiled for the first."""
     final, programs = [], []
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         final.append(trained(tmp_path / name, "sea", seed=seed)[0].state.policy.params)

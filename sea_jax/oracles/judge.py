@@ -203,15 +203,15 @@ def is_swapped(seed: int, prompt: str, first: str, second: str) -> bool:
 
 
 def idempotency_key(model: str, text: str, repeat: int) -> str:
-    """Returns the same key for the same request, also in a process that was started again.
+    """Returns the header Idempotency-Key of a request: 64 hexadecimal digits, equal for equal arguments.
 
-    An endpoint that knows the header Idempotency-Key answers a request that it has answered before from its
-    records, and charges nothing: one whose answer was lost on the way here.
+    A retry, or a process that was started again, sends the key of the request whose answer was lost. An
+    endpoint that knows the header then repeats its answer and charges nothing.
 
     Args:
         model: its name at the endpoint.
         text: of the message.
-        repeat: number of unreadable replies to it so far; another reply is wanted then.
+        repeat: number of unreadable replies so far. Each asks for another reply, so it changes the key.
     """
     joined = "\0".join((model, text, str(repeat)))
     return hashlib.sha256(joined.encode(errors="surrogatepass")).hexdigest()
