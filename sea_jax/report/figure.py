@@ -1,22 +1,31 @@
 """Draws win rates and rewards by oracle queries (Fig. 3), and the queries to levels (Fig. 1)."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sea_jax.report.runs import Runs
-from sea_jax.report.statistics import mean_curve, queries_to
+from sea_jax.report.statistics import has_metric, mean_curve, queries_to
 
 REFERENCES, SFT = "eval/win_rate_reference", "eval/win_rate_sft"
+WIN_RATES = {REFERENCES: "win rate against references", SFT: "win rate against SFT"}
 
 
-def draw(sizes: dict[str, Runs], levels: dict[str, tuple[float, ...]], file: Path) -> None:
+class Bars(NamedTuple):
+    """The levels of which the bars show the queries."""
+
+    metric: str
+    name: str
+    levels: tuple[float, ...]
+
+
+def draw(sizes: dict[str, Runs], evaluations: dict[str, Any], file: Path) -> None:
     """Draws a row of panels for each model size, with one colour for each method.
 
     Args:
         sizes: size -> finished runs; the size is '' where there is one only.
-        levels: size -> win rates against the references, for the bars.
+        evaluations: size -> config.eval, whose levels the bars have.
         file: the PNG to write.
     """
     import matplotlib
@@ -36,7 +45,7 @@ def draw(sizes: dict[str, Runs], levels: dict[str, tuple[float, ...]], file: Pat
             axes.set(xlabel="oracle queries", ylabel=name, title=title)
         if runs:
             panels[0].legend(loc="lower right")
-        _bars(panels[2], runs, levels[size], colors)
+        _bars(panels[2], runs, bar_levels(runs, evaluations[size]), colors)
     fig.savefig(file, dpi=130)
     plt.close(fig)
 
@@ -46,11 +55,18 @@ def _shown(runs: Runs) -> dict[str, str]:
 
     After few labels every method beats the SFT policy nearly always, which shows no difference.
     """
-    has = any(
-        row.get(REFERENCES) is not None for method in runs.values() for rows in method.rows for row in rows
-    )
-    win = {REFERENCES: "win rate against references"} if has else {SFT: "win rate against SFT"}
-    return win | {"eval/reward": "mean r*"}
+    win = REFERENCES if has_metric(runs, REFERENCES) else SFT
+    return {win: WIN_RATES[win], "eval/reward": "mean r*"}
+
+
+def bar_levels(runs: Runs, evaluation: Any) -> Bars:
+    """Returns win rates against the references; without references gains in reward, else against SFT."""
+    if has_metric(runs, REFERENCES):
+        return Bars(REFERENCES, WIN_RATES[REFERENCES], tuple(evaluation.reference_levels))
+    # A run of an older version has no gain_levels.
+    if gains := tuple(evaluation.get("gain_levels", ())):
+        return Bars("eval/reward_gain", "gain in mean r*", gains)
+    return Bars(SFT, WIN_RATES[SFT], tuple(evaluation.levels))
 
 
 def _curves(axes: Any, runs: Runs, metric: str, colors: dict[str, str]) -> None:
@@ -66,17 +82,17 @@ def _seeds(number: int) -> str:
     return "1 seed" if number == 1 else f"{number} seeds"
 
 
-def _bars(axes: Any, runs: Runs, levels: tuple[float, ...], colors: dict[str, str]) -> None:
+def _bars(axes: Any, runs: Runs, bars: Bars, colors: dict[str, str]) -> None:
     """Draws the queries at which each method's mean curve reaches the levels."""
     width = 0.8 / max(len(runs), 1)
     for i, (name, method) in enumerate(runs.items()):
-        x, mean, _ = mean_curve(method.rows, REFERENCES)
-        mean_rows = [{"queries": q, "win rate": w} for q, w in zip(x, mean, strict=True)]
-        needed = [queries_to(mean_rows, "win rate", level) for level in levels]
-        at = np.arange(len(levels)) + (i - (len(runs) - 1) / 2) * width
+        x, mean, _ = mean_curve(method.rows, bars.metric)
+        mean_rows = [{"queries": q, bars.metric: value} for q, value in zip(x, mean, strict=True)]
+        needed = [queries_to(mean_rows, bars.metric, level) for level in bars.levels]
+        at = np.arange(len(needed)) + (i - (len(runs) - 1) / 2) * width
         heights = [n if np.isfinite(n) else 0 for n in needed]
-        bars = axes.bar(at, heights, width * 0.9, color=colors[name])
-        axes.bar_label(bars, [f"{n:.0f}" if np.isfinite(n) else "not\nreached" for n in needed], fontsize=8)
-    axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
-    axes.set(xlabel="win rate against references, of the mean curve", ylabel="oracle queries needed")
+        drawn = axes.bar(at, heights, width * 0.9, color=colors[name])
+        axes.bar_label(drawn, [f"{n:.0f}" if np.isfinite(n) else "not\nreached" for n in needed], fontsize=8)
+    axes.set_xticks(range(len(bars.levels)), [f"{level:g}" for level in bars.levels])
+    axes.set(xlabel=f"{bars.name}, of the mean curve", ylabel="oracle queries needed")
     axes.set_title("fewer is better")

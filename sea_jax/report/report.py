@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sea_jax.report import alarms, configs, figure
 from sea_jax.report import sweep as sweeps
 from sea_jax.report.runs import BASELINE, Runs, beside, common_seeds, read_folders, read_workdir
+from sea_jax.report.statistics import has_metric
 from sea_jax.report.tables import accuracy_table, levels_table, match_table, summary_table
 from sea_jax.report.words import in_words
 from sea_jax.runtime.run_folder import run_folder, warned_folders
@@ -68,24 +69,23 @@ def write_sweep(root: Path) -> str:
         InputError: on a folder whose sweep cannot be read.
     """
     sweep = sweeps.read(root)
-    parts, sizes, levels = [], {}, {}
+    parts, sizes, evaluations = [], {}, {}
     for size, config in sweep.configs.items():
         folders = [unit.run_folder for unit in sweep.units(size) if unit.finished]
         runs = sizes[size] = read_folders(folders, sweep.methods)
-        evaluation = configs.levels(config, f"{root / sweeps.FILE}")
-        levels[size] = evaluation.reference_levels
+        evaluation = evaluations[size] = configs.levels(config, f"{root / sweeps.FILE}")
         text = _tables(runs, evaluation) if runs else "no run has finished"
         warned = alarms.lines(unit.run_folder for unit in sweep.units(size))
         parts.append("\n\n".join(filter(None, [f"== {size}", text, alarms.block(warned)])))
     if missing := sweeps.unfinished(sweep):
         parts.append("\n".join([f"NOT FINISHED, and not in this report: {len(missing)} runs", *missing]))
-    return _save(root, "\n\n".join(parts), sizes, levels)
+    return _save(root, "\n\n".join(parts), sizes, evaluations)
 
 
 def _write(folder: Path, runs: Runs, evaluation: Any, warned: list[str]) -> str:
     text = _tables(runs, evaluation) if runs else "no run has finished"
     text = "\n\n".join(filter(None, [text, alarms.block(warned)]))
-    return _save(folder, text, {"": runs}, {"": tuple(evaluation.reference_levels)})
+    return _save(folder, text, {"": runs}, {"": evaluation})
 
 
 def _tables(runs: Runs, evaluation: Any) -> str:
@@ -101,7 +101,8 @@ def _tables(runs: Runs, evaluation: Any) -> str:
     metrics = {"win_rate_reference": evaluation.reference_levels, "reward": evaluation.reward_levels}
     # A run of an older version has no gain_levels.
     levelled = metrics | {"reward_gain": evaluation.get("gain_levels", ())}
-    levelled = {f"eval/{name}": tuple(levels) for name, levels in levelled.items() if levels}
+    levelled = {f"eval/{name}": tuple(levels) for name, levels in levelled.items()}
+    levelled = {name: levels for name, levels in levelled.items() if levels and has_metric(runs, name)}
     if matched:
         tables += [levels_table(matched, name, levels) for name, levels in levelled.items()]
         tables += [
@@ -123,8 +124,8 @@ def _left_out(runs: Runs, matched: Runs) -> str:
     return f"methods are compared on the seeds that all of them have finished: {seeds}"
 
 
-def _save(folder: Path, text: str, sizes: dict[str, Runs], levels: dict[str, tuple[float, ...]]) -> str:
-    """Writes the two files; `sizes` and `levels` as in `figure.draw`."""
-    figure.draw(sizes, levels, folder / "report.png")
+def _save(folder: Path, text: str, sizes: dict[str, Runs], evaluations: dict[str, Any]) -> str:
+    """Writes the two files; `sizes` and `evaluations` as in `figure.draw`."""
+    figure.draw(sizes, evaluations, folder / "report.png")
     (folder / "report.txt").write_text(text + "\n")
     return f"{text}\n\nfigure: {folder / 'report.png'}"

@@ -4,13 +4,18 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sea_jax.report.runs import Rows
+from sea_jax.report.runs import Rows, Runs
 
 
 def curve(rows: Rows, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns queries and values of one run where the metric was logged: [n] f64 each."""
     points = [(row["queries"], row[metric]) for row in rows if row.get(metric) is not None]
     return tuple(np.array(points, float).T) if points else (np.empty(0), np.empty(0))
+
+
+def has_metric(runs: Runs, metric: str) -> bool:
+    """Tells whether some run has logged the metric."""
+    return any(len(curve(rows, metric)[0]) for method in runs.values() for rows in method.rows)
 
 
 def mean_curve(runs: list[Rows], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

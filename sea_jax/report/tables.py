@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 
 from sea_jax.report.runs import BASELINE, MethodRuns, Rows, Runs
-from sea_jax.report.statistics import curve, mean_curve, mean_over_labels, queries_to
+from sea_jax.report.statistics import curve, has_metric, mean_curve, mean_over_labels, queries_to
 
 # Columns of the last evaluation, shown where some run has the metric.
 FINAL = {
@@ -29,7 +29,7 @@ def summary_table(runs: Runs, levels: tuple[float, ...]) -> str:
         runs: finished runs.
         levels: win rates against the SFT policy.
     """
-    final = {name: metric for name, metric in FINAL.items() if _has(runs, metric)}
+    final = {name: metric for name, metric in FINAL.items() if has_metric(runs, metric)}
     header = ["method", "seeds", "queries", *final]
     header += [f"queries to {level:g}" for level in levels] + [f"{stage} s" for stage in STAGES]
     lines = [header]
@@ -119,10 +119,6 @@ def accuracy_table(runs: Runs) -> str:
         lines.append([*line, f"{mean[-1]:.3f}" if len(mean) else "-"])
     edges = (f"{low}-{high}" for low, high in pairwise(ACCURACY_EDGES))
     return _aligned([["ensemble accuracy (confidence)", *edges, "held out, last"], *lines]) if lines else ""
-
-
-def _has(runs: Runs, metric: str) -> bool:
-    return any(len(mean_curve(method.rows, metric)[0]) for method in runs.values())
 
 
 def _last(rows: list[Rows], metric: str) -> str:

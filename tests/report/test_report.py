@@ -38,8 +38,10 @@ def test_report_of_a_work_directory(tmp_path, undrawn):
         ]  # fmt: skip
         write_run(tmp_path, method, seed, run, finished=method != "sea")
     printed = report.write(tmp_path, config)
-    [(sizes, levels, file)] = undrawn
-    assert (list(sizes[""]), levels, file) == (["passive"], {"": (0.7,)}, tmp_path / "report.png")
+    [(sizes, evaluations, file)] = undrawn
+    assert (list(sizes[""]), file) == (["passive"], tmp_path / "report.png")
+    bars = figure.bar_levels(sizes[""], evaluations[""])
+    assert bars == ("eval/win_rate_reference", "win rate against references", (0.7,))
     assert printed.endswith(f"figure: {file}")
     assert (tmp_path / "report.txt").read_text() in printed + "\n"
     line = next(line for line in printed.splitlines() if line.startswith("passive"))
@@ -63,6 +65,20 @@ def config_of(*methods, **fields):
 def save_config(workdir, *methods, **fields):
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(config_of(*methods, **fields)))
+
+
+def test_a_task_without_references_has_no_levels_against_them(tmp_path, undrawn):
+    """The bars show gains in reward instead, and win rates against SFT where the config has no gains."""
+    rows = [{"queries": q, "eval/win_rate_sft": 0.5, "eval/reward": q / 8} for q in (0, 16)]
+    write_run(tmp_path, "passive", 0, rows)
+    config = ConfigDict(config_of("passive"))
+    config.eval.gain_levels = (1.0,)
+    printed = report.write(tmp_path, config)
+    assert "eval/win_rate_reference" not in printed and "queries to eval/reward_gain" in printed
+    [(sizes, evaluations, _)] = undrawn
+    assert figure.bar_levels(sizes[""], evaluations[""]) == ("eval/reward_gain", "gain in mean r*", (1.0,))
+    config.eval.gain_levels = ()
+    assert figure.bar_levels(sizes[""], config.eval) == ("eval/win_rate_sft", "win rate against SFT", (0.5,))
 
 
 def test_a_method_that_a_user_registered_is_shown_by_its_own_label(tmp_path, undrawn):
@@ -188,8 +204,12 @@ def test_a_sweeps_report_has_a_part_for_each_size_and_names_what_has_not_finishe
         f"1b/sea-seed3: {tmp_path}/1b/sea-seed3/log.txt ends: error: it broke",
         "2.8b/sea-seed3: not begun", "2.8b/passive-seed4: not begun", "2.8b/sea-seed4: not begun",
     ]  # fmt: skip
-    [(sizes, levels, file)] = undrawn
-    assert file == tmp_path / "report.png" and levels == {"1b": (0.5,), "2.8b": (0.5,)}
+    [(sizes, evaluations, file)] = undrawn
+    assert file == tmp_path / "report.png"
+    assert {size: figure.bar_levels(sizes[size], evaluations[size]).levels for size in sizes} == {
+        "1b": (0.5,),
+        "2.8b": (0.5,),
+    }
     assert {size: list(runs) for size, runs in sizes.items()} == {
         "1b": ["passive", "sea"],
         "2.8b": ["passive"],
