@@ -21,6 +21,10 @@ METHODS = (
 )  # fmt: skip
 
 BASELINES = ("passive", "sea")  # at half the learning rate with kind `slower`
+BUDGETS = {  # labels; passive has 768
+    "passive_replay": 512, "sea": 512, "sea_oracle_only": 512, "ceiling": 512,
+    "posterior_rl": 512, "posterior_rl_random": 256, "perfect_rl": 128,
+}  # fmt: skip
 
 # One change each to `posterior_rl`, on the tuning seeds and prompts.
 ABLATIONS = {
@@ -59,8 +63,9 @@ def get_config(kind: str = "") -> Config:
     # The starting policy has 1.6 to 5.0 under these rewards, so gains are compared.
     config.eval.reward_levels, config.eval.gain_levels = (), (1.0, 1.5, 2.0, 2.5)
     config.methods = METHODS
-    for method in ("posterior_rl", "posterior_rl_random", "perfect_rl"):
-        config.overrides[method] = ConfigDict(dict(train=dict(query_budget=256)))
+    for method, budget in BUDGETS.items():
+        config.overrides[method] = ConfigDict(dict(train=dict(query_budget=budget)))
+    config.overrides.passive_replay.train.learning_rate = 1e-4  # its updates are seven times as many
     for method in ("posterior_rl", "posterior_rl_random"):
         config.overrides[method].ensemble = ConfigDict(dict(num_members=64, prior_scale=3.0))
     return _of_kind(config, kind) if kind else config

@@ -26,7 +26,7 @@ def test_every_kind_is_valid_and_only_the_comparison_reads_fresh_rewards(kind):
 
 @pytest.mark.parametrize("kind", fewer_labels.ABLATIONS)
 def test_an_ablation_differs_from_the_method_by_its_own_fields(kind):
-    """But for the split and the fields that say which rewards are drawn."""
+    """But for the split, the budget and the fields that say which rewards are drawn."""
     method = for_method(fewer_labels.get_config(), "posterior_rl").to_dict()
     ablation = for_method(fewer_labels.get_config(kind), "posterior_rl").to_dict()
     flat = lambda fields: {  # noqa: E731
@@ -36,9 +36,9 @@ def test_an_ablation_differs_from_the_method_by_its_own_fields(kind):
     }  # fmt: skip
     before, after = flat(method), flat(ablation)
     changed = {name: value for name, value in after.items() if before[name] != value}
-    assert {k: v for k, v in changed.items() if k not in ("task.oracle_seed", "eval.split")} == (
-        fewer_labels.ABLATIONS[kind]
-    )
+    assert {
+        k: v for k, v in changed.items() if k not in ("task.oracle_seed", "eval.split", "train.query_budget")
+    } == (fewer_labels.ABLATIONS[kind])
 
 
 def test_an_unknown_kind_names_the_valid_ones():
