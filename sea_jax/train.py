@@ -46,8 +46,8 @@ class Run:
     initial_params: Callable[[], Params]  # θ⁰ in f32, read anew at each call
     state: SeaState
     policy: VersionedParams  # θ_t of the state, under a version for the sampler
-    # What learning between labels keeps of earlier steps: arrays on the host, by name.
-    memory: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    between_updates: Callable[[], None] = lambda: None  # may raise an error that ends the run
+    memory: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # of learning between labels
     step: int = 0  # t, steps done
     idle: int = 0  # steps since the last that bought a label
 

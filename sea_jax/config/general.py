@@ -49,6 +49,12 @@ class Checkpoint(Section):
     section_name = "checkpoint"
     every_s: float = field(60.0, "seconds between two checkpoints; 0: after every step", at_least=0)
     keep: int = field(2, "newest checkpoints that are kept", at_least=1)
+    grace_s: float = field(
+        20.0,
+        "seconds after SIGTERM or Ctrl-C at which updates between labels are broken off; the run then goes on"
+        " from the checkpoint before",
+        at_least=0,
+    )
     best: bool = field(True, "keep that of the best evaluation too; its policy becomes policy_best/")
 
 

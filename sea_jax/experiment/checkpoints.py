@@ -133,6 +133,18 @@ class RunSaver:
                 f"{run.config.train.query_budget} labels, and saved; the same command goes on"
             )
 
+    def between_updates(self, run: Run) -> None:
+        """Ends the run where the time that a stop may take is over.
+
+        Raises:
+            StoppedError: this step is not saved; its labels are in the journal.
+        """
+        if number := self._folder.overdue(self._stop, run.config.checkpoint.grace_s):
+            self._folder.wait()
+            place = f"{run.name}: stopped by {signal.Signals(number).name} among the updates of step {run.step}"
+            goes_on = f"goes on from {self.last}" if self.last else "begins anew"
+            raise StoppedError(f"{place}; the same command {goes_on}, with all labels")
+
     def save(self, run: Run, logbook: Logbook) -> None:
         """Saves the run; it is on the disk when this returns."""
         save(self._folder, run, logbook.saved())

@@ -1,6 +1,7 @@
 """Runs a config: methods × seeds on shared assets, then the report."""
 
 import contextlib
+import functools
 import json
 import shutil
 import sys
@@ -137,6 +138,7 @@ def train_one(
         kept = restored["files"] if restored else None
         writer = files.enter_context(MetricWriter(folder, kept))  # marks the run as unfinished
         saver = checkpoints.RunSaver(saved, files.enter_context(stop_request()))
+        run.between_updates = functools.partial(saver.between_updates, run)
         logbook = Logbook(folder, writer, make_evaluator(run, shared), saver, restored)
         train(run, logbook)
         _save_best(config, shared, folder, saved, run, logbook.best)

@@ -22,7 +22,7 @@ _WATCH = re.compile(r"(overrides\.[^.]+\.)?watch\.")
 # runs, and alter no number of any.
 FREE_FIELDS = (
     "methods", "num_seeds", "cache_dir", "progress", "checkpoint.every_s", "checkpoint.keep",
-    "checkpoint.best",
+    "checkpoint.best", "checkpoint.grace_s",
     *(f"oracle.{name}" for name in _ORACLE_FIELDS),
 )  # fmt: skip
 

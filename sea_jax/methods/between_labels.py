@@ -196,10 +196,20 @@ class BetweenLabels(abc.ABC):
         for update in range(first, last):
             prompts = run.actor.encode(rows[update])
             metrics = self.update(run, prompts, _sample(run, prompts, update))
+            wait_for_last(run, finite)
             finite, made = finite * metrics["improve/finite"], made + 1
             if too_far(config, metrics):
                 break
         return metrics | {"improve/finite": finite, "improve/updates": float(made)}
+
+
+def wait_for_last(run: Any, finite: Any) -> None:
+    """Waits for the update before the one that was dispatched, and ends the run where it must stop.
+
+    The host stays one update ahead of the devices: enough to keep them busy, and a stop is seen in time.
+    """
+    jax.block_until_ready(finite)
+    run.between_updates()
 
 
 def share_distinct(responses: Responses | Candidates) -> Array:

@@ -15,6 +15,7 @@ import optax
 
 from sea_jax import algorithm
 from sea_jax.config.fields import Section, field
+from sea_jax.methods.between_labels import wait_for_last
 from sea_jax.runtime.mesh import shard_batch, to_host
 from sea_jax.types import Config, PreferenceBatch
 
@@ -70,6 +71,7 @@ class ReplayLabels:
             part = shard_batch(run.mesh, part._replace(from_oracle=np.zeros(B, bool)))  # bought before
             step = jnp.array(run.state.step)  # a copy, since the state is donated
             state, metrics = _update(run.settings, run.state, run.ref_params, part)
+            wait_for_last(run, finite)
             finite *= metrics["step/finite"]
             run.set_state(state._replace(step=step))
         learned = {name: value for name, value in metrics.items() if name.startswith("policy/")}

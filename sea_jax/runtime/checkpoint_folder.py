@@ -78,6 +78,10 @@ class CheckpointFolder:
         flags = from_all(np.array([due, stop.number], np.int32))
         return bool(flags[0, 0]), int(flags[:, 1].max())
 
+    def overdue(self, stop: StopRequest, grace_s: float) -> int:
+        """Tells which signal some process of the run got so many seconds ago; 0 without one."""
+        return int(from_all(np.array([stop.number * stop.overdue(grace_s)], np.int32)).max())
+
     def save(self, step: int, record: dict[str, Any], score: float | None = None, **trees: Any) -> None:
         """Copies the arrays to the host, and begins to write them.
 

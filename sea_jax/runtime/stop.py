@@ -4,6 +4,7 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -19,17 +20,22 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = ""
+        self._came = 0.0
 
     @property
     def number(self) -> int:
         """The number of that signal; 0 without one."""
         return signal.Signals[self.signal].value if self.signal else 0
 
+    def overdue(self, grace_s: float) -> bool:
+        """Tells whether the first signal came that many seconds ago, or more."""
+        return bool(self.signal) and time.monotonic() - self._came >= grace_s
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.signal:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
+        self.signal, self._came = signal.Signals(number).name, time.monotonic()
         message = f"{self.signal}: the run ends after this step and is saved; a second one ends it at once"
         print(message, file=sys.stderr, flush=True)
 

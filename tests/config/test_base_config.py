@@ -36,6 +36,7 @@ BASE = {
     "cache_dir": "",
     "checkpoint.every_s": 60.0,
     "checkpoint.keep": 2,
+    "checkpoint.grace_s": 20.0,
     "checkpoint.best": True,
     "encoder.batch_size": 64,
     "encoder.candidate_length": 412,

@@ -163,6 +163,35 @@ def test_a_damaged_checkpoint_is_left_out(tmp_path, monkeypatch, no_policy, capl
     assert files(tmp_path / "parts", "passive") == files(tmp_path / "whole", "passive")
 
 
+@pytest.mark.parametrize("method", ["posterior_rl", "passive_replay"])
+def test_a_stop_breaks_off_long_updates(tmp_path, monkeypatch, no_policy, method):
+    """The signal comes after the first update of step 2; step 2 is done again, and buys nothing again."""
+    start(tmp_path / "whole", method)()
+    begin = start(tmp_path / "parts", method, **{"checkpoint.grace_s": 0.0})
+    between, updates = checkpoints.RunSaver.between_updates, []
+
+    def note(self, run):
+        updates.append(run.step)
+        if updates.count(2) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        between(self, run)
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="among the updates of step 2; "):
+        patch.setattr(checkpoints.RunSaver, "between_updates", note)
+        begin()
+    assert updates.count(2) == 1 and len(labels_of(tmp_path / "parts", method)) == 12
+    begin()
+    jax.tree.map(np.testing.assert_array_equal, no_policy["whole"], no_policy["parts"])
+    assert files(tmp_path / "parts", method) == files(tmp_path / "whole", method)
+
+
+def test_updates_go_on_for_the_grace(monkeypatch):
+    with stop_request() as request:
+        assert not request.overdue(0.0)
+        signal.raise_signal(signal.SIGTERM)
+        assert request.overdue(0.0) and not request.overdue(600.0)
+
+
 def test_a_second_signal_ends_at_once():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stop_request() as request:
