@@ -141,7 +141,8 @@ class RunSaver:
         """
         if number := self._folder.overdue(self._stop, run.config.checkpoint.grace_s):
             self._folder.wait()
-            place = f"{run.name}: stopped by {signal.Signals(number).name} among the updates of step {run.step}"
+            name = signal.Signals(number).name
+            place = f"{run.name}: stopped by {name} among the updates of step {run.step}"
             goes_on = f"goes on from {self.last}" if self.last else "begins anew"
             raise StoppedError(f"{place}; the same command {goes_on}, with all labels")
 
