@@ -51,7 +51,7 @@ class StorageError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """End of a run at somebody's request, after it was saved; its message says where and how to go on."""
+    """End of a run at somebody's request; its message says where it stopped and how to go on."""
 
 
 class WatchError(RuntimeError):

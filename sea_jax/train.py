@@ -46,8 +46,9 @@ class Run:
     initial_params: Callable[[], Params]  # θ⁰ in f32, read anew at each call
     state: SeaState
     policy: VersionedParams  # θ_t of the state, under a version for the sampler
-    between_updates: Callable[[], None] = lambda: None  # may raise an error that ends the run
-    memory: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # of learning between labels
+    # Of learning between labels: a call after each update, which may end the run; arrays of earlier steps.
+    between_updates: Callable[[], None] = lambda: None
+    memory: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # on the host, by name
     step: int = 0  # t, steps done
     idle: int = 0  # steps since the last that bought a label
 

@@ -15,8 +15,8 @@ WIN_RATES = {REFERENCES: "win rate against references", SFT: "win rate against S
 class Bars(NamedTuple):
     """The levels of which the bars show the queries."""
 
-    metric: str
-    name: str
+    metric: str  # a key of the metrics
+    name: str  # for people
     levels: tuple[float, ...]
 
 

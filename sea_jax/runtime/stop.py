@@ -36,7 +36,7 @@ class StopRequest:
         if self.signal:
             raise KeyboardInterrupt
         self.signal, self._came = signal.Signals(number).name, time.monotonic()
-        message = f"{self.signal}: the run ends after this step and is saved; a second one ends it at once"
+        message = f"{self.signal}: the run ends after this step; a second signal ends it at once"
         print(message, file=sys.stderr, flush=True)
 
 
