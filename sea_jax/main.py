@@ -23,6 +23,7 @@ from sea_jax.config.flags import command_of, fail, parse, read_config
 from sea_jax.errors import InputError, ServiceError, StoppedError, StorageError, WatchError
 from sea_jax.experiment.commands import COMMANDS
 from sea_jax.runtime.process import end_where_another_is_lost, meet, prepare_jax
+from sea_jax.runtime.supervisor import go_on_in_child
 from sea_jax.types import Config
 
 _STORAGE_STATUS = os.EX_IOERR  # 74: a disk is full or read-only; what was saved before stays
@@ -97,23 +98,25 @@ def _run(command: str | None, config: Config, workdir: str) -> str:
 
 
 def _join() -> None:
-    """Meets the processes of the other hosts, if there are any, before JAX begins."""
-    if not _COORDINATOR.value:
-        if _PROCESSES.value is not None or _PROCESS.value is not None:
+    """Meets the processes of the other hosts, if there are any, before JAX begins, and goes on in a child."""
+    address, count, index = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+    if not address:
+        if count is not None or index is not None:
             fail("--num_processes and --process_id: valid only with --coordinator=<host>:<port>")
         return
-    if _COORDINATOR.value == "auto":
+    if address == "auto":
         import jax
 
+        go_on_in_child()
         jax.distributed.initialize()
         return
-    address, count, index = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
     if not re.fullmatch(r".+:\d+", address):
         fail(f"--coordinator={address!r}: valid is <host>:<port>, or auto")
     if count is None or count < 1:
         fail(f"--num_processes={count}: valid with --coordinator is at least 1")
     if index is None or not 0 <= index < count:
         fail(f"--process_id={index}: valid with --coordinator is 0 to {count - 1}")
+    go_on_in_child()
     try:
         meet(address, count, index)
     except ServiceError as error:

@@ -77,8 +77,8 @@ def meet(address: str, count: int, index: int) -> None:
 def end_where_another_is_lost() -> Iterator[None]:
     """Ends this process, with one line and status 69, where a collective fails as another process is lost.
 
-    Where no collective fails, JAX aborts after at most 20 seconds, and where process 0 is lost at once: with
-    lines of its own and status 134.
+    Where no collective fails, JAX aborts after at most 20 seconds, and where process 0 is lost at once;
+    `supervisor` turns that into the same status.
     """
     import jax
 

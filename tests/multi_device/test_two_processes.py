@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-import signal
+import re
 import socket
 import subprocess
 import sys
@@ -106,6 +106,8 @@ import sys
 import numpy as np
 from jax.experimental import multihost_utils
 from sea_jax.runtime.process import end_where_another_is_lost, meet
+from sea_jax.runtime.supervisor import go_on_in_child
+go_on_in_child()
 meet(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
 with end_where_another_is_lost():
     while True:
@@ -116,7 +118,7 @@ with end_where_another_is_lost():
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_process_ends_the_other(lost):
-    """With status 69 and one line; where process 0 is lost, JAX's abort may be faster."""
+    """With status 69 and one line of ours, whether a collective fails first or JAX aborts."""
     port, env = free_port(), os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     pair = [
         subprocess.Popen(
@@ -127,13 +129,45 @@ def test_a_lost_process_ends_the_other(lost):
     ]  # fmt: skip
     for process in pair:
         assert "together\n" in process.stdout  # reads until that line; Gloo writes some before
+    [child] = psutil.Process(pair[lost].pid).children()
     pair[lost].kill()
     _, said = pair[1 - lost].communicate(timeout=60)
-    status = pair[1 - lost].returncode
-    assert status == 69 or (lost == 0 and status == -signal.SIGABRT), said
-    if status == 69:
-        assert "error: another process of the run is lost; the same command on all hosts goes on" in said
-        assert "Traceback" not in said
+    assert pair[1 - lost].returncode == 69, said
+    assert re.findall("^error: .*$", said, re.MULTILINE) and "the same command on all hosts goes on" in said
+    assert said.count("error: ") == 1 and "Traceback" not in said
+    assert child.wait(10) is None or not child.is_running()  # it ended with its parent
+
+
+ABORT = """
+import os, sys, time
+from sea_jax.runtime.supervisor import go_on_in_child
+go_on_in_child()
+import signal
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True) or os._exit(75))
+print("begins", flush=True)
+if sys.argv[1] == "abort":
+    os.abort()
+elif sys.argv[1] == "wait":
+    time.sleep(60)
+os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == "kill" else sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(("how", "status"), [("0", 0), ("2", 2), ("abort", 69), ("kill", 137), ("wait", 75)])
+def test_a_process_ends_as_its_child_does(how, status):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ABORT, how],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "begins\n"
+    if how == "wait":
+        process.terminate()
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == status and out == ("told\n" if how == "wait" else "")
+    assert ("error: JAX aborted: another process of the run is lost" in said) == (how == "abort")
 
 
 def check_cache(folder, index):
