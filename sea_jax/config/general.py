@@ -51,8 +51,8 @@ class Checkpoint(Section):
     keep: int = field(2, "newest checkpoints that are kept", at_least=1)
     grace_s: float = field(
         20.0,
-        "seconds after SIGTERM or Ctrl-C at which updates between labels are broken off; the run then goes on"
-        " from the checkpoint before",
+        "seconds after SIGTERM or Ctrl-C at which updates between labels and waits for the oracle are broken"
+        " off; the run then goes on from the checkpoint before",
         at_least=0,
     )
     best: bool = field(True, "keep that of the best evaluation too; its policy becomes policy_best/")

@@ -146,6 +146,16 @@ class RunSaver:
             goes_on = f"goes on from {self.last}" if self.last else "begins anew"
             raise StoppedError(f"{place}; the same command {goes_on}, with all labels")
 
+    def during_wait(self, run: Run) -> None:
+        """Ends a wait for the oracle where the time that a stop may take is over.
+
+        Raises:
+            StoppedError: this step is not saved; the answers that came are in the journal.
+        """
+        if self._stop.overdue(run.config.checkpoint.grace_s):
+            place = f"stopped by {self._stop.signal} while it waited for the oracle in step {run.step}"
+            raise StoppedError(f"{run.name}: {place}; the same command goes on, with all answers that came")
+
     def save(self, run: Run, logbook: Logbook) -> None:
         """Saves the run; it is on the disk when this returns."""
         save(self._folder, run, logbook.saved())

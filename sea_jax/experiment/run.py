@@ -18,6 +18,7 @@ from sea_jax.experiment.setup import make_evaluator, make_run
 from sea_jax.experiment.workdir import claim_workdir, require_writable
 from sea_jax.labels.journal import Journal
 from sea_jax.methods import METHODS
+from sea_jax.oracles.patience import breaks_off
 from sea_jax.pretraining import policy
 from sea_jax.report import report
 from sea_jax.runtime.checkpoint_folder import CheckpointFolder, open_folder
@@ -139,6 +140,7 @@ def train_one(
         writer = files.enter_context(MetricWriter(folder, kept))  # marks the run as unfinished
         saver = checkpoints.RunSaver(saved, files.enter_context(stop_request()))
         run.between_updates = functools.partial(saver.between_updates, run)
+        files.enter_context(breaks_off(functools.partial(saver.during_wait, run)))
         logbook = Logbook(folder, writer, make_evaluator(run, shared), saver, restored)
         train(run, logbook)
         _save_best(config, shared, folder, saved, run, logbook.best)

@@ -6,6 +6,7 @@ Every wait ends with a reply, or with a ServiceError that names what was awaited
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import queue
 import random
 import threading
@@ -22,6 +23,18 @@ from sea_jax.errors import ServiceError
 T = TypeVar("T")
 _BACKOFF = tenacity.wait_exponential(multiplier=0.1, max=5.0)  # seconds; doubles with every attempt
 _LOG_EVERY_S = 10
+_CHECK_EVERY_S = 0.5  # while a wait lasts
+_check: contextvars.ContextVar[Callable[[], None]] = contextvars.ContextVar("check", default=lambda: None)
+
+
+@contextlib.contextmanager
+def breaks_off(check: Callable[[], None]) -> Iterator[None]:
+    """Calls `check` twice a second while this thread waits for requests; what it raises ends the wait."""
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
 
 
 class RetryableError(Exception):
@@ -186,14 +199,23 @@ class _Threads:
         """Yields `count` tuples (index, result, error); raises ServiceError if they are late."""
         end = time.monotonic() + timeout_s
         for missing in range(count, 0, -1):
-            try:
-                one = self._done.get(timeout=max(end - time.monotonic(), 0.001))
-            except queue.Empty:
+            one = self._next(end)
+            if one is None:
                 late = f"{missing} of {count} requests not answered within {timeout_s:g} s"
-                raise ServiceError(f"{awaited}: {late}") from None
+                raise ServiceError(f"{awaited}: {late}")
             with self._lock:
                 self.under_way -= 1
             yield one
+
+    def _next(self, end: float) -> Any:
+        """Waits for one tuple, until an instant of the monotonic clock; None if there is none by then."""
+        while True:
+            _check.get()()
+            left = end - time.monotonic()
+            with contextlib.suppress(queue.Empty):
+                return self._done.get(timeout=min(max(left, 0.001), _CHECK_EVERY_S))
+            if left <= _CHECK_EVERY_S:
+                return None
 
 
 class RateLimiter:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sea_jax.errors import InputError, ServiceError
+from sea_jax.errors import InputError, ServiceError, StoppedError
 from sea_jax.types import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
@@ -125,6 +125,7 @@ def broadcast_from_main(compute: Callable[[], Any], like: Any) -> Any:
 
     Raises:
         ServiceError: on the other processes, if the function raised; the main process raises its own error.
+        StoppedError: on all processes, if that is what the function raised.
     """
     if not jax.distributed.is_initialized():
         return compute()
@@ -138,12 +139,14 @@ def broadcast_from_main(compute: Callable[[], Any], like: Any) -> Any:
             data = b"".join(_bytes(array, leaf) for array, leaf in found)
             words[1:].view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
         except Exception as error:  # raised below, once the other processes know
-            failure, words[0] = error, 1
+            failure, words[0] = error, 1 + isinstance(error, StoppedError)
     words = np.asarray(multihost_utils.broadcast_one_to_all(words, is_source=is_main()))
     if failure is not None:
         raise failure
-    if words[0]:
+    if words[0] == 1:
         raise ServiceError("the main process failed; its log says why")
+    if words[0]:
+        raise StoppedError("the main process was stopped; the same command on all hosts goes on")
     data, ends = words[1:].astype(np.uint32).view(np.uint8), np.cumsum([0, *sizes])
     parts = [data[start : start + size] for start, size in zip(ends[:-1], sizes, strict=True)]
     arrays = [part.view(leaf.dtype).reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]

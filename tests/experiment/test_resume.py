@@ -1,8 +1,11 @@
 """A run that is stopped and goes on: equal to one that was never stopped, bit for bit."""
 
 import json
+import os
 import signal
 import sqlite3
+import threading
+import time
 import types
 
 import jax
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 from helpers import truncate
 from ml_collections import ConfigDict
+from services import oracle_http
 from small_experiment import METHODS, files, journal_file, labels_of, start
 
 from sea_jax import main
@@ -183,6 +187,34 @@ def test_a_stop_breaks_off_long_updates(tmp_path, monkeypatch, no_policy, method
     begin()
     jax.tree.map(np.testing.assert_array_equal, no_policy["whole"], no_policy["parts"])
     assert files(tmp_path / "parts", method) == files(tmp_path / "whole", method)
+
+
+def test_a_stop_breaks_off_a_wait_for_the_oracle(tmp_path, no_policy):
+    """The service never answers the first request of step 2; the signal comes then."""
+    release, held = threading.Event(), []
+
+    def hold(request, good):
+        asks = request.endpoint == "probability" and journal_file(tmp_path / "parts", "passive").exists()
+        if asks and not held and len(labels_of(tmp_path / "parts", "passive")) == 12:
+            held.append(request)
+            os.kill(os.getpid(), signal.SIGTERM)
+            release.wait(60)
+        return good
+
+    with oracle_http(hold) as server:
+        oracle = {"oracle.kind": "remote", "oracle.url": server.url, "oracle.request_size": 2}
+        begin = start(tmp_path / "parts", "passive", **oracle, **{"checkpoint.grace_s": 0.0})
+        begun = time.monotonic()
+        with pytest.raises(
+            StoppedError, match=r"waited for the oracle in step 2; .*with all answers that came"
+        ):
+            begin()
+        assert time.monotonic() - begun < 30 and len(labels_of(tmp_path / "parts", "passive")) == 12
+        release.set()
+        begin()
+        start(tmp_path / "whole", "passive", **oracle)()
+    assert labels_of(tmp_path / "parts", "passive") == labels_of(tmp_path / "whole", "passive")
+    jax.tree.map(np.testing.assert_array_equal, no_policy["whole"], no_policy["parts"])
 
 
 def test_updates_go_on_for_the_grace(monkeypatch):

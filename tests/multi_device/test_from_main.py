@@ -5,6 +5,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 
@@ -56,14 +57,29 @@ def asks_a_function_on_main(folder, index, function, broadcast, failure):
         raise AssertionError("that is no probability")
 
 
+def a_stop_of_main_stops_both(ask, breaks_off, broadcast, stopped):
+    """The main process is stopped while it waits; the other learns of it."""
+
+    def stop():
+        raise stopped("by SIGTERM")
+
+    with breaks_off(stop):
+        try:
+            broadcast(ask, np.zeros(1))
+        except stopped as error:
+            return str(error)
+    raise AssertionError("it went on")
+
+
 def main(folder, port, index):
     import jax
 
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, initialization_timeout=60)
     from services import oracle_http
 
-    from sea_jax.errors import InputError, ServiceError
+    from sea_jax.errors import InputError, ServiceError, StoppedError
     from sea_jax.oracles import function
+    from sea_jax.oracles.patience import breaks_off, map_in_order
     from sea_jax.oracles.remote import RemoteOracle, RequestLimits
     from sea_jax.runtime.mesh import broadcast_from_main, wait_for_all
 
@@ -81,6 +97,11 @@ def main(folder, port, index):
     else:
         raise AssertionError("nobody is there any more")
     asks_a_function_on_main(folder, index, function, broadcast_from_main, (InputError, ServiceError)[index])
+    ask = lambda: map_in_order(lambda *_: time.sleep(60), [0], 1, 60.0, "it")  # noqa: E731
+    said = a_stop_of_main_stops_both(ask, breaks_off, broadcast_from_main, StoppedError)
+    assert said == (
+        "the main process was stopped; the same command on all hosts goes on" if index else "by SIGTERM"
+    )
     wait_for_all("the end")
     print(f"process {index} ended")
 
