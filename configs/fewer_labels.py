@@ -34,7 +34,7 @@ ABLATIONS = {
     "bernoulli": {"oracle.labels": "bernoulli"},
     "isotropic_prior": {"ensemble.prior": "random", "ensemble.prior_scale": 1.0},
     "other_family": {"task.name": "mini_tldr_v2_register", "backbone.family": "mini_tldr_v2"},
-    "mlp_posterior": {"ensemble.kind": "mlp", "ensemble.num_members": 20, "ensemble.prior_scale": 1.0},
+    "mlp_posterior": {"ensemble.kind": "mlp", "ensemble.prior_scale": 1.0},
     "half_updates": {"rloo.burst_updates": (20, 40, 80), "rloo.updates_per_label": 1.5},
     "double_updates": {"rloo.burst_updates": (80, 160, 320), "rloo.updates_per_label": 6.0},
 }
@@ -67,7 +67,7 @@ def get_config(kind: str = "") -> Config:
         config.overrides[method] = ConfigDict(dict(train=dict(query_budget=budget)))
     config.overrides.passive_replay.train.learning_rate = 1e-4  # its updates are seven times as many
     for method in ("posterior_rl", "posterior_rl_random"):
-        config.overrides[method].ensemble = ConfigDict(dict(num_members=64, prior_scale=3.0))
+        config.overrides[method].ensemble = ConfigDict(dict(prior_scale=3.0))
     return _of_kind(config, kind) if kind else config
 
 

@@ -49,7 +49,7 @@ def get_config(oracle: str = "critics") -> Config:
 
     # The states of the middle layer tell reviews apart after few labels (docs/benchmarks.md).
     config.backbone.update(kind="policy", pool="both", num_prompts=64, num_responses=8)
-    config.ensemble.update(kind="linear", prior="random", num_members=64)
+    config.ensemble.update(kind="linear", prior="random")
     config.train.update(query_budget=256, temperature=1.0, learning_rate=2e-4, warmup_queries=16)
     config.sea.update(num_responses=8, burn_in=64)
     config.rloo.update(num_prompts=4, num_responses=8, pool_factor=2, learning_rate=1e-4, kl_weight=0.1)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sea_jax.ensemble import design, heads, selection, uncertainty
 from sea_jax.ensemble import experience as buffer
-from sea_jax.ensemble import heads, selection, uncertainty
 from sea_jax.ensemble.posterior import Posterior
 from sea_jax.losses import DAP_LOSSES, LossTerm, mean_or_nan, sequence_logprobs
 from sea_jax.losses.micro_batches import merge_passes, split_passes
@@ -87,11 +87,9 @@ def propose(key: Array, rewards: Array, *, strategy: str) -> Duel:
 
 
 def most_informative(rewards: Array, candidates: Candidates, duel: Duel, num_kept: int, choice: str) -> Array:
-    """Returns the rows [B] of the B most informative of P duels, by a row of `selection.POOL_CHOICES`."""
-    rows = jnp.arange(len(duel.first))
-    equal = _equal(candidates)[rows, duel.first, duel.second]
-    margin = rewards[:, rows, duel.first] - rewards[:, rows, duel.second]
-    return selection.POOL_CHOICES[choice](margin, duel.void | equal, num_kept)
+    """Returns the rows [B] of the B most informative of P duels, by a row of `design.POOL_CHOICES`."""
+    equal = _equal(candidates)[jnp.arange(len(duel.first)), duel.first, duel.second]
+    return design.POOL_CHOICES[choice](rewards, duel._replace(void=duel.void | equal), num_kept)
 
 
 def oracle_share(gamma: float, batch_size: int, step: int) -> int:

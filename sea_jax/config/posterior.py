@@ -131,7 +131,11 @@ class Ensemble(Section):
         "method's own",
         one_of=("auto", "mlp", "linear"),
     )  # fmt: skip
-    num_members: int = field(20, "members, K", at_least=1)
+    num_members: int = field(20, "mlp: members, K", at_least=1)
+    num_draws: int = field(
+        256, "linear: draws from the posterior, its members, K; few of them blur what a pool tells",
+        at_least=1,
+    )  # fmt: skip
     prior: str = field(
         "pretrained", "mlp: heads drawn from prior_heads, linear: mean and covariance of the pretraining "
         "rewards; 'random': random weights, of mean 0",

@@ -6,6 +6,7 @@ Heads are drawn per prompt, not once per batch. Ties go to the lowest index.
 import jax
 import jax.numpy as jnp
 
+from sea_jax.ensemble import design
 from sea_jax.ensemble.uncertainty import (
     logit_variance,
     pair_logit_variance,
@@ -78,7 +79,7 @@ def ee_ts(key: Array, rewards: Array) -> Duel:
 def uncertainty(key: Array, rewards: Array) -> Duel:
     """Selects the pair whose difference of logits varies most over members: pure exploration (App. G.1)."""
     del key
-    return _most_uncertain_pair(rewards, pair_logit_variance(rewards))
+    return _best_pair(rewards, pair_logit_variance(rewards))
 
 
 def infomax(key: Array, rewards: Array) -> Duel:
@@ -88,15 +89,25 @@ def infomax(key: Array, rewards: Array) -> Duel:
         Efficient Exploration at Scale (2026), arXiv:2603.17378.
     """
     del key
-    return _most_uncertain_pair(rewards, pair_preference_variance(rewards))
+    return _best_pair(rewards, pair_preference_variance(rewards))
 
 
-def _most_uncertain_pair(rewards: Array, variance: Array) -> Duel:
-    """Selects the pair of largest variance [B, M, M]; two copies of a response only for lack of others."""
+def i_optimal(key: Array, rewards: Array) -> Duel:
+    """Selects the pair whose label tells most of the rewards of all responses, to all B prompts.
+
+    Where `infomax` asks about the pair that is known least, which may be an odd one, this asks about what
+    matters for ranking the responses that the policy writes: see `design.pair_gains`.
+    """
+    del key
+    return _best_pair(rewards, design.pair_gains(rewards))
+
+
+def _best_pair(rewards: Array, scores: Array) -> Duel:
+    """Selects the pair of the highest score [B, M, M]; two copies of a response only for lack of others."""
     B, M = rewards.shape[1:]
     above = jnp.triu(jnp.ones((M, M), bool), k=1)
     copies = (rewards[..., :, None] == rewards[..., None, :]).all(axis=0)
-    scores = jnp.where(copies, -1.0, variance)
+    scores = jnp.where(copies, -1.0, scores)
     scores = jnp.where(above, scores, -jnp.inf)
     best = jnp.argmax(scores.reshape(B, -1), axis=-1)
     return _duel(best // M, best % M)
@@ -168,66 +179,13 @@ def _distinct_duel(first: Array, second: Array) -> Duel:
     return _duel(first, second, first == second)
 
 
-def largest_variance(margin: Array, void: Array, num_kept: int) -> Array:
-    """Chooses the B duels of a pool whose outcome the posterior knows least, by V_φ[σ(margin)].
-
-    Args:
-        margin: r_φ(y) − r_φ(y') of P duels under every member, [K, P] f32.
-        void: [P] bool, True for duels that teach nothing.
-        num_kept: B ≤ P.
-
-    Returns:
-        [B] int32, rows of the pool, ascending; void duels only where there are too few others.
-    """
-    variance = jax.nn.sigmoid(margin).var(0)
-    _, kept = jax.lax.top_k(jnp.where(void, -1.0, variance), num_kept)
-    return jnp.sort(kept)
-
-
-def d_optimal(margin: Array, void: Array, num_kept: int) -> Array:
-    """Chooses B duels that together tell most of the rewards: greedy D-optimal design.
-
-    A label of duel i adds the information p (1 − p) d dᵀ on its margin d, with p the mean preference. After
-    each choice the covariance of all margins is updated as if the label had come (it does not depend on
-    which), so that a batch does not ask one question twice. The members' margins stand for the Gaussian:
-    with A = centred margins / √(K − 1), the covariance is Aᵀ S A, and a label's rank-one update of the
-    precision is one of S [K, K].
-
-    References:
-        Active Reward Modeling (2025), arXiv:2502.04354.
-
-    Args:
-        margin, void, num_kept: as for `largest_variance`.
-
-    Returns:
-        As `largest_variance`.
-    """
-    K = margin.shape[0]
-    spread = (margin - margin.mean(0)) / max(K - 1, 1) ** 0.5
-    preference = jax.nn.sigmoid(margin).mean(0)
-    information = preference * (1 - preference)
-
-    def choose(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
-        shrunk, left_out = carry  # S; [P], 1 for void duels, 2 for those chosen
-        gain = information * jnp.einsum("kp,kl,lp->p", spread, shrunk, spread)
-        best = jnp.argmax(jnp.where(left_out > 0, -left_out, gain))
-        step = shrunk @ spread[:, best]
-        shrunk -= information[best] / (1 + gain[best]) * jnp.outer(step, step)
-        return (shrunk, left_out.at[best].set(2.0)), best
-
-    start = jnp.eye(K), void.astype(jnp.float32)
-    _, kept = jax.lax.scan(choose, start, None, length=num_kept)
-    return jnp.sort(kept).astype(jnp.int32)
-
-
-POOL_CHOICES = {"variance": largest_variance, "d_optimal": d_optimal}
-
 STRATEGIES = {
     "bai_ts": bai_ts,
     "bai_ts_logits": bai_ts_logits,
     "ee_ts": ee_ts,
     "uncertainty": uncertainty,
     "infomax": infomax,
+    "i_optimal": i_optimal,
     "passive": passive,
     "best_vs_random": best_vs_random,
     "max_margin": max_margin,

@@ -27,8 +27,19 @@ def logit_variance(rewards: Array, first: Array) -> Array:
     return jnp.var(chosen - rewards, axis=0)
 
 
+def pair_preferences(rewards: Array) -> Array:
+    """Computes E_φ[σ(r_φ(b) − r_φ(b'))] of all pairs: [K, B, M] -> [B, M, M] f32."""
+    return _pair_moments(rewards)[0]
+
+
 def pair_preference_variance(rewards: Array) -> Array:
     """Computes V_φ[σ(r_φ(b) − r_φ(b'))] of all pairs: [K, B, M] -> [B, M, M] f32, in probability squared."""
+    mean, square = _pair_moments(rewards)
+    return jnp.maximum(square - mean**2, 0.0)
+
+
+def _pair_moments(rewards: Array) -> tuple[Array, Array]:
+    """Computes the means over members of σ(r_φ(b) − r_φ(b')) and of its square, [B, M, M] each."""
 
     def moments(member: Array) -> tuple[Array, Array]:
         probability = jax.nn.sigmoid(member[:, :, None] - member[:, None, :])
@@ -41,7 +52,7 @@ def pair_preference_variance(rewards: Array) -> Array:
     K, B, M = rewards.shape
     zeros = jnp.zeros((B, M, M))
     (total, squares), _ = jax.lax.scan(add, (zeros, zeros), rewards)
-    return jnp.maximum(squares / K - (total / K) ** 2, 0.0)
+    return total / K, squares / K
 
 
 def pair_logit_variance(rewards: Array) -> Array:

@@ -124,7 +124,7 @@ def make_posterior(config: Config, method: Method) -> Posterior:
     ensemble = config.ensemble
     if posterior_kind(config, method) == "linear":
         return LinearPosterior(
-            ensemble.num_members, ensemble.prior_scale, ensemble.sharpness, ensemble.newton_steps
+            ensemble.num_draws, ensemble.prior_scale, ensemble.sharpness, ensemble.newton_steps
         )
     return HeadEnsemble(
         head=heads.Head(tuple(ensemble.hidden), ensemble.prior_scale),

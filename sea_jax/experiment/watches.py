@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sea_jax.methods import Method
+from sea_jax.methods.method import num_members
 from sea_jax.types import Config
 
 FINITE = "finite"  # the watch without a bound, which always ends the run
@@ -26,7 +27,7 @@ class Facts(NamedTuple):
 
 def facts_of(config: Config, method: Method, longest: int) -> Facts:
     """Returns the facts of a method with its config, on a task of responses of at most `longest` tokens."""
-    members = config.ensemble.num_members if method.learns_ensemble else 0
+    members = num_members(config, method) if method.learns_ensemble else 0
     choice = method.num_responses(config) if method.chooses else 0
     samples = method.improvement is not None and method.improvement.samples(config) is not None
     return Facts(members, choice, samples or method.reference_share(config) < 1, longest)

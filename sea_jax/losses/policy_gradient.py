@@ -23,19 +23,25 @@ def leave_one_out(rewards: Array) -> Array:
     return (rewards - rewards.mean(-1, keepdims=True)) * G / (G - 1)
 
 
-def rloo_loss(logps: Array, ref_logps: Array, rewards: Array, kl_weight: Array | float) -> Array:
+def rloo_loss(
+    logps: Array, ref_logps: Array, rewards: Array, kl_weight: Array | float, max_kl: Array | float = jnp.inf
+) -> Array:
     """Computes a loss whose gradient estimates that of −(E[r] − β KL(π_θ ‖ π_ref)) (Eq. 7), per prompt.
 
     A response's return is its reward less β log(π_θ / π_ref), whose mean over π_θ is the KL term. The value
-    of the loss says nothing.
+    of the loss says nothing. A prompt on which the policy is further from π_ref than a limit teaches the way
+    back alone: its returns are −log(π_θ / π_ref).
 
     Args:
         logps, ref_logps: [B, G] f32 nats, log π_θ and log π_ref of responses drawn from π_θ at temperature 1.
         rewards: [B, G] f32.
         kl_weight: β.
+        max_kl: the limit, in nats, for the mean of log(π_θ / π_ref) over the responses to a prompt.
 
     Returns:
         [B] f32.
     """
-    returns = rewards - kl_weight * (logps - ref_logps)
+    ratio = logps - ref_logps
+    is_far = ratio.mean(-1, keepdims=True) > max_kl
+    returns = jnp.where(is_far, -ratio, rewards - kl_weight * ratio)
     return -jnp.mean(jax.lax.stop_gradient(leave_one_out(returns)) * logps, axis=-1)

@@ -48,6 +48,10 @@ METHODS = {
     "posterior_rl": Method(
         "RLOO on the posterior",
         "compares the pairs of a pool that teach most; the policy learns from the posterior between labels",
+        strategy="i_optimal", **_PROPOSALS, **_POOL, **_RLOO,
+    ),
+    "posterior_rl_infomax": Method(
+        "RLOO on the posterior, InfoMax", "as posterior_rl, with the pair whose outcome is least known",
         strategy="infomax", **_PROPOSALS, **_POOL, **_RLOO,
     ),
     "posterior_rl_ts": Method(

@@ -20,7 +20,7 @@ import optax
 
 from sea_jax.config.checks import Checks
 from sea_jax.config.fields import Section, field
-from sea_jax.ensemble import selection
+from sea_jax.ensemble import design
 from sea_jax.methods.method import Prompts, Samples
 from sea_jax.models.generate import Responses
 from sea_jax.runtime.mesh import ensure_on_mesh
@@ -38,9 +38,9 @@ class Rloo(Section):
     section_name = "rloo"
     pool_factor: int = field(8, "prompts proposed to per duel that is kept", at_least=1)
     pool_choice: str = field(
-        "variance", "which duels of the pool are kept: 'variance': those whose outcome is least known; "
-        "'d_optimal': those that together tell most",
-        one_of=tuple(selection.POOL_CHOICES),
+        "i_optimal", "which duels of the pool are kept: 'variance': those whose outcome is least known; "
+        "'d_optimal': those that together tell most of their margins; 'i_optimal': of all responses' rewards",
+        one_of=tuple(design.POOL_CHOICES),
     )  # fmt: skip
     num_prompts: int = field(16, "prompts per update", at_least=1)
     num_responses: int = field(8, "responses per prompt of an update, G", at_least=2)
@@ -65,7 +65,8 @@ class Rloo(Section):
     )  # fmt: skip
     max_kl: float = field(
         float("inf"),
-        "mean log(π_θ / π_ref) in nats at which the updates of a step end",
+        "mean log(π_θ / π_ref) in nats over the samples to a prompt, beyond which they teach the way back to "
+        "π_ref alone; posterior_dpo: over all, at which the updates of a step end",
         above=0,
         infinite=True,
     )
@@ -173,13 +174,16 @@ class BetweenLabels(abc.ABC):
             Metrics [] f32, among them "improve/finite", "rloo/kl" and "rloo/distinct".
         """
 
+    def ends_early(self, config: Config, metrics: dict[str, Array]) -> bool:
+        """Tells whether the update passed min_distinct; without a limit it waits for nothing."""
+        return config.min_distinct > 0 and float(metrics["rloo/distinct"]) < config.min_distinct
+
     def improve(
         self, run: Any, before: int, batch: PreferenceBatch, learned: dict[str, Any]
     ) -> dict[str, Any]:
         """Makes the updates that are due, after a restart at π_ref where a burst begins.
 
-        They end early where the policy is as far from π_ref, or its responses as alike, as the config allows.
-        There is none while the labels contradict the posterior more than it allows.
+        XX while the labels contradict the posterior more than it allows.
         """
         del batch  # the posterior has learned from it
         config, after = run.config.rloo, run.labeller.num_queries
@@ -198,7 +202,7 @@ class BetweenLabels(abc.ABC):
             metrics = self.update(run, prompts, _sample(run, prompts, update))
             wait_for_last(run, finite)
             finite, made = finite * metrics["improve/finite"], made + 1
-            if too_far(config, metrics):
+            if self.ends_early(config, metrics):
                 break
         return metrics | {"improve/finite": finite, "improve/updates": float(made)}
 
@@ -224,12 +228,6 @@ def _sample(run: Any, prompts: Prompts, update: int) -> Responses:
     key = jax.random.fold_in(jax.random.fold_in(run.state.key, _PROMPT_SEED), update)
     options = dict(num_responses=run.config.rloo.num_responses, temperature=1.0)
     return run.actor.sampler.begin(run.policy, *prompts.batch, key, **options)()
-
-
-def too_far(config: Config, metrics: dict[str, Array]) -> bool:
-    """Tells whether the update passed max_kl or min_distinct; without limits it waits for nothing."""
-    far = math.isfinite(config.max_kl) and float(metrics["rloo/kl"]) > config.max_kl
-    return far or (config.min_distinct > 0 and float(metrics["rloo/distinct"]) < config.min_distinct)
 
 
 def contradicted(run: Any, learned: dict[str, Any]) -> bool:

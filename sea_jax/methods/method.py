@@ -218,7 +218,7 @@ class Method:
         learns: 'policy', 'ensemble', both or neither.
         losses: the losses that the method is derived for; empty: any.
         pool_factor: config -> prompts proposed to per duel; of their duels the most informative are kept.
-        pool_choice: config -> row of `selection.POOL_CHOICES`: which are the most informative.
+        pool_choice: config -> row of `design.POOL_CHOICES`: which are the most informative.
         improvement: how the policy learns between labels; None: it does not.
         posterior: the kind of posterior where config.ensemble.kind is 'auto'.
         section: the dataclass of the method's own config fields and their checks (`config/fields.py`).
@@ -266,3 +266,9 @@ def posterior_kind(config: Config, method: Method) -> str:
 def no_rewards(num_prompts: int, num_responses: int) -> Array:
     """Returns rewards [1, B, M] f32 of 0, for strategies that read none."""
     return jnp.zeros((1, num_prompts, num_responses))
+
+
+def num_members(config: Config, method: Method) -> int:
+    """Returns K, the members of the posterior that the method learns."""
+    ensemble = config.ensemble
+    return ensemble.num_draws if posterior_kind(config, method) == "linear" else ensemble.num_members

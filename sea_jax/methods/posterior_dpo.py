@@ -100,6 +100,11 @@ class DpoBetweenLabels(BetweenLabels):
         settings = _settings(context.settings)
         return _step.trace(settings, 0.0, context.state, context.ref_params, prompts, candidates)
 
+    def ends_early(self, config: Config, metrics: dict[str, Array]) -> bool:
+        """Tells whether the update passed min_distinct or max_kl; without limits it waits for nothing."""
+        far = config.max_kl < float("inf") and float(metrics["rloo/kl"]) > config.max_kl
+        return far or super().ends_early(config, metrics)
+
     def update(self, run: Any, prompts: Prompts, responses: Responses) -> dict[str, Array]:
         """Takes one step on the surest pair of each prompt, as the posterior labels it."""
         features = run.backbone(prompts.texts, *prompts.batch, responses)

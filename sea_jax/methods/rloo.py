@@ -50,14 +50,15 @@ def posterior_reward(members: Params, features: Array, kind: str, pessimism: flo
 
 
 def policy_gradient_step(
-    settings: UpdateSettings, kl_weight: Array | float, policy: PolicyState, ref_params: Params,
-    prompts: PromptBatch, responses: Responses, rewards: Array,
+    settings: UpdateSettings, kl_weight: Array | float, max_kl: Array | float, policy: PolicyState,
+    ref_params: Params, prompts: PromptBatch, responses: Responses, rewards: Array,
 ) -> tuple[PolicyState, dict[str, Array]]:  # fmt: skip
     """Takes one optimizer step of RLOO; jit it with the settings static.
 
     Args:
         settings: its policy_optimizer.
         kl_weight: [] f32, β.
+        max_kl: [] f32, limit of `rloo_loss`.
         policy: π_θ and its optimizer.
         ref_params: π_ref.
         prompts: B prompts.
@@ -73,7 +74,7 @@ def policy_gradient_step(
         *batch, reward = part
         score = lambda p: sequence_logprobs(settings.model, p, *batch, chunk=settings.token_chunk)  # noqa: E731
         logps, ref_logps = score(params), score(ref_params)
-        return rloo_loss(logps, ref_logps, reward, kl_weight).sum() / B, logps - ref_logps
+        return rloo_loss(logps, ref_logps, reward, kl_weight, max_kl).sum() / B, logps - ref_logps
 
     def add(grads: Params, part: Any) -> tuple[Params, Array]:
         more, ratio = jax.grad(share, has_aux=True)(policy.params, part)
@@ -97,7 +98,7 @@ def policy_gradient_step(
     return new, metrics | {"improve/finite": finite.astype(jnp.float32)}
 
 
-_step = jax.jit(policy_gradient_step, static_argnums=0, donate_argnums=2)
+_step = jax.jit(policy_gradient_step, static_argnums=0, donate_argnums=3)
 _reward = jax.jit(posterior_reward, static_argnames="kind")
 
 
@@ -143,14 +144,14 @@ class RlooBetweenLabels(BetweenLabels):
 
     def trace(self, context: Any, prompts: PromptBatch, responses: Responses, rewards: Array) -> Any:
         """Traces `policy_gradient_step`; the context is an `Experiment` of launch/steps.py."""
-        weight = jax.ShapeDtypeStruct((), jnp.float32)
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
         policy, ref_params = context.state.policy, context.ref_params
-        return _step.trace(context.settings, weight, policy, ref_params, prompts, responses, rewards)
+        return _step.trace(context.settings, scalar, scalar, policy, ref_params, prompts, responses, rewards)
 
     def update(self, run: Any, prompts: Prompts, responses: Responses) -> dict[str, Array]:
         """Scores the samples and takes one step of RLOO."""
         batch = prompts.batch, responses, self.reward(run, prompts, responses)
-        weight = kl_weight(run.config.rloo, run.labeller.num_queries)
-        policy, metrics = _step(run.settings, weight, run.state.policy, run.ref_params, *batch)
+        limits = kl_weight(run.config.rloo, run.labeller.num_queries), run.config.rloo.max_kl
+        policy, metrics = _step(run.settings, *limits, run.state.policy, run.ref_params, *batch)
         run.set_state(run.state._replace(policy=policy))
         return metrics

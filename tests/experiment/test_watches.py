@@ -162,7 +162,7 @@ def test_lengths_end_at_the_limit_of_responses_where_they_had_room():
 def test_facts_of_methods():
     config = base_config()
     found = {name: facts_of(config, method, 9) for name, method in METHODS.items()}
-    assert found["sea"] == found["posterior_rl"] == Facts(20, 20, True, 9)
+    assert found["sea"] == Facts(20, 20, True, 9) and found["posterior_rl"] == Facts(256, 20, True, 9)
     assert found["passive"] == found["passive_replay"] == Facts(0, 0, True, 9)
     assert found["offline"] == Facts(0, 0, False, 9) and found["posterior_rl_offline"].of_policy
     assert found["apl"] == Facts(0, 8, True, 9) and found["posterior_rl_random"].choice == 2

@@ -1,5 +1,7 @@
 """DPO on pairs that the posterior is sure of: the pairs and the step by brute force, and a whole run."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,3 +94,11 @@ def test_a_whole_run_learns_between_labels(tmp_path):
     assert made == {8: 3, 12: 2, 16: 2}
     moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), run.state.policy.params, before)
     assert any(jax.tree.leaves(moved))
+
+
+def test_the_updates_of_a_step_end_at_the_limits():
+    config = types.SimpleNamespace(max_kl=0.5, min_distinct=0.25)
+    ends = posterior_dpo.DpoBetweenLabels().ends_early
+    assert ends(config, {"rloo/kl": 0.6, "rloo/distinct": 1.0})
+    assert not ends(config, {"rloo/kl": 0.4, "rloo/distinct": 1.0})
+    assert ends(config, {"rloo/kl": 0.4, "rloo/distinct": 0.2})

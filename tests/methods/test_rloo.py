@@ -17,7 +17,7 @@ from sea_jax.errors import InputError
 from sea_jax.experiment import validate
 from sea_jax.methods import between_labels, rloo
 from sea_jax.models.generate import Responses
-from sea_jax.types import Candidates, Duel, PolicyState, PromptBatch
+from sea_jax.types import PolicyState, PromptBatch
 
 BETA = 0.2
 rng = np.random.default_rng(0)
@@ -94,12 +94,12 @@ def step():
     rewards = rng.normal(size=(2, 3)).astype(np.float32)
     update = jax.jit(rloo.policy_gradient_step, static_argnums=0)
 
-    def gradient(micro_batch):
+    def gradient(micro_batch, max_kl=np.inf):
         optimizer = optax.with_extra_args_support(optax.sgd(1.0))
         settings = algorithm.UpdateSettings(model, optimizer, micro_batch=micro_batch)
         policy = PolicyState(params, optimizer.init(params))
         inputs = PromptBatch(prompts, prompt_mask), responses, jnp.asarray(rewards)
-        after, metrics = update(settings, BETA, policy, ref_params, *inputs)
+        after, metrics = update(settings, BETA, max_kl, policy, ref_params, *inputs)
         return jax.tree.map(lambda a, b: np.asarray(a - b), params, after.params), metrics
 
     def logps(params):
@@ -109,12 +109,19 @@ def step():
     return gradient, logps, params, ref_params, rewards
 
 
-def test_the_gradient_by_finite_differences(step):
-    """Along random directions, of the sum of advantages times log-probs, with the advantages by loops."""
+@pytest.mark.parametrize("limited", [False, True])
+def test_the_gradient_by_finite_differences(step, limited):
+    """Along random directions, of the sum of advantages times log-probs, with the advantages by loops.
+
+    With a limit between the two prompts' log-ratios the further one has no reward.
+    """
     gradient, logps, params, ref_params, rewards = step
-    found, metrics = gradient(0)
     ratio = logps(params) - logps(ref_params)
-    returns = rewards - BETA * ratio
+    limit = ratio.mean() if limited else np.inf
+    found, metrics = gradient(0, limit)
+    is_far = ratio.mean(1, keepdims=True) > limit
+    assert is_far.sum() == limited
+    returns = np.where(is_far, -ratio, rewards - BETA * ratio)
     advantages = np.array([[r[g] - np.delete(r, g).mean() for g in range(3)] for r in returns])
     value = lambda p: -(advantages * logps(p)).mean()  # noqa: E731
     for seed in range(3):
@@ -130,54 +137,8 @@ def test_the_gradient_by_finite_differences(step):
 
 
 def test_micro_batches_sum_to_the_batch(step):
-    whole, parts = (step[0](size)[0] for size in (0, 1))
+    whole, parts = (step[0](size, 0.0)[0] for size in (0, 1))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, parts)
-
-
-def test_of_a_pool_the_most_uncertain_duels_are_kept():
-    rewards = rng.normal(size=(6, 5, 4)).astype(np.float32)
-    duel = Duel(
-        *(jnp.array(x) for x in ([0, 1, 2, 3, 0], [1, 2, 3, 0, 2])), jnp.ones(5, bool), jnp.zeros(5, bool)
-    )
-    duel = duel._replace(void=duel.void.at[1].set(True))
-    equal = jnp.array([False, False, False, True, False])
-    pairs = zip(duel.first, duel.second, strict=True)
-    margin = np.stack([rewards[:, i, a] - rewards[:, i, b] for i, (a, b) in enumerate(pairs)], 1)
-    variance = np.var(1 / (1 + np.exp(-margin)), axis=0)
-    expected = sorted(sorted((0, 2, 4), key=lambda i: -variance[i])[:2])
-    void = duel.void | equal
-    assert selection.largest_variance(margin, void, 2).tolist() == expected
-    # Void duels only where there are too few others.
-    assert set(selection.largest_variance(margin, void, 4).tolist()) > {0, 2, 4}
-    tokens = rng.integers(0, 9, (5, 4, 3)).astype(np.int32)
-    tokens[3, 0] = tokens[3, 3]
-    candidates = Candidates(jnp.asarray(tokens), jnp.ones((5, 4, 3), bool), None)
-    assert algorithm.most_informative(rewards, candidates, duel, 2, "variance").tolist() == expected
-
-
-def test_a_batch_is_d_optimal_as_by_determinants():
-    """Greedy by log det(Σ⁻¹ + Σ_i a_i d_i d_iᵀ) over weights, whose draws give the margins."""
-    K, P, E, B = 200, 7, 4, 4
-    weights, difference = rng.normal(size=(K, E)), 2 * rng.normal(size=(P, E))
-    difference[5] = difference[2] + 0.01  # asks what duel 2 asks
-    margin = weights @ difference.T
-    void = np.zeros(P, bool)
-    void[3] = True
-    mean = (1 / (1 + np.exp(-margin))).mean(0)
-    precision, chosen = np.linalg.inv(np.cov(weights.T)), []
-    for _ in range(B):
-        added = {
-            i: precision + mean[i] * (1 - mean[i]) * np.outer(difference[i], difference[i])
-            for i in range(P)
-            if i not in chosen and not void[i]
-        }
-        chosen.append(max(added, key=lambda i, a=added: np.linalg.slogdet(a[i])[1]))
-        precision = added[chosen[-1]]
-    found = selection.d_optimal(jnp.asarray(margin), jnp.asarray(void), B)
-    assert found.tolist() == sorted(chosen)
-    assert not {2, 5} <= set(chosen)
-    everything = selection.d_optimal(jnp.asarray(margin), jnp.asarray(void), P)
-    assert everything.tolist() == list(range(P))
 
 
 @pytest.mark.parametrize("strategy", ["double_reverse_ts", "delta_ucb"])
@@ -265,10 +226,22 @@ def test_limits_end_the_updates_of_a_step(tmp_path):
     assert len(made) == 4 and all(
         n == (1 if share < 1 else 2) for n, share in zip(made, distinct, strict=True)
     )
-    config = types.SimpleNamespace(max_kl=0.5, min_distinct=0.0)
-    assert between_labels.too_far(config, {"rloo/kl": 0.6}) and not between_labels.too_far(
-        config, {"rloo/kl": 0.4}
-    )
+
+
+def test_a_policy_stays_within_its_limit(tmp_path):
+    """A reward of the number of tokens leads far away; with a limit the same updates stay near it."""
+    fields = {
+        "rloo.burst_labels": (), "rloo.burst_updates": (), "rloo.updates_per_label": 8.0, "rloo.kl_weight": 0.0,
+        "rloo.learning_rate": 0.01, "rloo.num_responses": 8, "train.max_idle_steps": 20,
+    }  # fmt: skip
+    last = {}
+    for limit in (0.5, float("inf")):
+        run = small_run(
+            tmp_path / str(limit), "posterior_rl", **FEW_UPDATES | fields, **{"rloo.max_kl": limit}
+        )
+        rows, _ = loop(run)
+        last[limit] = [row["rloo/kl"] for row in rows if "rloo/kl" in row][-1]
+    assert last[0.5] < 2.0 < 10.0 < last[float("inf")], last
 
 
 def test_no_update_follows_labels_that_contradict_the_posterior(tmp_path, monkeypatch):
