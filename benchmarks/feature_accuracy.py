@@ -34,6 +34,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from benchmarks.samples import normalised
 from sea_jax import evaluate, tasks
 from sea_jax.actors.sampler import new_version, sample_now
 from sea_jax.config.flags import fail
@@ -196,12 +197,6 @@ def read(extractor: HiddenStates, pairs: Pairs) -> np.ndarray:
         responses = Responses(jnp.asarray(tokens), jnp.asarray(token_mask), jnp.zeros(tokens.shape))
         parts.append(to_host(extractor((), prompts, mask, responses))[:size])
     return np.concatenate(parts)
-
-
-def normalised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres features, and scales them to unit variance on average over coordinates, as priors expect."""
-    mean, scale = train.mean((0, 1)), 1 / np.sqrt(train.var((0, 1)).mean())
-    return (train - mean) * scale, (test - mean) * scale
 
 
 def accuracy(config: Config, posterior: str, prior: Params | None, train, test, seed: int) -> float:

@@ -11,17 +11,14 @@ that is not linear in its basis it measures the linear part.
 
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
+from benchmarks.samples import collect
 from sea_jax import tasks
-from sea_jax.actors.sampler import new_version, sample_now
 from sea_jax.config.flags import fail
 from sea_jax.experiment import assets
-from sea_jax.runtime.mesh import to_host
-from sea_jax.types import Config
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Work directory that holds the trained models.")
@@ -30,34 +27,7 @@ _SPLIT = flags.DEFINE_string("split", "tuning", "Split that the held-out prompts
 _PROMPTS = flags.DEFINE_integer("prompts", 1500, "Train prompts.")
 _TEST = flags.DEFINE_integer("test", 400, "Held-out prompts, at most.")
 
-_RESPONSES, _BATCH = 20, 50
 _RIDGE = 1e-3  # share of the mean eigenvalue
-
-
-def collect(config: Config, shared: assets.Assets, split: str, count: int, seed: int):
-    """Samples 20 responses to each of the first `count` prompts.
-
-    Returns:
-        Features [N, 20, E] and basis [N, 20, F], both f32.
-    """
-    family = tasks.find(config.task.name).reward_family
-    assert family is not None and shared.backbone is not None
-    policy, features, rows = new_version(shared.ref_params), [], []
-    texts = shared.task.prompts[split][:count]
-    texts = texts[: len(texts) - len(texts) % _BATCH]
-    for start in range(0, len(texts), _BATCH):
-        part = texts[start : start + _BATCH]
-        prompts = shared.task.encode_prompts(part)
-        key = jax.random.fold_in(jax.random.key(seed), start)
-        out = sample_now(
-            shared.sampler, policy, *prompts, key,
-            num_responses=_RESPONSES, temperature=config.train.temperature,
-        )  # fmt: skip
-        features.append(to_host(shared.backbone(part, *prompts, out)))
-        decoded = shared.task.decode(*to_host((out.tokens, out.mask)))
-        basis = family.basis([x for x in part for _ in range(_RESPONSES)], [y for ys in decoded for y in ys])
-        rows.append(basis.reshape(len(part), _RESPONSES, -1))
-    return np.concatenate(features), np.concatenate(rows)
 
 
 def explained(train: np.ndarray, test: np.ndarray, targets: np.ndarray, held: np.ndarray) -> np.ndarray:

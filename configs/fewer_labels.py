@@ -35,8 +35,8 @@ ABLATIONS = {
     "isotropic_prior": {"ensemble.prior": "random", "ensemble.prior_scale": 1.0},
     "other_family": {"task.name": "mini_tldr_v2_register", "backbone.family": "mini_tldr_v2"},
     "mlp_posterior": {"ensemble.kind": "mlp", "ensemble.prior_scale": 1.0},
-    "half_updates": {"rloo.burst_updates": (20, 40, 80), "rloo.updates_per_label": 1.5},
-    "double_updates": {"rloo.burst_updates": (80, 160, 320), "rloo.updates_per_label": 6.0},
+    "half_updates": {"rloo.burst_updates": (20, 30, 40, 60, 80), "rloo.updates_per_label": 1.5},
+    "double_updates": {"rloo.burst_updates": (80, 120, 160, 240, 320), "rloo.updates_per_label": 6.0},
 }
 
 
@@ -58,7 +58,8 @@ def get_config(kind: str = "") -> Config:
     config.num_seeds = 10
     config.train.update(query_budget=768, learning_rate=8e-4)
     config.rloo.update(kl_weight=0.1, kl_half_labels=1024.0)
-    config.rloo.update(burst_labels=(16, 32, 64), burst_updates=(40, 80, 160), updates_per_label=3.0)
+    config.rloo.update(updates_per_label=3.0)
+    config.rloo.update(burst_labels=(16, 24, 32, 48, 64), burst_updates=(40, 60, 80, 120, 160))
     config.eval.every_queries = 16
     # The starting policy has 1.6 to 5.0 under these rewards, so gains are compared.
     config.eval.reward_levels, config.eval.gain_levels = (), (1.0, 1.5, 2.0, 2.5)
