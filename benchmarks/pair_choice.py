@@ -43,7 +43,7 @@ _LABELS = flags.DEFINE_list("labels", ["16", "32", "64", "96", "128", "160"], "N
 _POOL = flags.DEFINE_integer("pool", 8, "Prompts per duel that is kept.")
 _NUM_DRAWS = flags.DEFINE_list("num_draws", ["256"], "Draws from the posterior, K.")
 _FLIPS = flags.DEFINE_float("flip_probability", 0.0, "Probability that a label is wrong.")
-_SHARED = 2000  # rewards of the family to which the basis' prior is fitted
+_NUM_REWARDS = 2000  # rewards of the family to which the basis' prior is fitted
 
 CHOICES = (  # strategy, pool choice
     ("passive", None), ("infomax", "variance"), ("infomax", "d_optimal"), ("i_optimal", "variance"),
@@ -133,7 +133,7 @@ def main(_: list[str]) -> None:
         draws = np.stack([family.draw(seed) for seed in seeds], -1)
         return family.combine(of.reshape(-1, of.shape[-1]), draws).reshape(*of.shape[:2], -1)
 
-    others = reward(basis, [SEED_OFFSET + i for i in range(_SHARED)])
+    others = reward(basis, [SEED_OFFSET + i for i in range(_NUM_REWARDS)])
     basis_of = normalised(basis, held)
     kinds = {
         "ranker": (train, test, shared.priors["linear"], config.ensemble.prior_scale),

@@ -183,7 +183,8 @@ class BetweenLabels(abc.ABC):
     ) -> dict[str, Any]:
         """Makes the updates that are due, after a restart at π_ref where a burst begins.
 
-        XX while the labels contradict the posterior more than it allows.
+        They end early where `ends_early` says so. There is none while the labels contradict the posterior
+        more than the config allows.
         """
         del batch  # the posterior has learned from it
         config, after = run.config.rloo, run.labeller.num_queries
