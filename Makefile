@@ -17,6 +17,8 @@ BENCHMARKS ?= online_dpo_step sampler feature_accuracy
 BIN := .venv/bin
 PYTEST := pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# Without bytecode each of the many processes of the tests compiles all modules anew, for 4 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: run sidecar test coverage test-sidecar lint format docs bench faults lock audit help clean

@@ -1,6 +1,8 @@
 """Who may import whom, and that no file waits for itself."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
 from helpers import ROOT
@@ -75,3 +77,18 @@ def test_no_circle(graph):
 
     for module in sorted(graph):
         visit(module)
+
+
+def test_nothing_imports_torch_where_it_is_installed(tmp_path):
+    """All modules but the sidecar, and the writer of TensorBoard's files, which imports its library late."""
+    modules = sorted(FILES.keys() - {"sea_jax.actors.vllm_sidecar"})
+    code = f"""
+import importlib, pathlib, sys
+for name in {[name for name in modules if not name.endswith("__main__")]}:
+    importlib.import_module(name)
+importlib.import_module("sea_jax.runtime.metrics").MetricWriter(pathlib.Path({str(tmp_path)!r})).close()
+assert "tensorboardX" in sys.modules and "torch" not in sys.modules
+import torch
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
