@@ -77,9 +77,9 @@ def command(
 
 
 def bought(folder: Path) -> dict[str, list[tuple]]:
-    """Returns the answered duels of every run of a work directory."""
+    """Returns the answered duels of the runs of a work directory."""
     found = {}
-    for file in sorted(folder.glob(f"runs/*/{FILE}")):
+    for file in filter(Path.exists, (folder / f"runs/{method}-seed0/{FILE}" for method in METHODS)):
         with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as db:
             query = f"SELECT id, {COLUMNS} FROM duels WHERE state = 'answered' ORDER BY id"
             found[file.parent.name] = db.execute(query).fetchall()
@@ -120,24 +120,42 @@ def differences(folder: Path, whole: Path) -> list[str]:
     return found
 
 
+def undisturbed(folder: Path, cache: Path, log: Path) -> float:
+    """Makes the run that all others must equal; returns its seconds, with trained parts and compiled programs."""
+    seconds = 0.0
+    for _ in range(1 if cache.exists() else 2):
+        shutil.rmtree(folder, ignore_errors=True)
+        start = time.monotonic()
+        with open(log, "a") as out:
+            subprocess.run(command(folder, cache), check=True, stdout=out, stderr=out)
+        seconds = time.monotonic() - start
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kills a run at random instants and goes on with it.")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--workdir", type=Path, default=Path("runs/faults"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, help="trained parts; default: those of the workdir")
+    parser.add_argument("--whole", type=Path, help="an undisturbed run; default: one is made")
+    parser.add_argument(
+        "--within", type=float, help="seconds to the latest kill; default: the undisturbed run's"
+    )
     options = parser.parse_args()
+    if options.whole and not options.within:
+        parser.error("--whole: valid with --within=SECONDS")
     options.workdir.mkdir(parents=True, exist_ok=True)
-    cache, whole, log = (options.workdir / name for name in ("cache", "whole", "log.txt"))
-    cache = options.cache or cache
+    cache, log = options.cache or options.workdir / "cache", options.workdir / "log.txt"
     log.unlink(missing_ok=True)
-    for _ in range(1 if cache.exists() else 2):  # the second time with trained parts and compiled programs
-        shutil.rmtree(whole, ignore_errors=True)
-        start = time.monotonic()
-        with open(log, "a") as out:
-            subprocess.run(command(whole, cache), check=True, stdout=out, stderr=out)
-        whole_s = time.monotonic() - start  # of the fastest run so far
-    print(f"undisturbed: {whole_s:.0f} s, {sum(map(len, bought(whole).values()))} labels", flush=True)
+    whole, whole_s = options.whole, options.within
+    if not whole:
+        whole = options.workdir / "whole"
+        whole_s = undisturbed(whole, cache, log)
+    print(
+        f"undisturbed: {sum(map(len, bought(whole).values()))} labels; kills within {whole_s:.0f} s",
+        flush=True,
+    )
 
     rng, kills, ended, counts = random.Random(options.seed), 0, 0, Counts()
     folder = options.workdir / "killed"
