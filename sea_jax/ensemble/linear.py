@@ -14,8 +14,6 @@ import numpy as np
 
 from sea_jax.types import Array, EnsembleState, Experience, Params
 
-_STEPS = 2.0 ** -np.arange(17)  # lengths of a Newton step that are tried
-
 
 @dataclasses.dataclass(frozen=True)
 class LinearPosterior:
@@ -29,12 +27,14 @@ class LinearPosterior:
             of a fitted prior a factor of its standard deviations.
         sharpness: s, the factor of a reward's logits.
         newton_steps: steps of Newton's method from the last mode.
+        step_lengths: how many lengths of a step are tried: 1, ½, ¼, …
     """
 
     num_members: int
     prior_scale: float = 1.0
     sharpness: float = 1.0
     newton_steps: int = 8
+    step_lengths: int = 17
 
     def init(self, key: Array, feature_width: int, prior: Params | None) -> EnsembleState:
         """Draws the members from the prior.
@@ -57,8 +57,9 @@ class LinearPosterior:
         difference = data.features[:, 0] - data.features[:, 1]
         weight = jnp.where(jnp.arange(len(data.weight)) < data.size, data.weight, 0.0)
         mean, precision, loss = laplace(
-            state.anchor, state.opt_state["mean"], self.sharpness * difference, weight, self.newton_steps
-        )
+            state.anchor, state.opt_state["mean"], self.sharpness * difference, weight, self.newton_steps,
+            self.step_lengths,
+        )  # fmt: skip
         mode = {"mean": mean, "precision": precision}
         shift = mean - state.anchor["mean"]
         metrics = {
@@ -88,12 +89,12 @@ def draw(key: Array, gaussian: Params, num_members: int) -> Params:
 
 
 def laplace(
-    prior: Params, start: Array, difference: Array, weight: Array, newton_steps: int
+    prior: Params, start: Array, difference: Array, weight: Array, newton_steps: int, step_lengths: int = 17
 ) -> tuple[Array, Array, Array]:
     """Finds the mode of the posterior over w by Newton's method, and its precision there.
 
     Minimises Σ_i a_i log(1 + exp(−w·d_i)) + ½ (w − m⁰)ᵀ Λ⁰ (w − m⁰), which is convex. Of each step the
-    length is halved until the sum falls.
+    longest length is taken at which the sum does not rise, and none where all do.
 
     Args:
         prior: {"mean": m⁰ [E], "precision": Λ⁰ [E, E]}.
@@ -101,27 +102,39 @@ def laplace(
         difference: d [C, E] f32, s (φ(y+) − φ(y−)).
         weight: a [C] f32, 0 for a row that is no label.
         newton_steps: number of steps.
+        step_lengths: number of lengths that are tried.
 
     Returns:
         The mode [E]; there the precision Λ⁰ + Σ_i a_i σ(w·d_i) σ(−w·d_i) d_i d_iᵀ [E, E], and the sum [].
     """
+    lengths = jnp.asarray(0.5 ** np.arange(step_lengths), jnp.float32)[:, None]
 
-    def loss(w: Array) -> Array:
-        shift = w - prior["mean"]
-        fit = weight @ jax.nn.softplus(-difference @ w)
-        return fit + 0.5 * shift @ prior["precision"] @ shift
+    def loss(margin: Array, shift: Array, pull: Array) -> Array:
+        """Returns the sums [...] of margins w·d [..., C], w − m⁰ [..., E] and Λ⁰ (w − m⁰) [..., E]."""
+        return jax.nn.softplus(-margin) @ weight + 0.5 * (shift * pull).sum(-1)
 
-    def precision(w: Array) -> Array:
-        margin = difference @ w
+    def precision(margin: Array) -> Array:
         curvature = weight * jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin)
         return prior["precision"] + (difference * curvature[:, None]).T @ difference
 
+    def at(w: Array) -> tuple[Array, Array, Array]:
+        shift = w - prior["mean"]
+        return difference @ w, shift, prior["precision"] @ shift
+
     def step(w: Array, _: None) -> tuple[Array, None]:
-        direction = jax.scipy.linalg.solve(precision(w), jax.grad(loss)(w), assume_a="pos")
-        tried = w - _STEPS[:, None] * direction
-        losses = jax.vmap(loss)(tried)
-        falls = losses <= loss(w)
-        return jnp.where(falls.any(), tried[jnp.argmax(falls)], w), None
+        margin, shift, pull = at(w)
+        gradient = pull - (weight * jax.nn.sigmoid(-margin)) @ difference
+        direction = jax.scipy.linalg.solve(precision(margin), gradient, assume_a="pos")
+        # Margins and Λ⁰ w are linear in w, so that a length costs no product with d.
+        along = (
+            lengths * (difference @ direction),
+            lengths * direction,
+            lengths * (prior["precision"] @ direction),
+        )
+        losses = loss(margin - along[0], shift - along[1], pull - along[2])
+        falls = losses <= loss(margin, shift, pull)
+        return jnp.where(falls.any(), w - lengths[jnp.argmax(falls)] * direction, w), None
 
     mode, _ = jax.lax.scan(step, start, None, length=newton_steps)
-    return mode, precision(mode), loss(mode)
+    margin, shift, pull = at(mode)
+    return mode, precision(margin), loss(margin, shift, pull)

@@ -106,8 +106,7 @@ def _best_pair(rewards: Array, scores: Array) -> Duel:
     """Selects the pair of the highest score [B, M, M]; two copies of a response only for lack of others."""
     B, M = rewards.shape[1:]
     above = jnp.triu(jnp.ones((M, M), bool), k=1)
-    copies = (rewards[..., :, None] == rewards[..., None, :]).all(axis=0)
-    scores = jnp.where(copies, -1.0, scores)
+    scores = jnp.where(_copies(rewards), -1.0, scores)
     scores = jnp.where(above, scores, -jnp.inf)
     best = jnp.argmax(scores.reshape(B, -1), axis=-1)
     return _duel(best // M, best % M)
@@ -156,7 +155,8 @@ def double_reverse_ts(key: Array, rewards: Array) -> Duel:
         ActiveUltraFeedback (2026), arXiv:2603.09692.
     """
     first_key, second_key = jax.random.split(key)
-    return _distinct_duel(thompson_draw(first_key, rewards), thompson_draw(second_key, -rewards))
+    first, second = thompson_draw(first_key, rewards), thompson_draw(second_key, -rewards)
+    return _duel(first, second, first == second)
 
 
 def delta_ucb(key: Array, rewards: Array) -> Duel:
@@ -171,12 +171,16 @@ def delta_ucb(key: Array, rewards: Array) -> Duel:
     del key
     centred = rewards - rewards.mean(-1, keepdims=True)
     mean, spread = centred.mean(0), centred.std(0)
-    return _distinct_duel(jnp.argmax(mean + spread, axis=-1), jnp.argmin(mean - spread, axis=-1))
+    gaps = (mean + spread)[:, :, None] - (mean - spread)[:, None, :]
+    B, M = mean.shape
+    gaps = jnp.where(_copies(rewards), -jnp.finfo(gaps.dtype).max, gaps)
+    best = jnp.argmax(jnp.where(jnp.eye(M, dtype=bool), -jnp.inf, gaps).reshape(B, -1), axis=-1)
+    return _duel(best // M, best % M)
 
 
-def _distinct_duel(first: Array, second: Array) -> Duel:
-    """Returns a duel that is void where both are one response."""
-    return _duel(first, second, first == second)
+def _copies(rewards: Array) -> Array:
+    """Returns [B, M, M] bool, True where two responses are equal under every member."""
+    return (rewards[..., :, None] == rewards[..., None, :]).all(axis=0)
 
 
 STRATEGIES = {

@@ -154,9 +154,20 @@ def test_pairs_of_a_large_gap(strategy):
             continue
         centred = rewards[:, b] - rewards[:, b].mean(-1, keepdims=True)
         mean, spread = centred.mean(0), centred.std(0)
-        gap = {(i, j): mean[i] + spread[i] - mean[j] + spread[j] for i in range(5) for j in range(5)}
+        pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
+        gap = {(i, j): mean[i] + spread[i] - mean[j] + spread[j] for i, j in pairs}
         assert gap[first, second] == pytest.approx(max(gap.values()), rel=1e-5)
     assert strategy == "delta_ucb" or len(set(np.asarray(duel.first).tolist())) > 1
+
+
+def test_a_large_gap_is_between_two_responses():
+    """Response 2 has the highest upper bound and the lowest lower one; 0 and 1 are copies."""
+    rewards = jnp.array([[0.0, 0.0, 9.0, 1.0], [0.0, 0.0, -9.0, 1.0]])[:, None]
+    duel = selection.delta_ucb(jax.random.key(0), rewards)
+    assert (int(duel.first[0]), int(duel.second[0])) == (3, 2) and not duel.void[0]
+    certain = jnp.array([[5.0, 5.0, 1.0]])[:, None]
+    duel = selection.delta_ucb(jax.random.key(0), certain)
+    assert int(duel.first[0]) in (0, 1) and int(duel.second[0]) == 2
 
 
 def test_infomax_takes_the_pair_of_largest_variance():
