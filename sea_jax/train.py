@@ -216,8 +216,7 @@ def ask_oracle(
     rows = np.flatnonzero(duel.query_oracle)
     chosen = rows[:, None], np.stack([duel.first, duel.second], 1)[rows]
     pairs = [texts[row] for row in rows]
-    policy_step = max(step - run.config.train.staleness, 0)
-    origin = Origin(step, policy_step, rows, tokens[chosen], mask[chosen], run.actor.packed())
+    origin = Origin(step, run.actor.policy_step(step), rows, tokens[chosen], mask[chosen], run.actor.packed())
     bought = run.labeller.label(
         [prompts[row] for row in rows], [y for y, _ in pairs], [y for _, y in pairs],
         rng_seed=run.seed * 1_000_003 + step, origin=origin,

@@ -21,6 +21,7 @@ METHODS = {
     "apl": {"apl.pool_factor": 2, "apl.entropy_samples": 2},
     "xpo": {},
     "offline": {},
+    "iterative": {"iterative.labels_per_round": 12},
     "passive_replay": {"replay.updates_per_label": 0.5},
     "posterior_rl": FEW_UPDATES | {"rloo.max_surprise": 50.0},
 }

@@ -7,10 +7,12 @@ import random
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from configs import quickstart
 from sea_jax import models
 from sea_jax.actors.make import sampler_for
+from sea_jax.actors.sampler import VersionedParams
 from sea_jax.ensemble import features
 from sea_jax.evaluate import EvalSet, HeldoutPairs
 from sea_jax.experiment import assets, checkpoints
@@ -90,6 +92,21 @@ def small_run(folder, method, width=16, **overrides):
     run = make_run(config, shared, method, 0)
     run.assets, run.folder = shared, folder  # for tests to look at
     return run
+
+
+def watched(run):
+    """What the run's sampler is asked for: (policy as it was, responses) of each step, in order."""
+    seen, begin = [], run.actor.sampler.begin
+
+    def watch(policy, *rest, **options):
+        kept = VersionedParams(jax.tree.map(np.array, policy.params), policy.version)
+        pending = begin(policy, *rest, **options)
+        if options["num_responses"] > 1:
+            seen.append((kept, pending()))
+        return pending
+
+    run.actor.sampler = type("Watched", (), dict(begin=staticmethod(watch), seconds={}))
+    return seen
 
 
 def logbook(run, writer):

@@ -8,29 +8,14 @@ import helpers
 import jax
 import numpy as np
 import pytest
-from small_run import loop, small_run
+from small_run import loop, small_run, watched
 
 from sea_jax import train
 from sea_jax.actors.make import sampler_for
-from sea_jax.actors.sampler import VersionedParams, new_version, sample_now
+from sea_jax.actors.sampler import new_version, sample_now
 from sea_jax.state import step_keys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-def watched(run):
-    """What the run's sampler is asked for: (policy as it was, responses) of each step, in order."""
-    seen, begin = [], run.actor.sampler.begin
-
-    def watch(policy, *rest, **options):
-        kept = VersionedParams(jax.tree.map(np.array, policy.params), policy.version)
-        pending = begin(policy, *rest, **options)
-        if options["num_responses"] > 1:
-            seen.append((kept, pending()))
-        return pending
-
-    run.actor.sampler = type("Watched", (), dict(begin=staticmethod(watch), seconds={}))
-    return seen
 
 
 def finished(run):

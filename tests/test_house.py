@@ -102,6 +102,11 @@ def test_guides_have_the_same_parts(guide):
     assert {"Commands", "Code"} & set(parts)
 
 
+def test_the_table_of_methods_has_every_method_once():
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/methods.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(METHODS)
+
+
 def test_every_page_is_in_the_sites_index():
     """Sphinx says so too; this needs no Sphinx."""
     text = (ROOT / "docs/index.md").read_text()

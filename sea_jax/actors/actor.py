@@ -74,18 +74,24 @@ class Actor:
         self.last: Proposal | None = None  # read last
 
     def begin(self, policy: VersionedParams, step: int, key: Array) -> None:
-        """Starts to sample up to step t + staleness, where that has not been started.
+        """Starts to sample up to step t + staleness, or to the end of t's round, where not yet started.
 
         Args:
             policy: the latest.
             step: t.
             key: [] key of the run.
         """
-        while len(self.ahead) <= self.config.train.staleness:
+        steps = self.method.steps_per_round(self.config)
+        while len(self.ahead) < (self.config.train.staleness + 1 if steps == 1 else steps - step % steps):
             later = step + len(self.ahead)
             stored, sample_key = self.stored.pop(later, None), step_keys(key, later).sample
             known = self._unpacked(stored) if stored else self._given(later, sample_key)
             self.ahead.append(known or self.start(policy, later, sample_key))
+
+    def policy_step(self, step: int) -> int:
+        """Returns the step before which the policy stood that wrote the responses of step t."""
+        steps = self.method.steps_per_round(self.config)
+        return step - step % steps if steps > 1 else max(step - self.config.train.staleness, 0)
 
     def read(self) -> Proposal:
         """Waits for the oldest proposal that was begun, and hands it out."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from sea_jax.ensemble import design
 from sea_jax.ensemble.uncertainty import (
     logit_variance,
+    pair_information,
     pair_logit_variance,
     pair_preference_variance,
     preference_variance,
@@ -92,6 +93,16 @@ def infomax(key: Array, rewards: Array) -> Duel:
     return _best_pair(rewards, pair_preference_variance(rewards))
 
 
+def bald(key: Array, rewards: Array) -> Duel:
+    """Selects the pair whose label tells most of the reward, by the mutual information of label and member.
+
+    References:
+        Melo et al. (2024), arXiv:2406.10023, without their entropy of the prompts; Houlsby et al. (2011).
+    """
+    del key
+    return _best_pair(rewards, pair_information(rewards))
+
+
 def i_optimal(key: Array, rewards: Array) -> Duel:
     """Selects the pair whose label tells most of the rewards of all responses, to all B prompts.
 
@@ -126,9 +137,30 @@ def best_vs_random(key: Array, rewards: Array) -> Duel:
     figure shows: every variance is 0 there, so line 7 has nothing to choose by.
     """
     first_key, second_key = jax.random.split(key)
-    first = thompson_draw(first_key, rewards)
-    B, M = rewards.shape[1:]
-    other = jax.random.randint(second_key, (B,), 0, M - 1)
+    return _against_random(second_key, thompson_draw(first_key, rewards), rewards.shape[-1])
+
+
+def borda_ucb(key: Array, rewards: Array) -> Duel:
+    """Selects the response of the highest possible Borda score, against one drawn uniformly from the rest.
+
+    A member's Borda score of a response is the mean probability that it beats another of S_t; the bound is
+    the mean plus one standard deviation over the members.
+
+    References:
+        AE-Borda, Mehta et al. (2023), arXiv:2312.00267, in prompts that are given.
+    """
+    M = rewards.shape[-1]
+
+    def borda(member: Array) -> Array:
+        beats = jax.nn.sigmoid(member[:, :, None] - member[:, None, :])
+        return (beats.sum(-1) - 0.5) / (M - 1)  # without itself
+
+    scores = jax.lax.map(borda, rewards)  # member by member: [K, B, M, M] may be large
+    return _against_random(key, jnp.argmax(scores.mean(0) + scores.std(0), axis=-1), M)
+
+
+def _against_random(key: Array, first: Array, num_responses: int) -> Duel:
+    other = jax.random.randint(key, first.shape, 0, num_responses - 1)
     return _duel(first, other + (other >= first))
 
 
@@ -189,10 +221,12 @@ STRATEGIES = {
     "ee_ts": ee_ts,
     "uncertainty": uncertainty,
     "infomax": infomax,
+    "bald": bald,
     "i_optimal": i_optimal,
     "passive": passive,
     "best_vs_random": best_vs_random,
     "max_margin": max_margin,
+    "borda_ucb": borda_ucb,
     "double_reverse_ts": double_reverse_ts,
     "delta_ucb": delta_ucb,
 }

@@ -1,5 +1,7 @@
 """Variances of rewards [K, B, M] over the members of the ensemble (ddof 0), and what labels say of them."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -38,21 +40,52 @@ def pair_preference_variance(rewards: Array) -> Array:
     return jnp.maximum(square - mean**2, 0.0)
 
 
+def pair_information(rewards: Array) -> Array:
+    """Computes what a label of each pair tells of the member, H(E_φ[p]) − E_φ[H(p)] (BALD).
+
+    p is σ(r_φ(b) − r_φ(b')), and H the entropy of a label with that probability.
+
+    References:
+        Houlsby et al. (2011), arXiv:1112.5745.
+
+    Args:
+        rewards: [K, B, M] f32.
+
+    Returns:
+        [B, M, M] f32 nats, ≥ 0.
+    """
+    mean, entropy = _pair_means(rewards, lambda margin: (jax.nn.sigmoid(margin), _label_entropy(margin)))
+    logit = jnp.log(mean) - jnp.log1p(-mean)
+    return jnp.maximum(_label_entropy(logit) - entropy, 0.0)
+
+
+def _label_entropy(margin: Array) -> Array:
+    """Returns the entropy of a label of probability σ(margin), in nats; also where σ rounds to 0 or 1."""
+    size = jnp.abs(margin)
+    return jax.nn.softplus(-size) + jnp.where(jnp.isinf(size), 0.0, size) * jax.nn.sigmoid(-size)
+
+
 def _pair_moments(rewards: Array) -> tuple[Array, Array]:
     """Computes the means over members of σ(r_φ(b) − r_φ(b')) and of its square, [B, M, M] each."""
 
-    def moments(member: Array) -> tuple[Array, Array]:
-        probability = jax.nn.sigmoid(member[:, :, None] - member[:, None, :])
+    def moments(margin: Array) -> tuple[Array, Array]:
+        probability = jax.nn.sigmoid(margin)
         return probability, probability**2
+
+    return _pair_means(rewards, moments)
+
+
+def _pair_means(rewards: Array, function: Callable[[Array], tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Computes the means over members of two functions of r_φ(b) − r_φ(b'), [B, M, M] each."""
 
     # Member by member: all K at once would hold [K, B, M, M].
     def add(sums: tuple[Array, Array], member: Array) -> tuple[tuple[Array, Array], None]:
-        return jax.tree.map(jnp.add, sums, moments(member)), None
+        return jax.tree.map(jnp.add, sums, function(member[:, :, None] - member[:, None, :])), None
 
     K, B, M = rewards.shape
     zeros = jnp.zeros((B, M, M))
-    (total, squares), _ = jax.lax.scan(add, (zeros, zeros), rewards)
-    return total / K, squares / K
+    (first, second), _ = jax.lax.scan(add, (zeros, zeros), rewards)
+    return first / K, second / K
 
 
 def pair_logit_variance(rewards: Array) -> Array:

@@ -127,6 +127,10 @@ def _check_best_of(checks: Checks) -> None:
     can = not set(learners).isdisjoint(checks.config.methods)
     valid = f"1 (off) unless methods has one whose ensemble can choose: {learners}"
     checks.require(checks.config.eval.best_of == 1 or can, "eval.best_of", valid)
+    for method in checks.config.methods:
+        if METHODS[method].keeps_policy:
+            valid = f"at least 2 with methods={method!r}, whose policy never changes"
+            checks.require(checks.config.eval.best_of > 1, "eval.best_of", valid)
 
 
 def check_methods_on_task(checks: Checks, task: Task) -> None:

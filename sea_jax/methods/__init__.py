@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sea_jax.methods import apl, between_labels, posterior_dpo, replay, rloo, xpo
+from sea_jax.methods import apl, between_labels, iterative, posterior_dpo, replay, rloo, selm, xpo
 from sea_jax.methods.method import Method, all_of_reference, sea_reference_share, sea_responses
 from sea_jax.methods.scorers import EnsembleScorer, OracleScorer
 
@@ -14,6 +14,7 @@ _POSTERIOR: dict[str, Any] = dict(
     scorer=EnsembleScorer(), learns=("ensemble",), posterior="linear", section=between_labels.Rloo
 )
 _RLOO: dict[str, Any] = dict(improvement=rloo.RlooBetweenLabels(), **_POSTERIOR)
+_RLHF: dict[str, Any] = _RLOO | dict(posterior="mlp")
 _POOL: dict[str, Any] = dict(pool_factor=between_labels.pool_factor, pool_choice=between_labels.pool_choice)
 
 METHODS = {
@@ -23,8 +24,20 @@ METHODS = {
     "offline": Method(
         "offline DAP", "compares two samples of the starting policy", reference_share=all_of_reference
     ),
+    "iterative": iterative.METHOD,
     "apl": apl.METHOD,
     "xpo": xpo.METHOD,
+    "selm": selm.METHOD,
+    "passive_ensemble": Method(
+        "passive online DAP with an ensemble", "as passive, with a posterior for best-of-N",
+        scorer=EnsembleScorer(), learns=("policy", "ensemble"),
+    ),
+    "frozen": Method(
+        "frozen policy",
+        "learns a posterior for best-of-N by Thompson draws from the starting policy's samples",
+        strategy="ee_ts", scorer=EnsembleScorer(), num_responses=sea_responses,
+        reference_share=all_of_reference, learns=("ensemble",),
+    ),
     "sea": Method(
         "SEA", "compares by Thompson sampling from a posterior, which labels a share of the pairs itself",
         strategy="bai_ts", synthetic=True, **_ENSEMBLE,
@@ -44,6 +57,31 @@ METHODS = {
     "uncertainty": Method(
         "Uncertainty", "compares the pair on which the posterior disagrees most",
         strategy="uncertainty", synthetic=True, **_ENSEMBLE,
+    ),
+    "infomax": Method(
+        "InfoMax", "compares the pair whose outcome is least known", strategy="infomax", **_ENSEMBLE
+    ),
+    "bald": Method(
+        "BALD", "compares the pair whose label tells most of the reward", strategy="bald", **_ENSEMBLE
+    ),
+    "borda_ucb": Method(
+        "AE-Borda", "compares the response that may beat most others with a random one",
+        strategy="borda_ucb", **_ENSEMBLE,
+    ),
+    "double_reverse_ts": Method(
+        "DRTS", "compares the best response of a draw with the worst of another",
+        strategy="double_reverse_ts", **_ENSEMBLE,
+    ),
+    "delta_ucb": Method(
+        "DeltaUCB", "compares the pair of the largest possible gap", strategy="delta_ucb", **_ENSEMBLE
+    ),
+    "rlhf": Method(
+        "RLHF", "learns a reward model from two random samples, and the policy from it by RLOO",
+        **_RLHF,
+    ),
+    "rlhf_offline": Method(
+        "RLHF on the starting policy's samples", "as rlhf, with two samples of the starting policy",
+        reference_share=all_of_reference, **_RLHF,
     ),
     "posterior_rl": Method(
         "RLOO on the posterior",

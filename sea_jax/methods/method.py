@@ -191,6 +191,11 @@ def sea_reference_share(config: Config) -> float:
     return config.sea.reference_share
 
 
+def every_step(config: Config) -> int:
+    """Returns 1: the latest policy writes the responses of each step."""
+    return 1
+
+
 def by_variance(config: Config) -> str:
     """Returns 'variance': of a pool the duels whose outcome is least known stay."""
     return "variance"
@@ -213,6 +218,7 @@ class Method:
         prompts: chooses the prompts.
         reference_share: config -> share of the M responses of S_t that π_ref writes, in [0, 1].
         num_responses: config -> M.
+        steps_per_round: config -> steps whose responses one version of the policy writes.
         synthetic: whether sampled heads label a share 1 − γ of the duels after the burn-in.
         term: config -> the term that the method adds to F (Eq. 9).
         learns: 'policy', 'ensemble', both or neither.
@@ -231,6 +237,7 @@ class Method:
     prompts: PromptSelector = NextPrompts()
     reference_share: Callable[[Config], float] = all_own
     num_responses: Callable[[Config], int] = two_responses
+    steps_per_round: Callable[[Config], int] = every_step
     synthetic: bool = False
     term: Callable[[Config], LossTerm] | None = None
     learns: Sequence[str] = ("policy",)
@@ -245,6 +252,11 @@ class Method:
     def learns_ensemble(self) -> bool:
         """True if the method learns a posterior over rewards (line 9)."""
         return "ensemble" in self.learns
+
+    @property
+    def keeps_policy(self) -> bool:
+        """True if the policy stays what it was at the start, and only the posterior learns."""
+        return "policy" not in self.learns and self.improvement is None
 
     @property
     def reads_oracle(self) -> bool:

@@ -12,6 +12,48 @@ from sea_jax.ensemble import selection, uncertainty
 DRAWS = 3000
 
 
+def entropy(p):
+    return -p * np.log(p) - (1 - p) * np.log1p(-p)
+
+
+def test_bald_takes_the_pair_whose_label_tells_most_of_the_member():
+    rewards = np.random.default_rng(5).normal(size=(6, 9, 5)).astype(np.float32) * 3
+    duel = selection.bald(jax.random.key(0), jnp.asarray(rewards))
+    found = np.asarray(uncertainty.pair_information(jnp.asarray(rewards)))
+    for b in range(9):
+        tells = {}
+        for i in range(5):
+            for j in range(i + 1, 5):
+                p = np.array([sigmoid(float(r[i]) - float(r[j])) for r in rewards[:, b]])
+                tells[i, j] = entropy(p.mean()) - entropy(p).mean()
+                assert found[b, i, j] == pytest.approx(tells[i, j], abs=1e-5)
+        assert (int(duel.first[b]), int(duel.second[b])) == max(tells, key=tells.get)
+
+
+def test_information_of_certain_members_is_a_bit_where_they_contradict_each_other():
+    """Also where σ rounds to 0 and 1."""
+    rewards = jnp.array([[300.0, 0.0, 300.0], [-300.0, 0.0, -300.0]])[:, None]
+    found = uncertainty.pair_information(rewards)[0]
+    np.testing.assert_allclose(found, np.log(2) * np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]]), atol=1e-6)
+    assert (uncertainty.pair_information(jnp.array([[[300.0, 0.0]]])) == 0).all()
+
+
+def test_borda_ucb_compares_the_response_that_may_beat_most_with_a_random_other():
+    rewards = np.random.default_rng(6).normal(size=(4, 3, 5)).astype(np.float32) * 2
+    drawn = jax.vmap(lambda key: selection.borda_ucb(key, jnp.asarray(rewards)))(
+        jax.random.split(jax.random.key(0), DRAWS)
+    )
+    for b in range(3):
+        bounds = []
+        for i in range(5):
+            scores = [np.mean([sigmoid(r[i] - r[j]) for j in range(5) if j != i]) for r in rewards[:, b]]
+            bounds.append(np.mean(scores) + variance(scores) ** 0.5)
+        assert (np.asarray(drawn.first[:, b]) == argmax(bounds)).all()
+        counts = np.bincount(np.asarray(drawn.second[:, b]), minlength=5)
+        expected = np.where(np.arange(5) == argmax(bounds), 0, DRAWS / 4)
+        assert fits(counts, expected / DRAWS) and not drawn.void.any()
+
+
 def argmax(values):
     """Index of the largest value, the lowest one of equals."""
     best = 0
