@@ -64,7 +64,7 @@ def test_what_is_left_out_is_the_configs(monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (dict(methods=["sea", "offlin"]), "--methods=offlin: valid are passive, offline, apl, xpo, sea, "),
+        (dict(methods=["sea", "offlin"]), "--methods=offlin: valid are passive, offline, iterative, apl, "),
         (dict(methods=[]), "--methods=: valid are passive"),
         (dict(seeds=0), "--seeds=0: valid is at least 1"),
         (dict(sizes=["16", "32"]), "size=32: config option 'size=32': valid values are 16, 24"),
