@@ -41,38 +41,44 @@ class Case(NamedTuple):
     """A family of problems, and the posterior that learns it."""
 
     about: str
-    draw: Callable[[Array], tuple[Problem, Params | None]]  # key -> a problem and the posterior's prior
+    draw: Callable[[Array], tuple[Problem, Params | None]]  # keys [S] -> problems and priors, leaves [S, ...]
     posterior: Posterior
     num_rounds: int
 
 
+def _draw(key: Array, num_rewards: int) -> tuple[Array, Array]:
+    """Draws features [X, A, E] and the weights [H, E] of H linear rewards, as `bandits.linear` does."""
+    feature_key, weight_key = jax.random.split(key)
+    features = jax.random.normal(feature_key, (CONTEXTS, ARMS, WIDTH))
+    return features, jax.random.normal(weight_key, (num_rewards, WIDTH)) * SCALE / WIDTH**0.5
+
+
+@jax.vmap
 def _linear(key: Array) -> tuple[Problem, None]:
     return linear(key, CONTEXTS, ARMS, WIDTH, SCALE), None
 
 
+@jax.vmap
 def _bounded(key: Array) -> tuple[Problem, None]:
     """Draws rewards between 0 and SCALE, a logistic function of w · φ, which no linear reward equals."""
-    feature_key, weight_key = jax.random.split(key)
-    features = jax.random.normal(feature_key, (CONTEXTS, ARMS, WIDTH))
-    weights = jax.random.normal(weight_key, (WIDTH,)) * SCALE / WIDTH**0.5
-    return from_rewards(features, SCALE * jax.nn.sigmoid(features @ weights)), None
+    features, weights = _draw(key, 1)
+    return from_rewards(features, SCALE * jax.nn.sigmoid(features @ weights[0])), None
 
 
+@jax.vmap
 def _finite(key: Array) -> tuple[Problem, Params]:
     """Draws one of 64 reward functions, which the posterior knows."""
-    feature_key, weight_key = jax.random.split(key)
-    features = jax.random.normal(feature_key, (CONTEXTS, ARMS, WIDTH))
-    weights = jax.random.normal(weight_key, (HYPOTHESES, WIDTH)) * SCALE / WIDTH**0.5
+    features, weights = _draw(key, HYPOTHESES)
     return from_rewards(features, features @ weights[0]), {"weights": weights}
 
 
-def _cycle(key: Array) -> tuple[Problem, None]:
+def _cycle(keys: Array) -> tuple[Problem, None]:
     """Takes three arms that beat each other in a circle, and a fourth that loses to all."""
-    del key
     table = np.full((4, 4), 0.5)
     for winner, loser in ((0, 1), (1, 2), (2, 0), (0, 3), (1, 3), (2, 3)):
         table[winner, loser], table[loser, winner] = 0.8, 0.2
-    return from_preferences(table[None]), None
+    problem = from_preferences(table[None])
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(keys), *x.shape)), problem), None
 
 
 # One label moves the mode little, so that one step of Newton's method finds it.
@@ -115,11 +121,7 @@ def run(folder: Path, num_seeds: int, num_rounds: int | None = None) -> str:
 def one(case: Case, strategy: str, num_seeds: int, num_rounds: int) -> Rounds:
     """Runs one strategy on one case: arrays [S, T]."""
     problem_keys, keys = (jax.random.split(jax.random.key(i), num_seeds) for i in range(2))
-    drawn = [case.draw(key) for key in problem_keys[:1]] if case.draw is _cycle else None
-    if drawn:  # one problem for all; its winner is found on the host
-        problems, priors = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_seeds, *x.shape)), drawn[0])
-    else:
-        problems, priors = jax.vmap(case.draw)(problem_keys)
+    problems, priors = case.draw(problem_keys)
     return simulate(keys, problems, Agent(strategy, case.posterior), num_rounds, priors)
 
 

@@ -56,11 +56,16 @@ def from_preferences(preference: np.ndarray) -> Problem:
         preference: [X, A, A] f64 in [0, 1], P(a ≻ b | c).
 
     Raises:
-        InputError: P(a ≻ b) + P(b ≻ a) is not 1 somewhere.
+        InputError: another shape, a value that is no probability, or P(a ≻ b) + P(b ≻ a) ≠ 1 somewhere.
     """
     preference = np.asarray(preference, float)
-    if preference.ndim != 3 or not np.allclose(preference + preference.swapaxes(-1, -2), 1):
-        raise InputError("preference: valid is [X, A, A] with P(a ≻ b) + P(b ≻ a) = 1")
+    valid = "valid is [X, A, A] in [0, 1] with P(a ≻ b) + P(b ≻ a) = 1"
+    if preference.ndim != 3 or preference.shape[1] != preference.shape[2]:
+        raise InputError(f"preference of shape {preference.shape}: {valid}")
+    wrong = ~((preference >= 0) & (preference <= 1) & np.isclose(preference + preference.swapaxes(1, 2), 1))
+    if wrong.any():
+        context, a, b = np.argwhere(wrong)[0].tolist()
+        raise InputError(f"preference[{context}, {a}, {b}]={preference[context, a, b]:g}: {valid}")
     X, A, _ = preference.shape
     winner = np.stack([von_neumann_winner(table) for table in preference])
     features = jnp.broadcast_to(jnp.eye(A), (X, A, A))

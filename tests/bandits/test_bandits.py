@@ -49,10 +49,17 @@ def test_no_policy_beats_the_winner_and_a_best_arm_wins_alone():
     np.testing.assert_allclose(bandits.von_neumann_winner(table), np.arange(6) == rewards.argmax(), atol=1e-9)
 
 
-@pytest.mark.parametrize("wrong", [np.full((2, 2), 0.5), np.array([[[0.5, 0.7], [0.7, 0.5]]])])
-def test_preferences_that_do_not_add_up(wrong):
-    with pytest.raises(InputError, match=r"preference: valid is \[X, A, A\]"):
+@pytest.mark.parametrize("wrong, said", [
+    (np.full((2, 2), 0.5), "preference of shape (2, 2)"),
+    (np.full((1, 2, 3), 0.5), "preference of shape (1, 2, 3)"),
+    (np.array([[[0.5, 0.7], [0.7, 0.5]]]), "preference[0, 0, 1]=0.7"),
+    (np.array([[[0.5, 1.2], [-0.2, 0.5]]]), "preference[0, 0, 1]=1.2"),
+    (np.array([[[0.5, np.nan], [0.5, 0.5]]]), "preference[0, 0, 1]=nan"),
+])  # fmt: skip
+def test_preferences_that_are_none(wrong, said):
+    with pytest.raises(InputError) as error:
         bandits.from_preferences(wrong)
+    assert str(error.value) == f"{said}: valid is [X, A, A] in [0, 1] with P(a ≻ b) + P(b ≻ a) = 1"
 
 
 def test_rewards_give_bradley_terry_preferences():
