@@ -11,7 +11,10 @@ import numpy as np
 
 from sea_jax.actors.sampler import Sampler, VersionedParams, sample_now
 from sea_jax.ensemble import heads
+from sea_jax.ensemble.calibration import expected_calibration_error
+from sea_jax.losses import sequence_logprobs
 from sea_jax.methods.scorers import member_rewards
+from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses
 from sea_jax.oracles import protocol
 from sea_jax.runtime.mesh import to_host
@@ -146,6 +149,29 @@ def duel_wins(
     return wins(probability, mode).reshape(2, -1).T
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def log_ratio(
+    model: Decoder, token_chunk: int, ref_params: Params, params: Params,
+    tokens: Array, mask: Array, responses: Responses,
+) -> Array:  # fmt: skip
+    """Computes log π_θ(y|x) − log π_ref(y|x).
+
+    Args:
+        model: of both policies.
+        token_chunk: as config.train.token_chunk.
+        ref_params, params: π_ref and π_θ.
+        tokens, mask: prompts [b, L].
+        responses: [b, M, T].
+
+    Returns:
+        [b, M] f32, nats.
+    """
+    of = lambda p: sequence_logprobs(  # noqa: E731
+        model, p, tokens, mask, responses.tokens, responses.mask, token_chunk
+    )
+    return of(params) - of(ref_params)
+
+
 def ensemble_accuracy(params: Params, features: Array) -> dict[str, float]:
     """Measures the posterior on held-out pairs that the oracle ordered.
 
@@ -154,13 +180,20 @@ def ensemble_accuracy(params: Params, features: Array) -> dict[str, float]:
         features: [N, 2, E] f32, axis 1 is (y+, y−).
 
     Returns:
-        Accuracy of the mean preference, and its NLL in nats.
+        Accuracy of the mean preference, its NLL in nats, its expected calibration error, and the share of the
+        heads that prefer the response which most heads prefer.
     """
     rewards = heads.rewards(params, features)
-    probability = to_host(jax.nn.sigmoid(rewards[..., 0] - rewards[..., 1]).mean(0))
+    margins = to_host(rewards[..., 0] - rewards[..., 1])  # [K, N]
+    probability = to_host(jax.nn.sigmoid(margins).mean(0))
+    prefers_chosen = (margins > 0).mean(0)
+    # The likelier response of each pair, so that the order of the pairs tells nothing.
+    confidence = np.clip(np.maximum(probability, 1 - probability), 0, 1)
     return {
         "ensemble/accuracy_heldout": _mean(probability > 0.5),
         "ensemble/nll_heldout": _mean(-np.log(np.maximum(probability, 1e-6))),
+        "ensemble/ece_heldout": expected_calibration_error(confidence, probability > 0.5),
+        "ensemble/agreement_heldout": _mean(np.maximum(prefers_chosen, 1 - prefers_chosen)),
     }
 
 
@@ -176,6 +209,7 @@ class Evaluator:
         backbone: an `ensemble.features.Extractor`, for best-of-N.
         eval_set: prompts and opponents.
         pairs: held-out pairs; None for a method without an ensemble.
+        log_ratio: (params, tokens [b, L], mask, Responses [b, M, T]) -> [b, M] f32, log π_θ − log π_ref.
         evaluated: the greedy responses of the first and of the last call, each with their rewards.
     """
 
@@ -186,6 +220,7 @@ class Evaluator:
     backbone: Any
     eval_set: EvalSet
     pairs: HeldoutPairs | None
+    log_ratio: Callable[..., Array]
     evaluated: list[tuple[Sequence[str], np.ndarray | None]] = dataclasses.field(default_factory=list)
 
     def __call__(self, state: SeaState, policy: VersionedParams, step: int) -> dict[str, float]:
@@ -196,6 +231,8 @@ class Evaluator:
         )
         metrics, rewards = evaluate_policy(self.oracle, config.oracle.labels, data, responses, length)
         self.evaluated = [*self.evaluated[:1], (responses, rewards)]
+        if config.eval.kl_samples:
+            metrics |= self.kl(policy, step_keys(state.key, step).evaluate)
         if state.ensemble is not None:
             metrics |= ensemble_accuracy(state.ensemble.params, self.ordered_pairs)
             if config.eval.best_of > 1:
@@ -224,6 +261,21 @@ class Evaluator:
         if not answered.all():
             probability, features = probability[answered], features[np.flatnonzero(answered)]
         return jnp.where(jnp.asarray(probability > 0.5)[:, None, None], features, features[:, ::-1])
+
+    def kl(self, policy: VersionedParams, key: Array) -> dict[str, float]:
+        """Estimates KL(π_θ ‖ π_ref) in nats per response, from samples at temperature 1.
+
+        The mean log-ratio of the samples has no bias. Its standard error is that over prompts.
+        """
+        data, size, ratios = self.eval_set, self.config.eval.batch_size, []
+        sample = self._sample(policy, self.config.eval.kl_samples, 1.0)
+        for start, rows, kept in padded_batches(len(data.tokens), size):
+            prompts = data.tokens[rows], data.mask[rows]
+            responses = sample(*prompts, jax.random.fold_in(key, start))
+            ratios.append(to_host(self.log_ratio(policy.params, *prompts, responses)).mean(-1)[:kept])
+        ratio = np.concatenate(ratios).astype(np.float64)
+        error = float(ratio.std(ddof=1) / np.sqrt(len(ratio))) if len(ratio) > 1 else np.nan
+        return {"eval/kl": float(ratio.mean()), "eval/kl_se": error}
 
     def best_of(self, heads_params: Params, policy: VersionedParams, key: Array) -> dict[str, float]:
         """Measures best-of-N inference: the sample of highest mean reward over the heads (Sec. 6.2)."""

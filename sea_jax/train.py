@@ -70,6 +70,7 @@ class Record(NamedTuple):
     batch: PreferenceBatch
     prompts: Prompts
     shown: dict[int, list[str]]  # the two responses that the oracle was shown, by row of the batch
+    proposals: tuple[Array, Array]  # S_t: tokens and mask [B, M, T]
     seconds: dict[str, float]  # waited per stage
 
 
@@ -152,7 +153,7 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
     metrics = learned | metrics | run.labeller.metrics()
     if run.method.chooses and not prompts.given:
         metrics["duel/distinct_responses"] = count_distinct(candidates)
-    return Record(step, metrics, batch, prompts, shown, watch.seconds)
+    return Record(step, metrics, batch, prompts, shown, candidates[:2], watch.seconds)
 
 
 def score(run: Run, prompts: Prompts, responses: Responses) -> tuple[Candidates, Array]:

@@ -75,6 +75,13 @@ class Eval(Section):
         "auto", "log the online win rate, which scores a reference per duel; auto: if the oracle is free",
         one_of=("auto", "yes", "no"),
     )  # fmt: skip
+    regret: bool = field(
+        False, "log the regret of the duels, for which the oracle's rewards of all proposals are read"
+    )
+    kl_samples: int = field(
+        0, "samples a prompt, at temperature 1, by which evaluations measure KL to the starting policy; 0: off",
+        at_least=0,
+    )  # fmt: skip
     best_of: int = field(1, "samples of which the ensemble chooses one (best-of-N); 1: off", at_least=1)
     levels: tuple[float, ...] = field(
         (0.8, 0.9, 0.95),

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from sea_jax import evaluate, models
+from sea_jax import models
 from sea_jax.errors import WatchError
 from sea_jax.evaluate import Evaluator
+from sea_jax.experiment.online import OnlineMeter
 from sea_jax.experiment.watches import FINITE, Alarm, Watches, facts_of
 from sea_jax.methods.scorers import member_rewards
-from sea_jax.oracles import protocol
 from sea_jax.runtime.mesh import is_main, to_host
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.progress import bar as progress_bar
@@ -59,7 +59,7 @@ class Logbook:
         self._folder, self._writer, self._evaluator = folder, writer, evaluator
         self._saver, self._restored = saver, restored
         self._pending: tuple[Record, int] | None = None  # a step, and the labels bought by its end
-        self._wins = self._responses = 0.0
+        self._online = OnlineMeter()
         self.best: dict[str, Any] | None = None  # evaluation: metric, value, step, queries
         self._shown: dict[str, str] = {}  # at the end of the progress bar
 
@@ -76,7 +76,7 @@ class Logbook:
         total = run.config.train.query_budget
         self._bar = progress_bar(None, run.name, "query", run.config.progress, total, self._queries)
         if self._restored is not None:
-            self._wins, self._responses = self._restored["wins"], self._restored["responses"]
+            self._online.restore(self._restored)
             self.best = self._restored.get("best")
             self._evaluator.evaluated = [
                 (texts, None if rewards is None else np.array(rewards, np.float32))
@@ -120,7 +120,7 @@ class Logbook:
                 metrics are read one step late, the one before.
         """
         before, self._queries = self._queries, run.labeller.num_queries
-        record = record._replace(metrics=record.metrics | self._online_win_rate(record))
+        record = record._replace(metrics=record.metrics | self._online.measure(run, record))
         self._pending = record, self._queries
         self._bar.update(self._queries - before)
         every = run.config.eval.every_queries
@@ -145,9 +145,8 @@ class Logbook:
             (list(texts), None if rewards is None else rewards.tolist())
             for texts, rewards in self._evaluator.evaluated
         ]
-        counts = dict(wins=float(self._wins), responses=float(self._responses))
         observed = dict(evaluated=evaluated, best=self.best, watches=self._watches.saved())
-        return counts | observed | dict(files=self._writer.positions())
+        return self._online.saved() | observed | dict(files=self._writer.positions())
 
     def new_best(self, step: int) -> float | None:
         """Returns the value of the evaluation after so many steps if it was the best so far, else None."""
@@ -198,24 +197,6 @@ class Logbook:
             f"{alarm.bound:g}, or without {name!r} in config.watch.stop"
         )
 
-    def _online_win_rate(self, record: Record) -> dict[str, float]:
-        """Measures the responses that the oracle was shown, in this step and in all so far; buys no label."""
-        run, shown = self._run, record.shown
-        references = run.actor.task.references["train"]
-        if not shown or not references or record.prompts.given or not measures_online(run):
-            return {}
-        rows = list(shown)
-        won = evaluate.duel_wins(
-            run.oracle, run.config.oracle.labels, [record.prompts.texts[row] for row in rows],
-            list(shown.values()), [references[i] for i in record.prompts.rows[rows]],
-        )  # fmt: skip
-        self._wins += won.sum()
-        self._responses += won.size
-        return {
-            "duel/win_rate_reference": float(won.mean()),
-            "duel/win_rate_reference_so_far": float(self._wins / self._responses),
-        }
-
 
 def headline(metrics: dict[str, float]) -> str:
     """Returns the metric by which evaluations are compared; empty if none was measured.
@@ -244,18 +225,6 @@ def _not_finite(step: int, queries: int) -> Alarm:
     return Alarm(
         FINITE, queries, 0.0, 1.0, said, "look at the inputs that were saved, or lower the learning rate"
     )
-
-
-def measures_online(run: Run) -> bool:
-    """Tells whether config.eval.online asks for the online win rate.
-
-    'auto' measures it where the oracle is the task's own reward, which costs nothing. A judge is never asked:
-    two more comparisons per duel would cost three times as much.
-    """
-    if isinstance(run.oracle, protocol.PartialOracle):
-        return False
-    online = run.config.eval.online
-    return online == "yes" or (online == "auto" and run.config.oracle.kind == "task")
 
 
 def completions(run: Run, record: Record, queries: int) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from sea_jax.algorithm import UpdateSettings
 from sea_jax.ensemble import experience, heads
 from sea_jax.ensemble.linear import LinearPosterior
 from sea_jax.ensemble.posterior import HeadEnsemble, Posterior
-from sea_jax.evaluate import Evaluator
+from sea_jax.evaluate import Evaluator, log_ratio
 from sea_jax.experiment.assets import Assets
 from sea_jax.experiment.oracles import NoOracle
 from sea_jax.labels.journal import Journal
@@ -88,6 +88,9 @@ def make_evaluator(run: Run, assets: Assets) -> Evaluator:
         backbone=assets.backbone,
         eval_set=assets.eval_set,
         pairs=assets.pairs,
+        log_ratio=functools.partial(
+            log_ratio, run.settings.model, run.config.train.token_chunk, run.ref_params
+        ),
     )
 
 

@@ -112,9 +112,12 @@ def _check_oracle_scores(checks: Checks) -> None:
     compares = oracle.kind == "function" and function.load(oracle.function).form == "prefer"
     if oracle.kind != "judge" and not compares:
         return
+    other = "a function that compares two responses" if compares else "a judge"
+    if checks.sound("eval.regret"):
+        valid = f"False with {other}, which has no rewards"
+        checks.require(not checks.config.eval.regret, "eval.regret", valid)
     for method in checks.config.methods:
         if METHODS[method].reads_oracle and checks.sound("methods"):
-            other = "a function that compares two responses" if compares else "a judge"
             said = f"config.methods={method!r}: valid with an oracle that has rewards, not {other}"
             checks.add(said, "methods")
 
