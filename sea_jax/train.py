@@ -129,6 +129,7 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
     # 6   E&E: repeat sample φ and set y'_t ← argmax_b∈St r_φ(x_t, b) until y'_t ≠ y_t.
     # 7   BAI: set y'_t ← argmax_b∈St V_φ[σ(r_φ(x_t, y_t) − r_φ(x_t, b))].
     candidates, rewards = score(run, prompts, responses)
+    watch.lap("features", rewards)
     duel = propose(keys.select, rewards, strategy=strategy(run, prompts))
     prompts, candidates, rewards, duel, extra = keep_of_pool(run, prompts, candidates, rewards, duel, extra)
 
@@ -158,8 +159,7 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
 
 def score(run: Run, prompts: Prompts, responses: Responses) -> tuple[Candidates, Array]:
     """Returns S_t with its features, and rewards [K, B, M] in which equal responses have equal rewards."""
-    B, M, _ = responses.tokens.shape
-    features, rewards = None, no_rewards(B, M)
+    features, rewards = None, no_rewards(*responses.tokens.shape[:2])
     if run.method.scorer is not None:
         features, rewards = run.method.scorer.score(run, prompts, responses)
     candidates = Candidates(responses.tokens, responses.mask, features)

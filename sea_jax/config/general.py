@@ -79,9 +79,8 @@ class Eval(Section):
         False, "log the regret of the duels, for which the oracle's rewards of all proposals are read"
     )
     kl_samples: int = field(
-        0, "samples a prompt, at temperature 1, by which evaluations measure KL to the starting policy; 0: off",
-        at_least=0,
-    )  # fmt: skip
+        0, "samples a prompt, at temperature 1, that measure KL to the starting policy; 0: off", at_least=0
+    )
     best_of: int = field(1, "samples of which the ensemble chooses one (best-of-N); 1: off", at_least=1)
     levels: tuple[float, ...] = field(
         (0.8, 0.9, 0.95),

@@ -15,7 +15,7 @@ FINAL = {
     "best of N vs SFT": "eval/best_of_win_rate_sft",
     "mean r*": "eval/reward",
 }
-STAGES = ("generate", "select", "oracle", "learn", "improve", "evaluate")
+STAGES = ("generate", "features", "select", "oracle", "learn", "improve", "evaluate")
 ACCURACY_EDGES = (0, 128, 256, 512, 1024, 2048, 4096)  # queries
 
 
@@ -39,7 +39,7 @@ def summary_table(runs: Runs, levels: tuple[float, ...]) -> str:
         line += [_last(rows, metric) for metric in final.values()]
         line += [_level(rows, "eval/win_rate_sft", level) for level in levels]
         lines.append(line + [f"{_seconds(rows, stage):.1f}" for stage in STAGES])
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def levels_table(runs: Runs, metric: str, levels: tuple[float, ...]) -> str:
@@ -57,7 +57,7 @@ def levels_table(runs: Runs, metric: str, levels: tuple[float, ...]) -> str:
                 cell += _multiple(method, base, metric, level)
             line.append(cell)
         lines.append(line)
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def match_table(runs: Runs, metric: str, queries: tuple[int, ...], base: str = BASELINE) -> str:
@@ -93,7 +93,7 @@ def match_table(runs: Runs, metric: str, queries: tuple[int, ...], base: str = B
             needed = [queries_to(method.seeds[seed], metric, value) for seed, value in values.items()]
             line.append(_times_fewer(n, needed))
         lines.append(line)
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def accuracy_table(runs: Runs) -> str:
@@ -118,7 +118,7 @@ def accuracy_table(runs: Runs) -> str:
         _, mean, _ = mean_curve(method.rows, "ensemble/accuracy_heldout")
         lines.append([*line, f"{mean[-1]:.3f}" if len(mean) else "-"])
     edges = (f"{low}-{high}" for low, high in pairwise(ACCURACY_EDGES))
-    return _aligned([["ensemble accuracy (confidence)", *edges, "held out, last"], *lines]) if lines else ""
+    return aligned([["ensemble accuracy (confidence)", *edges, "held out, last"], *lines]) if lines else ""
 
 
 def _last(rows: list[Rows], metric: str) -> str:
@@ -165,8 +165,8 @@ def _times_fewer(n: int, needed: list[float]) -> str:
     return cell + (f", {missing} of {len(needed)} never" if missing else "")
 
 
-def _aligned(lines: list[list[str]]) -> str:
-    """Pads the cells of each column to one width and underlines the first line."""
+def aligned(lines: list[list[str]]) -> str:
+    """Pads the cells of each column to one width, and underlines the first line."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])

@@ -20,8 +20,8 @@ def test_figure_tables_and_data(tmp_path, monkeypatch, capsys):
         name: regret.CASES[name]._replace(num_rounds=20) for name in ("finite", "cycle")
     })  # fmt: skip
     monkeypatch.setattr(regret, "STRATEGIES", {"passive": "random pair", "ee_ts": "E&E-TS"})
-    experiment.main(["--name=regret", "--seeds=20", f"--folder={tmp_path}"])
-    said = capsys.readouterr().out
+    experiment.main(["--name=regret", "--seeds=20", f"--root={tmp_path}"])
+    said, tmp_path = capsys.readouterr().out, tmp_path / "regret"
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert (tmp_path / "report.txt").read_text() in said
     for part in said.split("\n\n")[1:3]:
@@ -41,7 +41,9 @@ def test_figure_tables_and_data(tmp_path, monkeypatch, capsys):
     ([], "the following arguments are required: --name"),
     (["--name=fig99"], "invalid choice: 'fig99'"),
     (["--name=regret", "--seeds=1"], "--seeds=1: valid is at least 2"),
-    (["--name=regret", "--folder=/dev/null/a"], "/dev/null/a: Not a directory"),
+    (["--name=regret", "--root=/dev/null/a"], "/dev/null/a/regret: Not a directory"),
+    (["--name=regret", "--scale=paper"], "--scale=paper: valid for regret is mini"),
+    (["--name=fig3", "--parallel=0"], "--parallel=0: valid is at least 1"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(arguments, said, capsys):
     with pytest.raises(SystemExit) as ended:
