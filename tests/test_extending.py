@@ -5,16 +5,18 @@ import re
 import pytest
 from helpers import ROOT
 
+from launch.experiments import EXPERIMENTS
+from launch.experiments.rows import GRIDS
 from sea_jax.ensemble.selection import STRATEGIES
 from sea_jax.losses.dap import DAP_LOSSES
 from sea_jax.methods import METHODS
 from sea_jax.models.convert import ARCHITECTURES, CLASSES
 from sea_jax.tasks.registry import TASKS
 
-TABLES = (STRATEGIES, DAP_LOSSES, METHODS, ARCHITECTURES, CLASSES, TASKS)
+TABLES = (STRATEGIES, DAP_LOSSES, METHODS, ARCHITECTURES, CLASSES, TASKS, GRIDS, EXPERIMENTS)
 TEXT = (ROOT / "docs/extending.md").read_text()
 BLOCKS = re.findall(r"<!-- test: (\w+) -->\n\n```python\n(.*?)```", TEXT, re.DOTALL)
-EXAMPLES = ("loss", "strategy", "method", "oracle", "model", "task", "metric", "command")
+EXAMPLES = ("loss", "strategy", "method", "oracle", "model", "task", "metric", "command", "experiment")
 
 
 @pytest.fixture(autouse=True)
