@@ -41,6 +41,7 @@ LEFT_OUT = pytest.StashKey[list[str]]()
 APART = {
     "sidecar": "the vLLM sidecar left out: make test-sidecar runs them",
     "xmanager": "XManager left out: make test ARGS='-m xmanager' runs them, after it has made .peers/xmanager",
+    "trl": "TRL left out: make test ARGS='-m trl' runs them, after it has made .peers/trl and .peers/trl_xpo",
 }
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
