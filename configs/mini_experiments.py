@@ -12,7 +12,7 @@ BETA = dict(dpo=0.1, slic=0.2, ipo=0.3, simpo=2.0)  # App. F.1, but for SimPO's
 
 
 def get_config(options: str = "") -> Config:
-    """Returns the first miniature with 384 labels, evaluated every 48.
+    """Returns the first miniature with 384 labels, evaluated every 64.
 
     Args:
         options: the preference loss, as dap=ipo; dpo where left out.
@@ -29,9 +29,9 @@ def get_config(options: str = "") -> Config:
     config.train.beta = BETA[chosen["dap"]]
     config.train.query_budget = 384
     config.train.learning_rate = 4e-4
-    config.eval.every_queries = 48
-    config.eval.num_prompts = 300
-    config.eval.batch_size = 300
+    config.eval.every_queries = 64
+    config.eval.num_prompts = 200
+    config.eval.batch_size = 200
     config.eval.regret = True
     config.eval.kl_samples = 1
     return config

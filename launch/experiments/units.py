@@ -77,7 +77,9 @@ def run_units(units: Sequence[Unit], cache: Path, parallel: int) -> list[str]:
         return []
     cache.mkdir(parents=True, exist_ok=True)
     _say(f"{len(left)} of {len(units)} runs to make, {parallel} at a time")
-    failed = _in_turn([_Call(left[0], cache, prepare=True)], 1)
+    methods = tuple(dict.fromkeys(unit.method for unit in left))
+    parts = dataclasses.replace(left[0], fields=dict(left[0].fields) | dict(methods=methods))
+    failed = _in_turn([_Call(parts, cache, prepare=True)], 1)
     if failed:
         return failed
     with _sigterm_as_interrupt():
@@ -141,7 +143,7 @@ def _said(call: _Call) -> str:
 
     prepare_jax(config, str(call.unit.folder))
     # After JAX is prepared, which these import.
-    from sea_jax.errors import InputError, ServiceError, StorageError, WatchError
+    from sea_jax.errors import InputError, ServiceError, StoppedError, StorageError, WatchError
     from sea_jax.experiment import run as experiment
 
     try:
@@ -150,6 +152,9 @@ def _said(call: _Call) -> str:
     except (InputError, ServiceError, StorageError, WatchError, FloatingPointError) as error:
         print(error, file=sys.stderr, flush=True)
         return str(error)
+    except StoppedError as stop:
+        print(stop, file=sys.stderr, flush=True)
+        os._exit(os.EX_TEMPFAIL)  # else the process would begin the next run
     return ""
 
 

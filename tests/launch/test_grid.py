@@ -240,8 +240,10 @@ sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]!r}
 from pathlib import Path
 from launch.experiments.units import Unit, run_units
 if __name__ == "__main__":
-    unit = Unit(Path({str(unit.folder)!r}), {unit.file!r}, "passive", 120, {dict(unit.fields)!r})
-    run_units([unit], Path({str(tmp_path / "cache")!r}), 1)
+    folders = [Path({str(unit.folder)!r}), *(Path({str(tmp_path)!r}) / str(i) for i in range(3))]
+    fields = {dict(unit.fields)!r}
+    units = [Unit(folder, {unit.file!r}, "passive", 120, fields) for folder in folders]
+    run_units(units, Path({str(tmp_path / "cache")!r}), 1)
 """
     file = tmp_path / "call.py"
     file.write_text(code)
@@ -254,3 +256,4 @@ if __name__ == "__main__":
     _, said = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in said
     assert any((unit.run_folder / "checkpoints").iterdir()) and not unit.finished
+    assert not (tmp_path / "1/runs").exists(), "the next run began"
