@@ -104,12 +104,13 @@ def verdict(claim: Claim, results: Results) -> str:
 
     Beyond two standard errors they agree or contradict; else they show neither.
     """
-    both = [results.get(line) for line in (claim.ahead, claim.behind)]
-    seeds = sorted(set.intersection(*(set(runs.seeds) for runs in both if runs is not None)))
-    if None in both or len(seeds) < 2:
+    ahead, behind = (results.get(line) for line in (claim.ahead, claim.behind))
+    seeds = sorted(set(ahead.seeds) & set(behind.seeds)) if ahead and behind else []
+    if not ahead or not behind or len(seeds) < 2:
         return f"- {claim.said}: not measured"
-    values = [[_value(claim, runs.seeds[seed]) for seed in seeds] for runs in both if runs is not None]
-    difference = np.subtract(*values)
+    difference = np.array([
+        _value(claim, ahead.seeds[seed]) - _value(claim, behind.seeds[seed]) for seed in seeds
+    ])  # fmt: skip
     mean, error = difference.mean(), difference.std(ddof=1) / len(seeds) ** 0.5
     word = "not shown either way"
     if abs(mean) > 2 * error:

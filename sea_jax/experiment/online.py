@@ -15,7 +15,7 @@ class OnlineMeter:
     """Sums, over the steps of a run, the wins of the responses that were shown, and their regret."""
 
     def __init__(self) -> None:
-        self._sums = dict.fromkeys(("wins", "responses", "regret"), 0.0)
+        self._sums: dict[str, float] = dict(wins=0.0, responses=0.0, regret=0.0)
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Takes over the sums that `saved` returned; runs of older versions have no regret."""
