@@ -42,6 +42,8 @@ APART = {
     "sidecar": "the vLLM sidecar left out: make test-sidecar runs them",
     "xmanager": "XManager left out: make test ARGS='-m xmanager' runs them, after it has made .peers/xmanager",
     "trl": "TRL left out: make test ARGS='-m trl' runs them, after it has made .peers/trl and .peers/trl_xpo",
+    "alpaca_eval": "AlpacaEval's package left out: make test ARGS='-m alpaca_eval' runs them, after it has made "
+    ".peers/alpaca_eval",
 }
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
