@@ -174,11 +174,11 @@ def _mean_and_error(share: np.ndarray) -> tuple[float, float]:
 
 
 def choose_strength(rows: Rows) -> float:
-    """Chooses C by the held-out loss in five folds; row i of N is in fold (N − 1 − i) mod 5.
+    """Chooses C by the held-out loss in five folds; row i is in fold i mod 5.
 
     The fold's loss is the mean of weighted log losses, and the smallest C of equal ones is taken.
     """
-    fold = (len(rows.preference) - 1 - np.arange(len(rows.preference))) % FOLDS
+    fold = np.arange(len(rows.preference)) % FOLDS
     losses = np.zeros(len(STRENGTHS))
     for held in range(FOLDS):
         train, test = rows.part(fold != held), rows.part(fold == held)
