@@ -7,93 +7,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import random_params, sigmoid
-from real_text import CHAT, byte_tokenizer, posts
+from alpaca_calls import ASKED, SHORT, call, outputs, read, refused, write
+from helpers import sigmoid
+from real_text import CHAT
 from services import QUICK_BACKOFF, Http, Judging, entries
 from tokenizers import Tokenizer
 
-from launch import alpaca_eval, alpaca_files, alpaca_outputs, environments
+from launch import alpaca_files, alpaca_outputs, environments
 from launch import length_controlled as lc
 from sea_jax import models
 from sea_jax.errors import StorageError
-from sea_jax.models import PythiaConfig, RewardConfig
 from sea_jax.oracles import patience
 from sea_jax.oracles.judge import is_swapped
 
-ASKED = [f"Question {i}: what about the red ball{' again' * (i % 3)}?" for i in range(7)]
-TINY = dict(vocab_size=330, num_layers=1, width=16, num_heads=2, mlp_width=24, max_length=96)
-SHORT = ("--max_new_tokens=6", "--batch_size=3")
 
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A folder with policy, a reward model, prompts and references."""
-    folder = tmp_path_factory.mktemp("alpaca")
-    tokenizer = byte_tokenizer(posts(20))
-    for name, config in (
-        ("policy", PythiaConfig(**TINY)),
-        ("reward", RewardConfig(PythiaConfig(**TINY), padding_idx=0)),
-    ):
-        model = config.build()
-        models.save(folder / name, model, random_params(model), tokenizer)
-    write(folder / "prompts.json", [dict(instruction=text, dataset="made") for text in ASKED])
-    baseline = [
-        dict(instruction=text, output="b" * (2 + i), generator="baseline") for i, text in enumerate(ASKED)
-    ]
-    write(folder / "references.json", baseline[::-1])  # in any order
-    return folder
-
-
-def write(file, rows):
-    file.write_text(json.dumps(rows))
-    return file
-
-
-def read(file):
-    return json.loads(file.read_text())
-
-
-def call(*arguments):
-    alpaca_eval.main([str(argument) for argument in arguments])
-
-
-def outputs(files, file, *more):
-    call(files / "policy", f"--prompts={files}/prompts.json", f"--output={file}", *SHORT, *more)
-    return read(file)
-
-
-def refused(capsys, *arguments):
-    """The one line that a call ends with."""
-    with pytest.raises(SystemExit) as ended:
-        call(*arguments)
-    said = capsys.readouterr().err
-    assert ended.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1, said
-    return said.removeprefix("error: ").rstrip("\n")
-
-
-@pytest.fixture(scope="module")
-def whole(files, tmp_path_factory):
-    return outputs(files, tmp_path_factory.mktemp("whole") / "a" / "out.json")
-
-
-def test_outputs_are_in_the_packages_format(files, whole, capsys, tmp_path):
+def test_outputs_are_in_the_packages_format(alpaca, whole, capsys, tmp_path):
     assert [row["instruction"] for row in whole] == ASKED
     for row in whole:
-        assert (row["dataset"], row["generator"]) == ("made", str(files / "policy")) and row["output"]
+        assert (row["dataset"], row["generator"]) == ("made", str(alpaca / "policy")) and row["output"]
         assert (row["temperature"], row["max_new_tokens"], row["seed"]) == (0.9, 6, 0)
     texts = [row["output"] for row in whole]
-    again = outputs(files, tmp_path / "b.json", "--name=me")
+    again = outputs(alpaca, tmp_path / "b.json", "--name=me")
     assert [row["output"] for row in again] == texts and again[0]["generator"] == "me"
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "3 of 7 outputs" and said[-1].startswith(f"{tmp_path}/b.json: 7 outputs, ")
-    assert texts != [row["output"] for row in outputs(files, tmp_path / "c.json", "--seed=1")]
+    assert texts != [row["output"] for row in outputs(alpaca, tmp_path / "c.json", "--seed=1")]
 
 
-def test_greedy_outputs_are_the_likeliest_tokens(files, tmp_path):
+def test_greedy_outputs_are_the_likeliest_tokens(alpaca, tmp_path):
     """One token after another through the whole model, without cache and padding on the left."""
-    rows = outputs(files, tmp_path / "out.json", "--temperature=0")
-    model, params = models.load(str(files / "policy"))
-    tokenizer = Tokenizer.from_file(str(files / "policy/tokenizer.json"))
+    rows = outputs(alpaca, tmp_path / "out.json", "--temperature=0")
+    model, params = models.load(str(alpaca / "policy"))
+    tokenizer = Tokenizer.from_file(str(alpaca / "policy/tokenizer.json"))
     forward = jax.jit(lambda tokens, mask: model.apply({"params": params}, tokens, mask))
     for row in rows:
         ids = tokenizer.encode(row["instruction"], add_special_tokens=False).ids
@@ -107,17 +52,19 @@ def test_greedy_outputs_are_the_likeliest_tokens(files, tmp_path):
         assert row["output"] == tokenizer.decode(tokens[0, start:end].tolist())
 
 
-def test_outputs_depend_neither_on_limit_nor_batch_size(files, whole, tmp_path):
-    few = outputs(files, tmp_path / "few.json", "--limit=4")
+def test_outputs_depend_neither_on_limit_nor_batch_size(alpaca, whole, tmp_path):
+    few = outputs(alpaca, tmp_path / "few.json", "--limit=4")
     assert few == whole[:4]
-    assert outputs(files, tmp_path / "few.json") == whole  # goes on
-    assert outputs(files, tmp_path / "two.json", "--batch_size=2") == whole
-    (files / "prompts.jsonl").write_text("".join(json.dumps(dict(instruction=text)) + "\n" for text in ASKED))
-    lines = outputs(files, tmp_path / "lines.json", f"--prompts={files}/prompts.jsonl", "--batch_size=50")
+    assert outputs(alpaca, tmp_path / "few.json") == whole  # goes on
+    assert outputs(alpaca, tmp_path / "two.json", "--batch_size=2") == whole
+    (alpaca / "prompts.jsonl").write_text(
+        "".join(json.dumps(dict(instruction=text)) + "\n" for text in ASKED)
+    )
+    lines = outputs(alpaca, tmp_path / "lines.json", f"--prompts={alpaca}/prompts.jsonl", "--batch_size=50")
     assert [row["output"] for row in lines] == [row["output"] for row in whole] and "dataset" not in lines[0]
 
 
-def test_a_stopped_call_goes_on(files, whole, tmp_path, monkeypatch):
+def test_a_stopped_call_goes_on(alpaca, whole, tmp_path, monkeypatch):
     file, write_list, batches = tmp_path / "out.json", alpaca_files.write_list, []
 
     def full(to, rows):
@@ -128,25 +75,25 @@ def test_a_stopped_call_goes_on(files, whole, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(alpaca_files, "write_list", full)
-        outputs(files, file)
+        outputs(alpaca, file)
     assert ended.value.code == 74 and read(file) == whole[:3]
     made, generate = [], alpaca_outputs._Writer.write
     with monkeypatch.context() as patch:
         patch.setattr(
             alpaca_outputs._Writer, "write", lambda self, first: made.append(first) or generate(self, first)
         )
-        assert outputs(files, file) == whole and made == [3, 4]
+        assert outputs(alpaca, file) == whole and made == [3, 4]
     monkeypatch.setattr(alpaca_outputs, "_Writer", None)  # a further call loads no policy
-    assert outputs(files, file) == whole
+    assert outputs(alpaca, file) == whole
 
 
-def test_a_chat_template_is_used(files, tmp_path, whole):
+def test_a_chat_template_is_used(alpaca, tmp_path, whole):
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).symlink_to(files / "policy" / name)
+        (tmp_path / name).symlink_to(alpaca / "policy" / name)
     (tmp_path / "chat_template.jinja").write_text(CHAT)
-    call(tmp_path, f"--prompts={files}/prompts.json", f"--output={tmp_path}/x.json", *SHORT)
+    call(tmp_path, f"--prompts={alpaca}/prompts.json", f"--output={tmp_path}/x.json", *SHORT)
     plain = call(
-        tmp_path, f"--prompts={files}/prompts.json", f"--output={tmp_path}/y.json", "--chat=no", *SHORT
+        tmp_path, f"--prompts={alpaca}/prompts.json", f"--output={tmp_path}/y.json", "--chat=no", *SHORT
     )
     assert plain is None
     texts = [[row["output"] for row in read(tmp_path / name)] for name in ("x.json", "y.json")]
@@ -154,21 +101,21 @@ def test_a_chat_template_is_used(files, tmp_path, whole):
 
 
 @pytest.fixture
-def judged(files, tmp_path, whole, monkeypatch):
+def judged(alpaca, tmp_path, whole, monkeypatch):
     """A function that has outputs judged by a server; returns what is in annotations.json."""
     monkeypatch.setattr(patience, "_BACKOFF", QUICK_BACKOFF)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-never-shown")
     write(tmp_path / "out.json", whole)
 
     def judge(server, *more):
-        outputs(files, tmp_path / "out.json", f"--references={files}/references.json",
+        outputs(alpaca, tmp_path / "out.json", f"--references={alpaca}/references.json",
                 f"--judge_url={server.url}/v1", "--judge_model=a/judge", *more)  # fmt: skip
         return read(tmp_path / "a_judge/annotations.json")
 
     return judge
 
 
-def test_a_judge_annotates_in_a_random_order(files, judged, whole, tmp_path, capsys):
+def test_a_judge_annotates_in_a_random_order(alpaca, judged, whole, tmp_path, capsys):
     judging = Judging()
     with Http(judging) as server:
         rows = judged(server)
@@ -176,7 +123,7 @@ def test_a_judge_annotates_in_a_random_order(files, judged, whole, tmp_path, cap
             judged(server) == rows and len(judging.seen) == 8
         )  # seven comparisons and the one that tries it
         said = capsys.readouterr().out.splitlines()
-    baseline = {row["instruction"]: row["output"] for row in read(files / "references.json")}
+    baseline = {row["instruction"]: row["output"] for row in read(alpaca / "references.json")}
     assert [row["instruction"] for row in rows] == ASKED
     for row, output in zip(rows, whole, strict=True):
         first, second = baseline[row["instruction"]], output["output"]
@@ -246,26 +193,26 @@ def test_a_reply_that_cannot_be_read_is_no_annotation(judged, capsys):
         assert judged(server)[2]["preference"] and len(judging.seen) == 1 + 6 + 3 + 1 + 1
 
 
-def test_other_outputs_are_other_comparisons(judged, files, tmp_path):
+def test_other_outputs_are_other_comparisons(judged, alpaca, tmp_path):
     judging = Judging()
     with Http(judging) as server:
         judged(server)
         (tmp_path / "out.json").unlink()
-        outputs(files, tmp_path / "out.json", "--seed=1")
+        outputs(alpaca, tmp_path / "out.json", "--seed=1")
         judged(server, "--seed=1")
         assert len(judging.seen) == 16
         judged(server, "--seed=1", "--limit=5")
         assert len(judging.seen) == 16 and len(read(tmp_path / "a_judge/annotations.json")) == 5
 
 
-def test_mistakes_are_found_before_outputs_are_generated(judged, files, tmp_path, capsys):
+def test_mistakes_are_found_before_outputs_are_generated(judged, alpaca, tmp_path, capsys):
     (tmp_path / "out.json").unlink()
     with Http(lambda *_: (401, {}, b"{}")) as server, pytest.raises(SystemExit):
         judged(server)
     assert "status 401" in capsys.readouterr().err and not (tmp_path / "out.json").exists()
-    few = write(tmp_path / "few.json", read(files / "references.json")[:-1])
+    few = write(tmp_path / "few.json", read(alpaca / "references.json")[:-1])
     judge = ("--judge_url=http://127.0.0.1:1/v1", "--judge_model=x", f"--references={few}")
-    said = refused(capsys, files / "policy", f"--prompts={files}/prompts.json", *judge)
+    said = refused(capsys, alpaca / "policy", f"--prompts={alpaca}/prompts.json", *judge)
     assert said == f"{few}: no instruction={ASKED[0]!r}; valid are outputs for all of --prompts"
 
 
@@ -318,120 +265,3 @@ def test_the_package_reads_what_is_written(judged, tmp_path, capsys):
     (theirs,) = made_up.packages_scores(python, [(rows, file, "length_controlled_minimal", 1e-10)])
     assert said[-3].endswith(f" {theirs[0]:.2f} ± {theirs[1]:.2f} %")
     assert said[-2].endswith(f" {theirs[2]:.2f} ± {theirs[3]:.2f} %")
-
-
-ROW = dict(instruction="x", output_1="a", output_2="b", generator_1="g", generator_2="h", preference=1.5)
-WRONG = {  # name -> what replaces the file, what is said
-    "absent": (None, "no such file"),
-    "not JSON": ("[", "not JSON ("),
-    "no list": ('{"a": 1}', "holds {'a': 1}; valid is a JSON list of objects with instruction"),
-    "nested": ("[" * 100_000, "not JSON ("),
-    "no object": ("[3]", "row 0: 3 is no object; valid is a JSON list of objects with instruction"),
-    "no instruction": ('[{"a": 1}]', "row 0: instruction=None; valid is a text"),
-}
-PROMPTS = WRONG | {
-    "none": ("[]", "no prompt; valid is a list with at least one"),
-    "empty": ('[{"instruction": " "}]', "row 0: instruction=' '; valid is a text that is not empty"),
-    "twice": (
-        '[{"instruction": "x"}, {"instruction": "x"}]',
-        "row 1: instruction='x' is that of row 0; valid is each",
-    ),
-    "long": (
-        json.dumps([dict(instruction="x " * 99)]),
-        "row 0: instruction of 198 tokens; valid is at most 90 tokens",
-    ),
-}
-ANNOTATIONS = WRONG | {
-    "text": (json.dumps([ROW | {"preference": "m"}]), "row 0: preference='m'; valid is a number from 1 (output_1"),
-    "outside": (json.dumps([ROW, ROW | {"preference": 2.5}]), "row 1: preference=2.5; valid is a number from 1"),
-    "truth": (json.dumps([ROW | {"preference": True}]), "row 0: preference=True; valid is a number"),
-    "models": (json.dumps([ROW, ROW | {"generator_2": "i"}]), "row 1: generator_2='i'; valid is 'h', as in row 0"),
-    "few": (json.dumps([ROW] * 4), "annotations: 4 with a preference; valid is at least 5"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", PROMPTS)
-def test_prompts_that_cannot_be_read(files, tmp_path, capsys, case):
-    content, said = PROMPTS[case]
-    file = tmp_path / "x.json"
-    if content is not None:
-        file.write_text(content)
-    line = refused(capsys, files / "policy", f"--prompts={file}", f"--output={tmp_path}/o.json", *SHORT)
-    named = "--prompts" if case == "long" else str(file)
-    assert line.startswith(named) and said.lower() in line.lower()
-
-
-@pytest.mark.parametrize("case", ANNOTATIONS)
-def test_annotations_that_cannot_be_read(tmp_path, capsys, case):
-    content, said = ANNOTATIONS[case]
-    file = tmp_path / "x.json"
-    if content is not None:
-        file.write_text(content)
-    line = refused(capsys, f"--annotations={file}")
-    assert line.startswith("annotations" if case == "few" else str(file)) and said.lower() in line.lower()
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        (dict(generator="other"), "row 1: generator='other'; valid is "),
-        (dict(temperature=1.0), "row 0: temperature=1.0; valid is 0.9, or another --output"),
-        (dict(seed=None), "row 0: seed=None; valid is 0, or another --output"),
-        (dict(policy="sha256:0"), "row 0: policy='sha256:0'; valid is 'sha256:"),
-        (dict(output=3), "row 0: output=3; valid is a text"),
-        (
-            dict(instruction="what?"),
-            "row 0: instruction='what?'; valid is one of --prompts, or another --output",
-        ),
-    ],
-)
-def test_outputs_of_something_else_stay_as_they_are(files, whole, tmp_path, capsys, changed, said):
-    changed_row = 1 if "generator" in changed else 0
-    rows = [row | changed if at == changed_row else row for at, row in enumerate(whole)]
-    file = write(tmp_path / "out.json", rows)
-    line = refused(capsys, files / "policy", f"--prompts={files}/prompts.json", f"--output={file}", *SHORT)
-    assert line.startswith(f"{file}, {said}") and read(file) == rows
-
-
-JUDGE = ("--references=r.json", "--judge_url=http://x/v1", "--judge_model=m")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ((), "policy, --annotations: neither given; valid is a policy, or annotations to score"),
-        (("p", "--annotations=a.json"), "policy, --annotations: both given; valid is"),
-        (("p",), "--prompts: absent; valid is a JSON list of objects with instruction"),
-        (("p", "--prompts=x", *JUDGE[:1]), "--judge_url: absent; valid with --references is --judge_url and --judge_model too"),
-        (("p", "--prompts=x", *JUDGE[1:]), "--references: absent; valid with --judge_url is --references too"),
-        (("p", "--prompts=x", "--difficulty=d"), "--difficulty=d: valid with a judge, or with --annotations"),
-        (("p", "--prompts=x", *JUDGE, "--judge_url=http://me:pass@x/v1"), "--judge_url='http://[credentials]@x/v1': valid is http"),
-        (("p", "--prompts=x", "--limit=-1"), "--limit=-1: valid is at least 0"),
-        (("p", "--prompts=x", "--max_new_tokens=0"), "--max_new_tokens=0: valid is at least 1"),
-        (("p", "--prompts=x", "--temperature=nan"), "--temperature=nan: valid is a number of at least 0"),
-        (("p", "--prompts=x", "--seed=a"), "argument --seed: invalid int value: 'a'"),
-        (("p", "--prompts=x", "--dtype=f"), "argument --dtype: invalid choice: 'f'"),
-        (("p", "--prompts=x", "--batch=2"), "unrecognized arguments: --batch=2"),
-        (("--annotations=a", "--limit=2"), "--limit=2: valid with a policy, not with --annotations"),
-        (("--annotations=a", "--difficulty=d"), "a: No such file or directory; valid is a JSON list"),
-    ],
-)  # fmt: skip
-def test_a_command_line_that_cannot_work(capsys, monkeypatch, tmp_path, arguments, said):
-    monkeypatch.chdir(tmp_path)
-    assert refused(capsys, *arguments).startswith(said) and not [*tmp_path.iterdir()]
-
-
-def test_policies_and_places_that_cannot_be_used(files, whole, tmp_path, capsys):
-    prompts, file = f"--prompts={files}/prompts.json", tmp_path / "o.json"
-    line = refused(capsys, files / "reward", prompts, f"--output={file}", *SHORT)
-    assert "RewardModel; valid is a language model" in line
-    line = refused(capsys, files / "policy", prompts, f"--output={file}", "--max_new_tokens=96")
-    assert "tokens; valid is at most 0 tokens, the policy's 96 less --max_new_tokens=96" in line
-    (tmp_path / "file").touch()
-    line = refused(capsys, files / "policy", prompts, f"--output={tmp_path}/file/o.json", *SHORT)
-    assert line.startswith(f"--output={tmp_path}/file/o.json: ") and line.endswith(
-        "valid is a file that can be written"
-    )
-    with alpaca_files.owned("--output", file):
-        line = refused(capsys, files / "policy", prompts, f"--output={file}", *SHORT)
-    assert line == f"--output={file}: another process writes it; valid is another file, or wait for its end"
