@@ -116,7 +116,7 @@ def train(run: Run, observer: Observer) -> None:
 
 def train_step(run: Run, step: int, observer: Observer) -> Record:
     """Runs one iteration of Algorithm 2. Every line of the paper stands above the call that does it."""
-    keys, config, bought = step_keys(run.state.key, step), run.config, run.labeller.num_queries
+    keys, bought = step_keys(run.state.key, step), run.labeller.num_queries
 
     # 3   Receive a prompt x_t ~ p_X.
     # 4   Sample M responses y_t^i ~ π_θt−1(·|x_t) to construct S_t = {y_t^i}, i = 1 … M.
@@ -134,8 +134,7 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
     prompts, candidates, rewards, duel, extra = keep_of_pool(run, prompts, candidates, rewards, duel, extra)
 
     # 8   If g < γ for g ~ Uniform(0, 1), label {y_t, y'_t} by P, else by φ ~ Uniform(Φ_t−1).
-    remaining = config.train.query_budget - bought
-    duel = route(keys.route, keys.label, duel, rewards, candidates, remaining, **routing(run, step, prompts))
+    duel = route(keys.route, keys.label, duel, rewards, candidates, **routing(run, step, prompts))
     duel, texts = read_duels(run, candidates, duel)
     watch.lap("select", duel)
     labels, shown = ask_oracle(run, step, prompts.texts, candidates, duel, texts)
@@ -188,11 +187,12 @@ def keep_of_pool(
 
 def routing(run: Run, step: int, prompts: Prompts) -> dict[str, Any]:
     """Returns the options of `route`: γ is 1 until the ensemble has seen `burn_in` labels (App. F.1)."""
-    sea = run.config.sea
-    mixed = run.method.synthetic and run.labeller.num_queries >= sea.burn_in and not prompts.given
+    sea, bought = run.config.sea, run.labeller.num_queries
+    mixed = run.method.synthetic and bought >= sea.burn_in and not prompts.given
     gamma = sea.gamma if mixed else 1.0
     asked = algorithm.oracle_share(gamma, run.config.train.batch_size, step)
-    return dict(gamma=gamma, num_asked=asked, gamma_mode=sea.gamma_mode, synthetic_pairs=sea.synthetic_pairs)
+    counts = dict(remaining=run.config.train.query_budget - bought, gamma=gamma, num_asked=asked)
+    return counts | dict(gamma_mode=sea.gamma_mode, synthetic_pairs=sea.synthetic_pairs)
 
 
 def read_duels(run: Run, candidates: Candidates, duel: Duel) -> tuple[Duel, list[list[str]]]:
