@@ -72,7 +72,10 @@ FILE, WORKDIR = "--config=configs/quickstart.py", "--workdir=never-made"
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--config.train.batch_sze=4"], ["config.train.batch_sze='4'", "no such field", "batch_size"]),
+        (
+            ["--config.train.batch_sze=4"],
+            ["config.train.batch_sze='4'", "no such field", "; nearest is config.train.batch_size"],
+        ),
         (["--config.sae.gamma", "1"], ["config.sae.gamma='1'", "no such field", "ensemble, eval", "sea"]),
         (["--config.seed.x=1"], ["config.seed.x='1'", "config.seed has no fields"]),
         (["--config.train.batch_size=many"], ["--config.train.batch_size=many", "int()"]),

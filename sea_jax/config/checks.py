@@ -1,7 +1,8 @@
 """Collects the problems of a config: one line each, with the field, its value and what is valid."""
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sea_jax.errors import InputError
@@ -108,6 +109,12 @@ def get(config: Config, name: str) -> Any:
     for part in name.split("."):
         config = config[part]
     return config
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns '; nearest is …' with the known name that is most like one that is unknown; '' without one."""
+    found = difflib.get_close_matches(name, sorted(known), 1)
+    return f"; nearest is {found[0]}" if found else ""
 
 
 def _short(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags
 
+from sea_jax.config.checks import flat, nearest
 from sea_jax.credentials import redact
 from sea_jax.errors import InputError
 
@@ -86,6 +87,7 @@ def config_mistake(argv: list[str]) -> str | None:
             fields = sorted(node) if hasattr(node, "keys") else []
             if part not in fields:
                 valid = f"valid fields of {at} are {', '.join(fields)}" if fields else f"{at} has no fields"
-                return f"{name}={value!r}: no such field; {valid}"
+                known = [f"config.{field}" for field in flat(config.to_dict())]
+                return f"{name}={value!r}: no such field; {valid}{nearest(name, known)}"
             at, node = f"{at}.{part}", node[part]
     return None

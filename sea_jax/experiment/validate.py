@@ -7,7 +7,7 @@ folders, the machine or the task.
 from pathlib import Path
 
 from sea_jax import tasks
-from sea_jax.config.checks import Checks, flat
+from sea_jax.config.checks import Checks, flat, nearest
 from sea_jax.config.fields import check_values, declared
 from sea_jax.config.overrides import check_overrides
 from sea_jax.config.policy import RewardTraining
@@ -60,7 +60,7 @@ def _check_unknown(checks: Checks, names: list[str]) -> None:
         valid = sorted(n.removeprefix(f"{section}.") for n in names if n.rpartition(".")[0] == section)
         at = f"config.{section}" if section else "config"
         said = f"valid fields of {at} are {', '.join(valid)}" if valid else f"{at} is no section"
-        checks.add(f"config.{name}={value!r}: no such field; {said}", name)
+        checks.add(f"config.{name}={value!r}: no such field; {said}{nearest(name, names)}", name)
 
 
 def check(config: Config) -> Checks:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from sea_jax import tasks
-from sea_jax.config.checks import Checks
+from sea_jax.config.checks import Checks, nearest
 from sea_jax.config.fields import Section
 from sea_jax.config.overrides import for_method
 from sea_jax.experiment.commands import COMMANDS
@@ -31,7 +31,7 @@ def check_names(checks: Checks) -> None:
         valid = f"one of {sorted(METHODS)}"
         if method in COMMANDS:
             valid += f"; {method} is a command: python -m sea_jax.main {method} --config=… --workdir=…"
-        checks.require(method in METHODS, "methods", valid, method)
+        checks.require(method in METHODS, "methods", valid + nearest(method, METHODS), method)
     for method, own in _each(checks):
         losses = tuple(METHODS[method].losses)
         if own.sound("train.dap") and losses:

@@ -90,7 +90,9 @@ def test_a_field_that_is_not_declared():
     assert found[1].startswith(
         "config.train.batch_sze=8: no such field; valid fields of config.train are batch_size,"
     )
-    assert found[2] == "config.trian.beta=1.0: no such field; config.trian is no section"
+    assert found[1].endswith("; nearest is train.batch_size")
+    said = "no such field; config.trian is no section; nearest is train.beta"
+    assert found[2] == f"config.trian.beta=1.0: {said}"
 
 
 def test_problems_with_the_task_come_with_the_others(tmp_path):
