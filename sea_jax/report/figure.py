@@ -1,13 +1,19 @@
 """Draws win rates and rewards by oracle queries (Fig. 3), and the queries to levels (Fig. 1)."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from sea_jax.report.runs import Runs
 from sea_jax.report.statistics import has_metric, mean_curve, queries_to
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DPI = 130
 REFERENCES, SFT = "eval/win_rate_reference", "eval/win_rate_sft"
 WIN_RATES = {REFERENCES: "win rate against references", SFT: "win rate against SFT"}
 
@@ -21,23 +27,26 @@ class Bars(NamedTuple):
 
 
 def draw(sizes: dict[str, Runs], evaluations: dict[str, Any], file: Path) -> None:
+    """Writes the figure that `make` makes of the same arguments as a PNG."""
+    make(sizes, evaluations).savefig(file)
+
+
+def make(sizes: dict[str, Runs], evaluations: dict[str, Any]) -> Figure:
     """Draws a row of panels for each model size, with one colour for each method.
 
     Args:
         sizes: size -> finished runs; the size is '' where there is one only.
         evaluations: size -> config.eval, whose levels the bars have.
-        file: the PNG to write.
-    """
-    import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    Returns:
+        A figure that pyplot does not know: it changes no backend and needs no window.
+    """
+    from sea_jax.report.inline import InlineFigure  # imports matplotlib, which takes a second
 
     names = list(dict.fromkeys(name for runs in sizes.values() for name in runs))
     colors = {name: f"C{i}" for i, name in enumerate(names)}
-    fig, rows = plt.subplots(
-        len(sizes), 3, figsize=(16, 4.4 * len(sizes)), layout="constrained", squeeze=False
-    )
+    figure = InlineFigure(figsize=(16, 4.4 * len(sizes)), layout="constrained", dpi=_DPI)
+    rows = figure.subplots(len(sizes), 3, squeeze=False)
     for panels, (size, runs) in zip(rows, sizes.items(), strict=True):
         title = f"{size}, mean ± s.e. over seeds" if size else "mean ± s.e. over seeds"
         for axes, (metric, name) in zip(panels, _shown(runs).items(), strict=False):
@@ -46,8 +55,7 @@ def draw(sizes: dict[str, Runs], evaluations: dict[str, Any], file: Path) -> Non
         if runs:
             panels[0].legend(loc="lower right")
         _bars(panels[2], runs, bar_levels(runs, evaluations[size]), colors)
-    fig.savefig(file, dpi=130)
-    plt.close(fig)
+    return figure
 
 
 def _shown(runs: Runs) -> dict[str, str]:

@@ -31,11 +31,16 @@ def write(folder: Path, config: Config) -> str:
         The report's text, and a line that names the figure.
     """
     seeds = range(config.seed, config.seed + config.num_seeds)
+    own = (run_folder(folder, method, seed) for method in config.methods for seed in seeds)
+    return _write(folder, runs_of(folder, config), config.eval, alarms.lines(own))
+
+
+def runs_of(folder: Path, config: Config) -> Runs:
+    """Reads the finished runs of a config from its work directory."""
+    seeds = range(config.seed, config.seed + config.num_seeds)
     found = read_workdir(folder, config.methods)
     runs = {name: found[name].keep(seeds) for name in config.methods if name in found}
-    own = (run_folder(folder, method, seed) for method in config.methods for seed in seeds)
-    runs = {name: method for name, method in runs.items() if method.seeds}
-    return _write(folder, runs, config.eval, alarms.lines(own))
+    return {name: method for name, method in runs.items() if method.seeds}
 
 
 def write_workdirs(folders: Sequence[Path], config: Config) -> str:
