@@ -42,7 +42,7 @@ def claim_workdir(config: Config, folder: Path, extend: bool = False) -> None:
 
     Args:
         config: of this call.
-        folder: the work directory.
+        folder: the work directory; until a run has begun there, a function that failed may be mended.
         extend: allows other budgets of labels.
 
     Raises:
@@ -50,7 +50,8 @@ def claim_workdir(config: Config, folder: Path, extend: bool = False) -> None:
     """
     mine = json.loads(config.to_json())
     file = folder / "config.json"
-    if file.exists() and (found := difference(mine, _read_config(file), extend)):
+    free = () if (folder / "runs").exists() else ("oracle.function",)
+    if file.exists() and (found := difference(mine, _read_config(file), extend, free)):
         name, here, there = found
         raise InputError(
             f"workdir {folder}: holds runs with {name}={there!r}, not {here!r}; "
@@ -68,10 +69,18 @@ def _hint(name: str) -> str:
     return ", --extend" if name.endswith(_BUDGET) else ""
 
 
-def difference(mine: dict, theirs: dict, extend: bool = False) -> tuple[str, Any, Any] | None:
-    """Returns name, mine and theirs of the first field that differs and is not free to; None without one."""
+def difference(
+    mine: dict, theirs: dict, extend: bool = False, free: tuple[str, ...] = ()
+) -> tuple[str, Any, Any] | None:
+    """Returns name, mine and theirs of the first field that differs and is not free to; None without one.
+
+    Args:
+        mine, theirs: configs, as JSON holds them.
+        extend: budgets are free.
+        free: further fields that are.
+    """
     here, there = flat(mine), flat(theirs)
-    for name in sorted((here.keys() | there.keys()) - {*FREE_FIELDS}):
+    for name in sorted((here.keys() | there.keys()) - {*FREE_FIELDS, *free}):
         if _WATCH.match(name) or (extend and name.endswith(_BUDGET)):
             continue
         values = here.get(name, "(absent)"), there.get(name, "(absent)")

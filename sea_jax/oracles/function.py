@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -11,7 +12,7 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from sea_jax.errors import InputError
+from sea_jax.oracles import identity
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.protocol import Answers, BroadcastFn, compute_locally
 
@@ -29,6 +31,7 @@ _VALUES = {"score": "a finite number (float32)", "prefer": "a number in [0, 1], 
 _NAME = re.compile(r"(?P<where>.+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<attribute>[^\W\d]\w*)")
 _LARGEST = float(np.finfo(np.float32).max)
 _SHOWN = 40  # characters of a text or value in an error
+_given: dict[str, UserFunction] = {}  # by name, those that were passed as objects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +43,19 @@ class UserFunction:
         form: a key of FORMS.
         file: of its module, as tracebacks name it.
         call: the function itself.
+        given: whether it was passed as an object, so that errors name the argument and no field.
     """
 
     name: str
     form: str
     file: str
     call: Callable[..., Any]
+    given: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The function as the user gave it, for errors."""
+        return f"{self.form}={self.name}" if self.given else _field(self.name)
 
     def ask(self, *texts: Sequence[str]) -> np.ndarray:
         """Calls the function once with all rows, and checks its answer.
@@ -57,17 +67,19 @@ class UserFunction:
             [B] float64: finite rewards, or probabilities in [0, 1] with NaN where there is no answer.
 
         Raises:
-            InputError: the function raised, or did not return B valid values; the line names the row, or
-                file and line of the user's code.
+            InputError: the function raised, or did not return B valid values; the line names the row and,
+                where it raised, file and line of the user's code.
         """
         columns = dict(zip(FORMS[self.form], texts, strict=True))
         size = len(columns["prompts"])
         if not size:
             return np.zeros(0)
+        read = _Read()
         try:
-            result = self.call(**{name: list(column) for name, column in columns.items()})
+            result = self.call(**{name: _Column(column, read) for name, column in columns.items()})
         except Exception as error:
-            raise InputError(f"{_field(self.name)}: {_place(error, self.file)}") from error
+            at = "" if read.row is None else f"; read last: {_row(read.row, columns)}"
+            raise InputError(f"{self.shown}: {_place(error, self.file)}{at}") from error
         return np.array([self._value(i, row, columns) for i, row in enumerate(self._rows(result, size))])
 
     def _rows(self, result: Any, size: int) -> Sequence[Any]:
@@ -76,11 +88,9 @@ class UserFunction:
             result = result.tolist()
         if not isinstance(result, Sequence) or isinstance(result, str | bytes):
             found, valid = _shown(result), f"a list or array of {size} values, one per prompt"
-            raise InputError(f"{_field(self.name)}: returned {found}; valid is {valid}")
+            raise InputError(f"{self.shown}: returned {found}; valid is {valid}")
         if len(result) != size:
-            raise InputError(
-                f"{_field(self.name)}: returned {len(result)} values; valid is {size}, one per prompt"
-            )
+            raise InputError(f"{self.shown}: returned {len(result)} values; valid is {size}, one per prompt")
         return result
 
     def _value(self, i: int, value: Any, columns: dict[str, Sequence[str]]) -> float:
@@ -93,9 +103,35 @@ class UserFunction:
         )
         if number is None or not valid:
             found = _shown(value) if number is None else f"{number}"
-            row = ", ".join(f"{name}[{i}]={_short(column[i])!r}" for name, column in columns.items())
-            raise InputError(f"{_field(self.name)}: row {i}: {found}; valid is {_VALUES[self.form]}; {row}")
+            texts = _row(i, columns).partition(": ")[2]
+            raise InputError(f"{self.shown}: row {i}: {found}; valid is {_VALUES[self.form]}; {texts}")
         return number
+
+
+class _Read:
+    """The row that a function has read last: None before the first, and after a loop over all."""
+
+    row: int | None = None
+
+
+class _Column(list[str]):
+    """Texts for a function, which note the row that it reads, so that its exception can name one."""
+
+    def __init__(self, texts: Sequence[str], read: _Read):
+        super().__init__(texts)
+        self._read = read
+
+    def __iter__(self) -> Iterator[str]:
+        for i, text in enumerate(super().__iter__()):
+            self._read.row = i
+            yield text
+        self._read.row = None
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        if isinstance(index, int):
+            self._read.row = index % len(self)
+        return found
 
 
 class FunctionPreferences:
@@ -137,8 +173,35 @@ def make_oracle(
     return BradleyTerryOracle(rewards)
 
 
+@contextlib.contextmanager
+def given(call: Callable[..., Any], form: str) -> Iterator[str]:
+    """Lets config.oracle.function name a function that is passed as an object, while the context lasts.
+
+    Args:
+        call: of any kind that Python can call, importable or not.
+        form: a key of FORMS.
+
+    Returns:
+        Its name: of its module and itself, and a hash of what it computes (`identity.digest`).
+
+    Raises:
+        InputError: its parameters are not those of the form.
+    """
+    if _form(call) != form:
+        found = _signature(identity.name_of(call), call) if callable(call) else _shown(call)
+        raise InputError(f"{form}: {found}; valid is a function f({', '.join(FORMS[form])})")
+    name = f"{identity.name_of(call)}@{identity.digest(call)}"
+    _given[name] = UserFunction(name, form, identity.file_of(call), call, given=True)
+    try:
+        yield name
+    finally:
+        del _given[name]
+
+
 def load(name: str) -> UserFunction:
-    """Imports the function that config.oracle.function names, and calls nothing.
+    """Returns the function that config.oracle.function names: imports it, or has it from `given`.
+
+    It calls nothing.
 
     A file that has not changed is executed once, however often it is asked for.
 
@@ -149,6 +212,8 @@ def load(name: str) -> UserFunction:
         InputError: there is no such file, module or function; its module raises; or its parameters are of
             neither form.
     """
+    if name in _given:
+        return _given[name]
     parts = _NAME.fullmatch(name)
     if parts is None:
         valid = "<file>.py:<function> or <package.module>:<function>"
@@ -251,12 +316,16 @@ def _place(error: BaseException, file: str) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         place, said = f"{error.filename}:{error.lineno}", error.msg
     else:
-        frames = [
-            frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")
-        ]
-        last = ([frame for frame in frames if frame.filename == file] or frames)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.filename == file]  # of a notebook, as '<stdin>', too
+        last = (own or [frame for frame in frames if not frame.filename.startswith("<")])[-1]
         place, said = f"{last.filename}:{last.lineno}", " ".join(str(error).split())
     return f"{place}: {type(error).__name__}: {said}" if said else f"{place}: {type(error).__name__}"
+
+
+def _row(i: int, columns: dict[str, Sequence[str]]) -> str:
+    """Returns a row's number and the beginnings of its texts."""
+    return f"row {i}: " + ", ".join(f"{name}[{i}]={_short(texts[i])!r}" for name, texts in columns.items())
 
 
 def _field(name: str) -> str:

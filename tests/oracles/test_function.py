@@ -270,8 +270,50 @@ def test_an_exception_keeps_its_traceback_and_names_the_users_line(write, tmp_pa
     with pytest.raises(InputError) as error:
         oracle(write(code)).rewards(["x"], ["no\nJSON"])
     place = f"{tmp_path}/rules.py:7: JSONDecodeError: Expecting value: line 1 column 1 (char 0)"
-    assert str(error.value).endswith(f"': {place}")
+    row = r"read last: row 0: prompts[0]='x', responses[0]='no\nJSON'"
+    assert str(error.value).endswith(f"': {place}; {row}")
     assert isinstance(error.value.__cause__, json.JSONDecodeError) and error.value.__cause__.__traceback__
+
+
+RAISING = {
+    "a loop": ("[1 / (len(y) - 4) for y in responses]", 1),
+    "two columns": ("[1 / (len(y) - 4) for x, y in zip(prompts, responses)]", 1),
+    "by number": ("[1 / (len(responses[i]) - 4) for i in range(3)]", 1),
+    "the last": ("[1 / (len(y) - 2) for y in responses]", 2),
+    "after another loop": ("[1 / (len(y) - 4) for n in [max(map(len, prompts))] for y in responses]", 1),
+    "none read": ("1 / 0", None),
+    "all read": ("sorted(responses) and 1 / 0", None),
+    "a copy": ("[1 / (len(y) - 4) for y in list(responses)]", None),
+}
+
+
+@pytest.mark.parametrize("case", RAISING)
+def test_an_exception_names_the_row_that_was_read(write, case):
+    """Where a loop over the texts had come to one; nothing is called a second time to find it."""
+    text, row = RAISING[case]
+    name = write("calls = []\n" + returning(f"calls.append(1) or {text}").replace("f(prompts)", "f"), "f")
+    error = refused(name, lambda: oracle(name).rewards(*TEXTS[:2]))
+    texts = f"; read last: row {row}: prompts[{row}]='x{row}', responses[{row}]={TEXTS[1][row or 0]!r}"
+    assert str(error).endswith("ZeroDivisionError: division by zero" + ("" if row is None else texts))
+    assert sys.modules["sea_jax_oracle_rules"].calls == [1]
+
+
+def test_a_given_function_is_known_while_its_context_lasts():
+    """By module, name and a hash; of the form that the caller names."""
+    with function.given(lambda prompts, responses: [1.0 for _ in prompts], "score") as name:
+        assert re.fullmatch(rf"{__name__}\.test_a_given_function\S+<lambda>@[0-9a-f]{{12}}", name)
+        found = function.load(name)
+        assert (found.form, found.file, found.shown) == ("score", __file__, f"score={name}")
+        assert oracle(name).rewards(*TEXTS[:2]).tolist() == [1, 1, 1]
+    with pytest.raises(InputError, match=r"valid is <file>\.py:<function> or <package\.module>:<function>"):
+        function.load(name)
+    for value, said in (
+        (lambda x, y: 0, f"score: {__name__}.<lambda>(x, y); valid is a function f(prompts, responses)"),
+        (3, "score: 3, of type int; valid is a function f(prompts, responses)"),
+    ):
+        with pytest.raises(InputError) as error, function.given(value, "score"):
+            pass
+        assert str(error.value).replace(f"{sys._getframe().f_code.co_qualname}.<locals>.", "") == said
 
 
 def on_quickstart(**fields):
