@@ -12,12 +12,9 @@ runs take hours; `--config.methods` and `--config.num_seeds` choose some of them
 
 from collections.abc import Sequence
 
-from ml_collections import ConfigDict
-
-from sea_jax.config.fields import to_config
 from sea_jax.config.task import TextTask
 from sea_jax.errors import InputError
-from sea_jax.experiment.base_config import base_config
+from sea_jax.experiment.base_config import text_config
 from sea_jax.types import Config
 
 ORACLES = ("critics", "sentiment")
@@ -34,30 +31,19 @@ def get_config(oracle: str = "critics") -> Config:
     """
     if oracle not in ORACLES:
         raise InputError(f"oracle {oracle!r}: valid is one of {ORACLES}")
-    config = base_config()
-    config.methods = ("passive", "sea", "posterior_rl")
-    config.seed, config.num_seeds = 10, 2
-    config.task = to_config(
+    config = text_config(
         TextTask(
             path="data/smollm2/reviews", reference_column="none", num_tuning=64, num_heldout=64,
             prompt_length=64, response_length=24,
         )
     )  # fmt: skip
+    config.methods = ("passive", "sea", "posterior_rl")
+    config.seed, config.num_seeds = 10, 2
     config.policy.folder = "data/smollm2/model"
     config.policy.trained_layers = 8
     _set_oracle(config, oracle)
-
-    # The states of the middle layer tell reviews apart after few labels (docs/benchmarks.md).
-    config.backbone.update(kind="policy", pool="both", num_prompts=64, num_responses=8)
-    config.ensemble.update(kind="linear", prior="random")
-    config.train.update(query_budget=256, temperature=1.0, learning_rate=2e-4, warmup_queries=16)
-    config.sea.update(num_responses=8, burn_in=64)
-    config.rloo.update(num_prompts=4, num_responses=8, pool_factor=2, learning_rate=1e-4, kl_weight=0.1)
-    config.rloo.update(burst_labels=(16, 32), burst_updates=(16, 32), updates_per_label=1.0, max_kl=8.0)
-    config.overrides.passive = ConfigDict(dict(train=dict(learning_rate=1e-4)))
-    config.overrides.posterior_rl = ConfigDict(dict(train=dict(query_budget=128), sea=dict(num_responses=4)))
-    config.eval.update(num_prompts=64, batch_size=64, num_pairs=64, every_queries=16, online="no")
-    config.eval.reward_levels, config.eval.gain_levels = (), (1.0, 2.0, 3.0)
+    config.overrides.posterior_rl.train = dict(query_budget=128)
+    config.eval.update(every_queries=16, gain_levels=(1.0, 2.0, 3.0))
     return config
 
 

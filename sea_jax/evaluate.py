@@ -88,9 +88,16 @@ def best_responses(
 def greedy_responses(
     task: Task, sample: Callable, tokens: np.ndarray, mask: np.ndarray, batch: int
 ) -> tuple[tuple[str, ...], float]:
-    """Calls `best_responses` with a greedy `sample` that gives one response per prompt."""
+    """Calls `single_responses` with a greedy `sample`, which reads no key."""
+    return single_responses(task, sample, tokens, mask, batch, jax.random.key(0))
+
+
+def single_responses(
+    task: Task, sample: Callable, tokens: np.ndarray, mask: np.ndarray, batch: int, key: Array
+) -> tuple[tuple[str, ...], float]:
+    """Calls `best_responses` with a `sample` that gives one response per prompt."""
     alone = lambda *_: np.zeros((batch, 1))  # noqa: E731
-    return best_responses(task, sample, alone, tokens, mask, batch, jax.random.key(0))
+    return best_responses(task, sample, alone, tokens, mask, batch, key)
 
 
 def evaluate_policy(

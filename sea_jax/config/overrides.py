@@ -1,5 +1,7 @@
 """Values that single methods have in place of the experiment's, as `overrides.passive.train.batch_size`."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,6 +16,20 @@ def for_method(config: Config, method: str) -> Config:
     overrides: Any = config.get("overrides", {})
     given = overrides.get(method, {})
     return ConfigDict(_merged(config.to_dict(), given.to_dict() if isinstance(given, ConfigDict) else given))
+
+
+def with_fields(config: Config, fields: Mapping[str, Any]) -> Config:
+    """Returns a config with other values of single fields.
+
+    Args:
+        config: stays as it is.
+        fields: by name, as 'train.learning_rate'; that a name is known and a value valid is checked later.
+    """
+    values = config.to_dict()
+    for name, value in fields.items():
+        tree = functools.reduce(lambda below, part: {part: below}, reversed(name.split(".")), value)
+        values = _merged(values, tree)
+    return ConfigDict(values)
 
 
 def _merged(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

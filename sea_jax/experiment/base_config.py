@@ -1,4 +1,4 @@
-"""The base config that every config file begins from: sections of sea_jax/config and those of methods."""
+"""The configs that others begin from: sections of sea_jax/config and those of methods."""
 
 from ml_collections import ConfigDict
 
@@ -22,6 +22,28 @@ def base_config() -> Config:
         else:
             config.update(to_config(section()))
     config.overrides = ConfigDict()
+    return config
+
+
+def text_config(task: TextTask) -> Config:
+    """Returns a config of real text on a small machine: a posterior over the policy's own hidden states.
+
+    The settings were chosen for SmolLM2-135M on film reviews (docs/benchmarks.md); another policy may want
+    another learning rate. Policy and oracle are yet to be named.
+    """
+    config = base_config()
+    config.task = to_config(task)
+    # The states of the middle layer tell reviews apart after few labels (docs/benchmarks.md).
+    config.backbone.update(kind="policy", pool="both", num_prompts=64, num_responses=8)
+    config.ensemble.update(kind="linear", prior="random")
+    config.train.update(query_budget=256, temperature=1.0, learning_rate=2e-4, warmup_queries=16)
+    config.sea.update(num_responses=8, burn_in=64)
+    config.rloo.update(num_prompts=4, num_responses=8, pool_factor=2, learning_rate=1e-4, kl_weight=0.1)
+    config.rloo.update(burst_labels=(16, 32), burst_updates=(16, 32), updates_per_label=1.0, max_kl=8.0)
+    config.overrides.passive = ConfigDict(dict(train=dict(learning_rate=1e-4)))
+    config.overrides.posterior_rl = ConfigDict(dict(sea=dict(num_responses=4)))
+    config.eval.update(num_prompts=64, batch_size=64, num_pairs=64, online="no")
+    config.eval.reward_levels = ()
     return config
 
 
