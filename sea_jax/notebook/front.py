@@ -15,11 +15,12 @@ from sea_jax.config.overrides import with_fields
 from sea_jax.errors import InputError, StoppedError
 from sea_jax.experiment import run as experiment
 from sea_jax.experiment import validate
-from sea_jax.json_files import read_object
+from sea_jax.labels import journal, reading
 from sea_jax.notebook import settings
 from sea_jax.notebook.result import AlignedRun
 from sea_jax.oracles import function
 from sea_jax.runtime.process import prepare_jax
+from sea_jax.runtime.run_folder import run_folder
 from sea_jax.types import Config
 
 # Config field -> the argument that sets it.
@@ -160,7 +161,7 @@ def _workdir(given: str | os.PathLike | None, config: Config) -> Path:
     """Returns the work directory; makes a fresh one, whose parts others use too, where none is given."""
     if given is not None:
         folder = Path(given)
-        _check_budget(folder, config.train.query_budget)
+        _check_budget(run_folder(folder, config.methods[0], config.seed), config.train.query_budget)
         return folder
     config.cache_dir = config.cache_dir or str(_RUNS / "cache")
     name, number = f"align-{time.strftime('%Y%m%d-%H%M%S')}", 1
@@ -176,12 +177,11 @@ def _workdir(given: str | os.PathLike | None, config: Config) -> Path:
 
 
 def _check_budget(folder: Path, budget: int) -> None:
-    """Refuses a work directory whose run has a larger budget, which is spent and would be shown."""
-    file, begun = folder / "config.json", (folder / "runs").exists()
-    section = read_object(file, "a run's").get("train") if begun and file.exists() else None
-    before = section.get("query_budget") if isinstance(section, dict) else None
-    if isinstance(before, int) and before > budget:
-        valid = f"at least {before}, the budget of the run in {folder}, or another workdir"
+    """Refuses a budget that the run of a folder has spent already, as its results would be those of more."""
+    file = folder / journal.FILE
+    found = reading.summary(file) if file.exists() else None
+    if found is not None and (bought := found.labels - found.imported) > budget:
+        valid = f"at least {bought}, the labels of the run in {folder}, or another workdir"
         raise InputError(f"budget={budget}: valid is {valid}")
 
 
