@@ -22,7 +22,7 @@ from sea_jax.config.overrides import with_fields
 from sea_jax.errors import InputError, StoppedError
 from sea_jax.experiment.base_config import base_config
 from sea_jax.labels import reading
-from sea_jax.notebook import settings
+from sea_jax.notebook import AlignedRun, settings
 from sea_jax.tasks.tokenizer import load_tokenizer
 
 GUIDE = (ROOT / "docs/guides/library.md").read_text()
@@ -375,6 +375,17 @@ def test_save(text_run, files, tmp_path):
         text_run.save(folder / "config.json" / "x")
 
 
+def test_generate_without_the_starting_policy(text_run, files):
+    """What the run ended with is whole in its own folder."""
+    before = text_run.generate(["it was late"])
+    again = AlignedRun(text_run.config, text_run.workdir, text_run.report)
+    (files / "policy").rename(files / "gone")
+    try:
+        assert again.generate(["it was late"]) == before
+    finally:
+        (files / "gone").rename(files / "policy")
+
+
 def test_other_prompts_in_the_same_folder(text_run, files):
     """The file of the run's prompts stays as it is."""
     file = text_run.workdir / "prompts.jsonl"
@@ -450,6 +461,8 @@ def test_parts_are_kept_beside_fresh_folders(tmp_path, monkeypatch):
     for name in ("align-today", "align-today-2"):
         assert sea_jax.align(prefer=shorter, progress=False).report == f"runs/{name} runs/cache"
     assert sea_jax.align(prefer=shorter, progress=False, workdir="own").report == "own "
+    own = sea_jax.align(prefer=shorter, progress=False, fields={"cache_dir": "parts"})
+    assert own.report == "runs/align-today-3 parts"
 
 
 def test_import_is_light_and_the_name_stays_a_function():
