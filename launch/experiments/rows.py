@@ -29,10 +29,9 @@ DPO = Part("dpo", ("offline", "passive", "apl", "xpo", "sea"))
 IPO = Part("ipo", ("offline", "passive", "sea"), "ipo")
 SLIC = Part("slic", ("offline", "passive", "sea"), "slic")
 SIMPO = Part("simpo", ("offline", "passive", "sea"), "simpo")
-VARIANTS = Part(
-    "variants", ("passive", "sea_oracle_only", "sea", "passive_ensemble", "frozen"), fields=BEST_OF_8
-)
-STRATEGIES = Part("strategies", ("ee_ts", "sea", "uncertainty"))
+PASSIVE_DPO, SEA_DPO = Part("dpo", ("passive",)), Part("dpo", ("sea",))
+VARIANTS = Part("variants", ("sea_oracle_only", "sea", "passive_ensemble", "frozen"), fields=BEST_OF_8)
+STRATEGIES = Part("strategies", ("ee_ts", "uncertainty"))
 JUDGE = Part("noisy_judge", ("passive", "apl", "xpo", "sea"), "dpo", DRAWN, GPT)
 CLEAN = Part("dpo", ("passive", "sea"), paper_fields=CHAT_DPO)
 FLIPS = Part("flips_10", ("passive", "sea"), "dpo", FLIPPED, CHAT_DPO)
@@ -87,7 +86,7 @@ _LOSS_PARTS = DPO, IPO, SLIC
 
 # Table 1: variants 1 to 3 answer by the policy, 4 to 7 by the best of N samples by the ensemble.
 _1, _2, _3, _4, _5, _6, _7 = (
-    Line(VARIANTS.name, method, label)
+    Line(PASSIVE_DPO.name if method == "passive" else VARIANTS.name, method, label)
     for method, label in (
         ("passive", "1: passive"), ("sea_oracle_only", "2: active"), ("sea", "3: SEA"),
         ("passive_ensemble", "4: passive, best of N"), ("sea_oracle_only", "5: active, best of N"),
@@ -102,10 +101,9 @@ _VARIANT_CLAIMS = (
     _higher("variant 7, whose policy is fixed, ends below 6", _6, _7, BEST_OF),
 )
 
-_EE, _BAI, _UNCERTAINTY = (
-    Line(STRATEGIES.name, method, label)
-    for method, label in (("ee_ts", "E&E-TS"), ("sea", "BAI-TS"), ("uncertainty", "Uncertainty"))
-)
+_EE = Line(STRATEGIES.name, "ee_ts", "E&E-TS")
+_BAI = Line(SEA_DPO.name, "sea", "BAI-TS")
+_UNCERTAINTY = Line(STRATEGIES.name, "uncertainty", "Uncertainty")
 _ALL_STRATEGIES = _EE, _BAI, _UNCERTAINTY
 
 _NOISE = (*_lines(CLEAN), *_lines(FLIPS, ", 10 % flipped"))
@@ -148,7 +146,7 @@ GRIDS = {
     ),
     "fig4": Grid(
         "the variants of Table 1, by the policy and by best-of-N", "Fig. 4",
-        (VARIANTS,),
+        (PASSIVE_DPO, VARIANTS),
         (
             _curves(REFERENCES, "by the policy", (_1, _2, _3)),
             _curves(BEST_OF, "by the best of 8", (_4, _5, _6, _7)),
@@ -158,7 +156,7 @@ GRIDS = {
     ),
     "table1": Grid(
         "what exploration, learning and best-of-N bring", "Table 1",
-        (VARIANTS,),
+        (PASSIVE_DPO, VARIANTS),
         (
             _bars("by the policy", REFERENCES, (_1, _2, _3)),
             _bars("by the best of 8", BEST_OF, (_4, _5, _6, _7)),
@@ -168,7 +166,7 @@ GRIDS = {
     ),
     "fig6": Grid(
         "exploration strategies, measured online (E&E) and offline (BAI), and a noisy judge", "Fig. 6",
-        (STRATEGIES, JUDGE),
+        (SEA_DPO, STRATEGIES, JUDGE),
         (
             _curves(ONLINE, "E&E: online", _ALL_STRATEGIES),
             _curves(REFERENCES, "BAI: offline", _ALL_STRATEGIES),

@@ -216,10 +216,10 @@ def test_paper_scale_counts_labels_and_device_hours(tmp_path, monkeypatch, capsy
     said = capsys.readouterr().out
     # 3 strategies and 4 methods under a judge, 3 seeds, at 1B.
     assert "21 runs: 1,050,000 labels, 210 device-hours on h100:8" in said
-    assert asked[0] == ("configs/tldr.py:size=1b,dap=dpo", "ee_ts", "h100:8") and len(asked) == 7
+    assert asked[1] == ("configs/tldr.py:size=1b,dap=dpo", "ee_ts", "h100:8") and len(asked) == 7
     commands = [line for line in said.splitlines() if line.startswith("python -m launch.xm_sweep")]
-    assert len(commands) == 2 and "--config.oracle.kind=judge" in commands[1]
-    assert f"--root={tmp_path}/paper/fig6/noisy_judge" in commands[1]
+    assert len(commands) == 3 and "--config.oracle.kind=judge" in commands[2]
+    assert f"--root={tmp_path}/paper/fig6/noisy_judge" in commands[2]
 
 
 def test_device_hours_are_the_planners():
