@@ -49,9 +49,12 @@ def make(sizes: dict[str, Runs], evaluations: dict[str, Any]) -> Figure:
     rows = figure.subplots(len(sizes), 3, squeeze=False)
     for panels, (size, runs) in zip(rows, sizes.items(), strict=True):
         title = f"{size}, mean ± s.e. over seeds" if size else "mean ± s.e. over seeds"
-        for axes, (metric, name) in zip(panels, _shown(runs).items(), strict=False):
+        metrics = _shown(runs)
+        for axes, (metric, name) in zip(panels, metrics.items(), strict=False):
             _curves(axes, runs, metric, colors)
             axes.set(xlabel="oracle queries", ylabel=name, title=title)
+        for axes in panels[len(metrics) : 2]:
+            axes.set_axis_off()
         if runs:
             panels[0].legend(loc="lower right")
         _bars(panels[2], runs, bar_levels(runs, evaluations[size]), colors)
@@ -59,12 +62,13 @@ def make(sizes: dict[str, Runs], evaluations: dict[str, Any]) -> Figure:
 
 
 def _shown(runs: Runs) -> dict[str, str]:
-    """Returns the metrics of the two curves; against the SFT policy only where there are no references.
+    """Returns the metrics of the curves: win rate against references, without those against SFT; and reward.
 
     After few labels every method beats the SFT policy nearly always, which shows no difference.
     """
     win = REFERENCES if has_metric(runs, REFERENCES) else SFT
-    return {win: WIN_RATES[win], "eval/reward": "mean r*"}
+    rewards = {"eval/reward": "mean r*"} if has_metric(runs, "eval/reward") else {}
+    return {win: WIN_RATES[win]} | rewards
 
 
 def bar_levels(runs: Runs, evaluation: Any) -> Bars:
