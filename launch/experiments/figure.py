@@ -96,7 +96,7 @@ def _stages(ax: Any, panel: Panel, lines: Lines, colors: dict[str, Any]) -> None
         ax.bar(range(len(lines)), height, bottom=bottom, label=stage, color=f"C{i}")
         bottom += height
     ax.set_xticks(range(len(lines)), [line.label for line, _ in lines], rotation=30, ha="right", fontsize=8)
-    ax.set(ylabel=panel.name)
+    ax.set(ylabel=panel.name, ylim=(0, 1.1 * max(bottom.max(), 1e-9)))
     ax.legend(fontsize=8)
 
 
