@@ -79,11 +79,9 @@ def run_units(units: Sequence[Unit], cache: Path, parallel: int) -> list[str]:
     _say(f"{len(left)} of {len(units)} runs to make, {parallel} at a time")
     methods = tuple(dict.fromkeys(unit.method for unit in left))
     parts = dataclasses.replace(left[0], fields=dict(left[0].fields) | dict(methods=methods))
-    failed = _in_turn([_Call(parts, cache, prepare=True)], 1)
-    if failed:
-        return failed
     with _sigterm_as_interrupt():
-        return _in_turn([_Call(unit, cache) for unit in left], parallel)
+        failed = _in_turn([_Call(parts, cache, prepare=True)], 1)
+        return failed or _in_turn([_Call(unit, cache) for unit in left], parallel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +99,10 @@ class _Call:
 
 def _in_turn(calls: Sequence[_Call], parallel: int) -> list[str]:
     failed, done = [], 0
-    # Fork would copy JAX's threads.
+    # Fork would copy JAX's threads. In a group of its own a process does not get the terminal's Ctrl-C: the
+    # signal of `terminate` would be its second, at which a run ends unsaved.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(parallel, mp_context=context) as pool:
+    with ProcessPoolExecutor(parallel, mp_context=context, initializer=os.setpgrp) as pool:
         try:
             waiting = {pool.submit(_run, call): call for call in calls}
             while waiting:

@@ -231,7 +231,8 @@ def test_device_hours_are_the_planners():
     assert paper.device_hours("configs/quickstart.py", "passive", (), "cpu:2") == total
 
 
-def test_sigterm_saves_the_runs(tiny, tmp_path):
+@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
+def test_a_signal_saves_the_runs(how, tiny, tmp_path):
     """The processes that run end too, and the same command goes on from their checkpoints."""
     unit = grid.mini_unit(tmp_path, tiny.parts[0], "passive", 120, {"train.query_budget": 100_000})
     code = f"""
@@ -247,13 +248,18 @@ if __name__ == "__main__":
 """
     file = tmp_path / "call.py"
     file.write_text(code)
-    process = subprocess.Popen([sys.executable, str(file)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(file)], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     metrics, start = unit.run_folder / "metrics.jsonl", time.monotonic()
     while not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
         assert process.poll() is None and time.monotonic() - start < 120
         time.sleep(0.2)
-    os.kill(process.pid, signal.SIGTERM)
+    if how == "SIGTERM":
+        os.kill(process.pid, signal.SIGTERM)
+    else:  # a terminal sends it to the whole group
+        os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in said
-    assert any((unit.run_folder / "checkpoints").iterdir()) and not unit.finished
+    assert ", and saved" in (unit.folder / "log.txt").read_text() and not unit.finished
     assert not (tmp_path / "1/runs").exists(), "the next run began"
