@@ -1,5 +1,6 @@
 """Grids of experiments: what is chosen and said by hand, and a whole grid on tiny runs."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -12,6 +13,7 @@ import time
 
 import made_runs
 import numpy as np
+import psutil
 import pytest
 from helpers import ROOT
 
@@ -252,14 +254,20 @@ if __name__ == "__main__":
         [sys.executable, str(file)], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     metrics, start = unit.run_folder / "metrics.jsonl", time.monotonic()
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
-        assert process.poll() is None and time.monotonic() - start < 120
-        time.sleep(0.2)
-    if how == "SIGTERM":
-        os.kill(process.pid, signal.SIGTERM)
-    else:  # a terminal sends it to the whole group
-        os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
+            assert process.poll() is None and time.monotonic() - start < 120
+            time.sleep(0.2)
+        if how == "SIGTERM":
+            os.kill(process.pid, signal.SIGTERM)
+        else:  # a terminal sends it to the whole group
+            os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+        process.kill()
     assert "KeyboardInterrupt" in said
     assert ", and saved" in (unit.folder / "log.txt").read_text() and not unit.finished
     assert not (tmp_path / "1/runs").exists(), "the next run began"
