@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         text = row.run(options)
         (folder / "report.txt").write_text(text)
     except InputError as error:
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog}: error: {error}\n")  # without the usage: the command was right
     except OSError as error:
         parser.error(f"{error.filename or folder}: {error.strerror}")
     except KeyboardInterrupt:

@@ -24,7 +24,7 @@ def run(name: str, grid: Grid, root: Path, seeds: int, parallel: int) -> str:
         Tables, and where the runs agree with the paper.
 
     Raises:
-        InputError: a run failed; the others go on before, and the same call runs what has not finished.
+        InputError: runs failed, which it names. The others have finished, and the same call runs the rest.
     """
     cache = root / "mini" / "cache"
     _all(tuning_units(root, grid.parts), cache, parallel)
@@ -85,12 +85,14 @@ def report(grid: Grid, root: Path, found: results.Results, seeds: int) -> str:
 
 
 def plan(grid: Grid, root: Path, seeds: int) -> str:
-    """Returns the commands that a call would run, and the labels that they buy."""
+    """Returns the commands of the runs that a call would make, and the labels that they buy."""
     cache = root / "mini" / "cache"
     tuned, final = tuning_units(root, grid.parts), [unit for _, unit in final_units(root, grid.parts, seeds)]
     left = [unit for unit in [*tuned, *final] if not unit.finished]
     lines = [unit.command(cache) for unit in left]
-    total = f"{len(left)} of {len(tuned) + len(final)} runs are left; {len(tuned)} tune settings"
+    labels = sum(unit.config(cache).train.query_budget for unit in left)
+    total = f"{len(left)} of {len(tuned) + len(final)} runs are left: {labels:,} labels; "
+    total += f"{len(tuned)} runs tune settings"
     if not all(unit.finished for unit in tuned):
         total += ", which may change those of the others"
     return "\n".join([*lines, total])

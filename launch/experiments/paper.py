@@ -100,7 +100,7 @@ def run(name: str, grid: Grid, root: Path, seeds: int) -> str:
     """Runs the sweeps of a grid one after another; each prints its own report, and goes on where it stopped.
 
     Returns:
-        The folders of the reports.
+        The files of the reports, a line each.
 
     Raises:
         InputError: a sweep failed.
@@ -109,4 +109,4 @@ def run(name: str, grid: Grid, root: Path, seeds: int) -> str:
         status = subprocess.run([sys.executable, *sweep.command], check=False).returncode
         if status:
             raise InputError(f"{sweep.root}: the sweep ended with status {status}; the same command goes on")
-    return "\n".join(f"{sweep.root / 'report.txt'}" for sweep in sweeps(name, grid, root, seeds)) + "\n"
+    return "".join(f"{sweep.root / 'report.txt'}\n" for sweep in sweeps(name, grid, root, seeds))

@@ -11,6 +11,7 @@ from sea_jax.json_files import read_object
 from sea_jax.report.runs import MethodRuns, Rows, read_folders
 from sea_jax.report.statistics import curve, mean_curve, queries_to
 from sea_jax.report.tables import aligned
+from sea_jax.runtime.run_folder import method_and_seed
 
 Results = Mapping[tuple[str, str], MethodRuns]  # (part, method) -> finished runs
 LEVELS = (0.8, 0.9, 0.95)
@@ -38,12 +39,10 @@ def read(grid: Grid, folders: Mapping[tuple[str, str], Sequence[Path]]) -> Resul
     """
     found = {}
     for line in grid.lines:
-        runs = read_folders(folders.get((line.part, line.method), ()))
-        if line.method in runs:
-            own = runs[line.method]
-            places = {int(folder.name.rsplit("seed", 1)[1]): folder for folder in folders[line[:2]]}
-            seeds = {seed: with_duels(rows, _batch(places[seed])) for seed, rows in own.seeds.items()}
-            found[line.part, line.method] = MethodRuns(line.label, own.learns_ensemble, seeds)
+        places = {method_and_seed(folder)[1]: folder for folder in folders.get(line[:2], ())}
+        for runs in read_folders(places.values()).values():
+            seeds = {seed: with_duels(rows, _batch(places[seed])) for seed, rows in runs.seeds.items()}
+            found[line[:2]] = MethodRuns(line.label, runs.learns_ensemble, seeds)
     return found
 
 

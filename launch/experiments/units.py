@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sea_jax.runtime.run_folder import is_finished, run_folder
+from sea_jax.types import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,13 @@ class Unit:
         """Returns the fields that the unit's run has otherwise than the config file."""
         own = dict(methods=(self.method,), num_seeds=1, seed=self.seed, cache_dir=str(cache))
         return own | {"task.oracle_seed": self.seed} | dict(self.fields)
+
+    def config(self, cache: Path) -> Config:
+        """Returns the config of the unit's run."""
+        file, _, options = self.file.partition(":")
+        config = runpy.run_path(file)["get_config"](options)
+        config.update_from_flattened_dict(self.all_fields(cache))
+        return config
 
     def command(self, cache: Path) -> str:
         """Returns the command that makes the same run."""
@@ -86,6 +94,8 @@ def run_units(units: Sequence[Unit], cache: Path, parallel: int) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
+    """A unit to run, or to prepare the parts of, in a process."""
+
     unit: Unit
     cache: Path
     prepare: bool = False
@@ -135,9 +145,8 @@ def _run(call: _Call) -> tuple[str, float]:
 
 
 def _said(call: _Call) -> str:
-    file, _, options = call.unit.file.partition(":")
-    config = runpy.run_path(file)["get_config"](options)
-    config.update_from_flattened_dict(call.unit.all_fields(call.cache))
+    """Makes the call's run; returns the error that ended it, '' without one."""
+    config = call.unit.config(call.cache)
     from sea_jax.runtime.process import prepare_jax
 
     prepare_jax(config, str(call.unit.folder))

@@ -95,18 +95,14 @@ def immediate_regret(
     Returns:
         [n, 2] f64: against the best of S_t, and against the best of S_t and the known ones.
     """
-    sizes = [
-        [len(pair), len(own), len(more)] for pair, own, more in zip(pairs, proposals, known, strict=True)
-    ]
-    texts = [text for row in zip(pairs, proposals, known, strict=True) for part in row for text in part]
-    repeated = [prompt for prompt, size in zip(prompts, sizes, strict=True) for _ in range(sum(size))]
-    rewards = np.asarray(oracle.rewards(repeated, texts), np.float64)
-    found = []
-    for row, (pair, own, _) in zip(
-        np.split(rewards, np.cumsum([sum(s) for s in sizes])[:-1]), sizes, strict=True
-    ):
-        # The pair belongs to S_t, also where the labels of an earlier call chose it.
-        found.append((row[: pair + own].max() - row[:pair].mean(), row.max() - row[:pair].mean()))
+    # The pair belongs to S_t, also where it was chosen before and S_t was sampled anew.
+    texts = [[*pair, *own, *more] for pair, own, more in zip(pairs, proposals, known, strict=True)]
+    repeated = [prompt for prompt, row in zip(prompts, texts, strict=True) for _ in row]
+    rewards = np.asarray(oracle.rewards(repeated, [text for row in texts for text in row]), np.float64)
+    found, ends = [], np.cumsum([len(row) for row in texts])
+    for row, own in zip(np.split(rewards, ends[:-1]), proposals, strict=True):
+        best = row[: 2 + len(own)].max(), row.max()
+        found.append(np.array(best) - row[:2].mean())
     return np.array(found).reshape(-1, 2)
 
 

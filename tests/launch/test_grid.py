@@ -159,7 +159,10 @@ def test_a_whole_grid(tiny, tmp_path, capfd):
     arguments = ["--name=tiny", f"--root={tmp_path}", "--parallel=2"]
     experiment.main([*arguments, "--dry_run"])
     planned = capfd.readouterr().out
-    assert planned.count("python -m sea_jax.main") == 8 and "8 of 8 runs are left; 4 tune settings" in planned
+    assert (
+        planned.count("python -m sea_jax.main") == 8
+        and "8 of 8 runs are left: 128 labels; 4 runs tune settings" in planned
+    )
     experiment.main(arguments)
     said = capfd.readouterr()
     assert "4 of 4 runs to make, 2 at a time" in said.err and "[4/4] " in said.err
