@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from sea_jax import algorithm
 from sea_jax.actors.actor import Actor
 from sea_jax.actors.sampler import VersionedParams, new_version
+from sea_jax.ensemble import uncertainty
 from sea_jax.methods import Method
 from sea_jax.methods.method import Prompts, no_rewards
 from sea_jax.models import Responses
@@ -109,8 +109,6 @@ def train(run: Run, observer: Observer) -> None:
         run.idle = 0 if run.labeller.num_queries > bought else run.idle + 1
         run.step, bought = run.step + 1, run.labeller.num_queries
         observer.end_step(run, record, last=bought >= budget or run.idle >= patience)
-    if bought < budget:
-        _warn_of_early_end(run)
     assert int(run.state.num_queries) == run.labeller.num_queries
 
 
@@ -137,7 +135,7 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
     duel = route(keys.route, keys.label, duel, rewards, candidates, **routing(run, step, prompts))
     duel, texts = read_duels(run, candidates, duel)
     watch.lap("select", duel)
-    labels, shown = ask_oracle(run, step, prompts.texts, candidates, duel, texts)
+    labels, shown = ask_oracle(run, step, prompts.texts, candidates, rewards, duel, texts)
     watch.lap("oracle")
     batch = assign_labels(keys.label, rewards, prompts.batch, candidates, duel, *labels)
     batch = mesh_lib.shard_batch(run.mesh, with_extra(batch, extra))
@@ -206,18 +204,21 @@ def read_duels(run: Run, candidates: Candidates, duel: Duel) -> tuple[Duel, list
 
 
 def ask_oracle(
-    run: Run, step: int, prompts: list[str], candidates: Candidates, duel: Duel, texts: list[list[str]]
-) -> tuple[Labels, dict[int, list[str]]]:
+    run: Run, step: int, prompts: list[str], candidates: Candidates, rewards: Array, duel: Duel,
+    texts: list[list[str]],
+) -> tuple[Labels, dict[int, list[str]]]:  # fmt: skip
     """Buys the labels of the duels that go to the oracle, and no others.
 
     Returns:
         Labels [B], False where none was bought; the two responses that were shown, by row of the batch.
     """
-    duel, tokens, mask = to_host((duel, candidates.tokens, candidates.mask))
+    variance = duel_variance(rewards, duel.first, duel.second)
+    duel, tokens, mask, variance = to_host((duel, candidates.tokens, candidates.mask, variance))
     rows = np.flatnonzero(duel.query_oracle)
     chosen = rows[:, None], np.stack([duel.first, duel.second], 1)[rows]
     pairs = [texts[row] for row in rows]
-    origin = Origin(step, run.actor.policy_step(step), rows, tokens[chosen], mask[chosen], run.actor.packed())
+    written = run.actor.policy_step(step), rows, tokens[chosen], mask[chosen], run.actor.packed()
+    origin = Origin(step, *written, np.sqrt(variance[rows]))
     bought = run.labeller.label(
         [prompts[row] for row in rows], [y for y, _ in pairs], [y for _, y in pairs],
         rng_seed=run.seed * 1_000_003 + step, origin=origin,
@@ -232,13 +233,6 @@ def with_extra(batch: PreferenceBatch, extra: Responses | None) -> PreferenceBat
     return batch._replace(extra_tokens=extra.tokens, extra_mask=extra.mask) if extra is not None else batch
 
 
-def _warn_of_early_end(run: Run) -> None:
-    bought, dropped = run.labeller.num_queries, run.labeller.num_dropped
-    unanswered = f", or duels that the oracle left without an answer ({dropped} in all)" if dropped else ""
-    said = "%s: ended after %d of %d queries, since %d steps in a row had only equal responses%s"
-    logging.warning(said, run.name, bought, run.config.train.query_budget, run.idle, unanswered)
-
-
 merge_duplicates = jax.jit(algorithm.merge_duplicates)
 most_informative = jax.jit(algorithm.most_informative, static_argnums=(3, 4))
 propose = jax.jit(algorithm.propose, static_argnames="strategy")
@@ -247,4 +241,5 @@ assign_labels = jax.jit(algorithm.assign_labels)
 update: Callable[..., tuple[SeaState, dict[str, Array]]] = jax.jit(
     algorithm.update, static_argnums=0, donate_argnums=1
 )
+duel_variance = jax.jit(uncertainty.duel_variance)
 count_distinct = jax.jit(algorithm.count_distinct)

@@ -23,6 +23,19 @@ def preference_variance(rewards: Array, first: Array) -> Array:
     return jnp.var(jax.nn.sigmoid(chosen - rewards), axis=0)
 
 
+def duel_variance(rewards: Array, first: Array, second: Array) -> Array:
+    """Computes V_φ[σ(r_φ(y) − r_φ(y'))] of each duel, what the posterior does not know of its outcome.
+
+    Args:
+        rewards: [K, B, M] f32.
+        first, second: [B] int32, y and y'.
+
+    Returns:
+        [B] f32, in probability squared.
+    """
+    return preference_variance(rewards, first)[jnp.arange(len(second)), second]
+
+
 def logit_variance(rewards: Array, first: Array) -> Array:
     """Computes V_φ[r_φ(y_t) − r_φ(b)], the first implementation's choice for line 7, in logits²."""
     chosen = jnp.take_along_axis(rewards, first[None, :, None], axis=2)

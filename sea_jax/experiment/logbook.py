@@ -128,6 +128,7 @@ class Logbook:
             self.flush()
             self._evaluate(record.step + 1, record)
         if last:
+            self._warn_of_early_end()
             self._writer.write_responses(self._evaluator.before_and_after())
             self._bar.close()
         if self._saver is not None:
@@ -137,6 +138,14 @@ class Logbook:
             if self._saver is not None:
                 self._saver.save(run, self)
             raise self._ended(alarm)
+
+    def _warn_of_early_end(self) -> None:
+        """Warns if the run ends before its budget is spent."""
+        budget, dropped = self._run.config.train.query_budget, self._run.labeller.num_dropped
+        if self._queries < budget and is_main():
+            unanswered = f", or duels without an answer ({dropped} in all)" if dropped else ""
+            said = "%s: ended after %d of %d queries, since %d steps in a row had only equal responses%s"
+            logging.warning(said, self._run.name, self._queries, budget, self._run.idle, unanswered)
 
     def saved(self) -> dict[str, Any]:
         """Writes what is pending; returns what a restored run needs to go on, as JSON."""

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import optax
@@ -16,7 +17,6 @@ from sea_jax.ensemble.linear import LinearPosterior
 from sea_jax.ensemble.posterior import HeadEnsemble, Posterior
 from sea_jax.evaluate import Evaluator, log_ratio
 from sea_jax.experiment.assets import Assets
-from sea_jax.experiment.oracles import NoOracle
 from sea_jax.labels.journal import Journal
 from sea_jax.losses import DAP_LOSSES
 from sea_jax.methods import METHODS, Method
@@ -31,7 +31,7 @@ from sea_jax.types import Array, Config, EnsembleState, Experience, Params
 
 def make_run(
     config: Config, assets: Assets, method_name: str, replicate: int, journal: Journal | None = None,
-    asks: bool = True,
+    labelled_by: Any = None,
 ) -> Run:  # fmt: skip
     """Makes one method on one seed.
 
@@ -41,7 +41,7 @@ def make_run(
         method_name: a row of `METHODS`.
         replicate: i; the run's seed is config.seed + i, its oracle's config.task.oracle_seed + i.
         journal: gets the labels; None: they are in memory only.
-        asks: False: no duel goes to the oracle, which still evaluates; labels are those of the journal.
+        labelled_by: the oracle that labels the duels; None: the one that evaluates.
     """
     method, seed = METHODS[method_name], config.seed + replicate
     oracle = assets.oracle(config.task.oracle_seed + replicate)
@@ -64,7 +64,7 @@ def make_run(
         backbone=assets.backbone,
         oracle=oracle,
         labeller=Labeller(
-            oracle if asks else NoOracle(),
+            oracle if labelled_by is None else labelled_by,
             config.oracle.labels,
             config.oracle.flip_probability,
             journal=journal,

@@ -80,6 +80,7 @@ class Answer(NamedTuple):
     answered: bool
     probability: float
     prefers_first: bool
+    labelled_by: str = ""  # empty: whom the journal names
 
 
 class Journal:
@@ -167,15 +168,15 @@ class Journal:
         """
         now, each = time.time(), None if cost is None else cost / max(len(answers), 1)
         rows = [
-            (ANSWERED, a.probability, int(a.prefers_first), each, seconds, now, a.id)
+            (ANSWERED, a.probability, int(a.prefers_first), each, seconds, now, a.labelled_by, a.id)
             if a.answered
-            else (UNANSWERED, None, None, each, seconds, now, a.id)
+            else (UNANSWERED, None, None, each, seconds, now, a.labelled_by, a.id)
             for a in answers
         ]
         with self.writing() as db:
             db.executemany(
                 "UPDATE duels SET state = ?, probability = ?, prefers_first = ?, cost = ?, seconds = ?, "
-                "answered_at = ? WHERE id = ?",
+                "answered_at = ?, labelled_by = coalesce(nullif(?, ''), labelled_by) WHERE id = ?",
                 rows,
             )
             self._db.executemany(damage.SEAL_DUEL, [(a.id,) for a in answers])

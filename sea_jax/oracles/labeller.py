@@ -10,7 +10,7 @@ import numpy as np
 
 from sea_jax.labels.journal import ANSWERED, ASKED, Answer, Entry, Journal, Question
 from sea_jax.oracles import protocol
-from sea_jax.oracles.protocol import ArrivedFn, BroadcastFn, compute_locally
+from sea_jax.oracles.protocol import ArrivedFn, BroadcastFn, Places, compute_locally
 
 MODES = ("threshold", "bernoulli")
 _STREAM = 5_180_417  # separates these draws from any other use of the same seed
@@ -40,6 +40,7 @@ class Origin(NamedTuple):
     tokens: np.ndarray | None = None  # [B, 2, T] int32
     mask: np.ndarray | None = None  # [B, 2, T] bool
     proposal: bytes = b""  # the prompts and responses that they were chosen from
+    uncertainty: np.ndarray | None = None  # [B] f32, of the posterior about each duel
 
 
 class Labeller:
@@ -119,7 +120,8 @@ class Labeller:
         draws = np.random.default_rng([_STREAM, rng_seed]).random((3, len(prompts)))
         decide = lambda p, rows: self._decide(p, draws[:, rows])  # noqa: E731
         writer = _AnswerWriter(self.journal, entries, decide, self._spent)
-        probability, answered = self._answers(stored, texts, writer)
+        places = None if entries is None else _places(entries, origin)
+        probability, answered = self._answers(stored, texts, writer, places)
         labels = np.where(stored.waiting, self._decide(probability, draws), stored.prefers_first)
         return Labels(labels & answered, answered)
 
@@ -163,7 +165,11 @@ class Labeller:
         return self._broadcast(read, _Stored(np.zeros(size, bool), np.zeros(size), np.zeros(size, bool)))
 
     def _answers(
-        self, stored: _Stored, texts: tuple[Sequence[str], ...], writer: _AnswerWriter
+        self,
+        stored: _Stored,
+        texts: tuple[Sequence[str], ...],
+        writer: _AnswerWriter,
+        places: Places | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Asks the oracle about the duels that are waiting; has each answer written as soon as it is there.
 
@@ -176,7 +182,9 @@ class Labeller:
         if waiting.any():
             rows: list[int] = np.flatnonzero(waiting).tolist()
             questions = ([words[row] for row in rows] for words in texts)
-            part, found = protocol.compare(self._oracle, *questions, arrived=writer.of(rows))
+            if places is not None:
+                places = Places(*([column[row] for row in rows] for column in places))
+            part, found = protocol.compare(self._oracle, *questions, writer.of(rows), places)
             self._count(found)
             probability[rows], answered[rows] = _checked(part, found), found
             writer.write(rows, probability[rows], found)
@@ -190,6 +198,13 @@ class Labeller:
         """Returns the number of dropped comparisons and the oracle's own metrics, if it has any."""
         oracle_metrics = getattr(self._oracle, "metrics", dict)
         return {"oracle/dropped": float(self.num_dropped)} | oracle_metrics()
+
+
+def _places(entries: list[Entry], origin: Origin | None) -> Places:
+    """Returns the journal's ids of B duels, and the posterior's uncertainty about them, 0 where unknown."""
+    known = origin is not None and origin.uncertainty is not None
+    uncertainty = origin.uncertainty.tolist() if known else [0.0] * len(entries)
+    return Places([entry.id for entry in entries], uncertainty)
 
 
 def _checked(answer: np.ndarray, answered: np.ndarray) -> np.ndarray:
@@ -228,13 +243,15 @@ class _AnswerWriter:
     def of(self, rows: list[int]) -> ArrivedFn:
         """Returns the function that an oracle calls with some answers to questions about these rows."""
 
-        def arrived(places: Sequence[int], probability: np.ndarray) -> None:
+        def arrived(places: Sequence[int], probability: np.ndarray, by: Sequence[str] = ()) -> None:
             answered = ~np.isnan(probability)
-            self.write([rows[place] for place in places], _checked(probability, answered), answered)
+            self.write([rows[place] for place in places], _checked(probability, answered), answered, by)
 
         return arrived
 
-    def write(self, rows: list[int], probability: np.ndarray, answered: np.ndarray) -> None:
+    def write(
+        self, rows: list[int], probability: np.ndarray, answered: np.ndarray, by: Sequence[str] = ()
+    ) -> None:
         """Writes the answers to rows of the call that are not written yet; they are on the disk then."""
         new = [place for place, row in enumerate(rows) if row not in self._written]
         if self._journal is None or self._entries is None or not new:
@@ -242,7 +259,8 @@ class _AnswerWriter:
         rows, probability, answered = [rows[place] for place in new], probability[new], answered[new]
         labels = self._decide(probability, rows) & answered
         ids = [self._entries[row].id for row in rows]
-        found = zip(ids, answered.tolist(), probability.tolist(), labels.tolist(), strict=True)
+        names = [by[place] for place in new] if by else [""] * len(new)
+        found = zip(ids, answered.tolist(), probability.tolist(), labels.tolist(), names, strict=True)
         paid, self._paid = self._paid, self._spent()
         cost = None if paid is None else (self._paid or 0.0) - paid
         self._journal.answer([Answer(*one) for one in found], time.monotonic() - self._start, cost)

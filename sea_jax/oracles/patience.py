@@ -37,6 +37,12 @@ def breaks_off(check: Callable[[], None]) -> Iterator[None]:
         _check.reset(token)
 
 
+def pause(seconds: float) -> None:
+    """Sleeps, after the call that `breaks_off` asks for."""
+    _check.get()()
+    time.sleep(seconds)
+
+
 class RetryableError(Exception):
     """A failed attempt that may succeed later.
 

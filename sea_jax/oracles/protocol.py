@@ -33,9 +33,25 @@ class Oracle(Protocol):
         ...
 
 
-# (rows, probability) of answers that have come while others are awaited: rows of the call, and their
-# P(first ≻ second | x), NaN where the answer cannot be used.
-ArrivedFn = Callable[[Sequence[int], np.ndarray], None]
+class ArrivedFn(Protocol):
+    """Takes answers that have come while others are awaited."""
+
+    def __call__(self, rows: Sequence[int], probability: np.ndarray, by: Sequence[str] = ()) -> None:
+        """Takes the answers to n comparisons of a call.
+
+        Args:
+            rows: n rows of the call.
+            probability: [n] float64, P(first ≻ second | x); NaN where the answer cannot be used.
+            by: n names of who answered, where that differs from answer to answer.
+        """
+        ...
+
+
+class Places(NamedTuple):
+    """Where the duels of a call stand in the run's journal, for oracles that keep what they were asked."""
+
+    ids: Sequence[int]  # B ids of the journal
+    uncertainty: Sequence[float]  # B, of the posterior about each; 0 where there is none
 
 
 class Answers(NamedTuple):
@@ -64,6 +80,7 @@ def compare(
     first: Sequence[str],
     second: Sequence[str],
     arrived: ArrivedFn | None = None,
+    places: Places | None = None,
 ) -> Answers:
     """Asks an oracle of either kind about B comparisons; an `Oracle` answers all of them.
 
@@ -73,9 +90,13 @@ def compare(
         prompts, first, second: B texts each.
         arrived: called with each part of the answers as soon as it is there, also if others fail later; never
             called by an oracle that answers all at once.
+        places: of the duels in the journal. An oracle with a true attribute `keeps_questions` takes it as a
+            keyword: it is asked later about duels that it has kept, and knows them by their place.
     """
     reports = arrived is not None and getattr(oracle, "reports_arrivals", False)
     options: Any = dict(arrived=arrived) if reports else {}
+    if getattr(oracle, "keeps_questions", False):
+        options["places"] = places
     if isinstance(oracle, PartialOracle):
         return oracle.answers(prompts, first, second, **options)
     return Answers(oracle.probability(prompts, first, second, **options), np.ones(len(prompts), bool))

@@ -14,12 +14,10 @@ network, put a proxy with TLS in front.
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -33,7 +31,7 @@ from absl import app, flags
 from sea_jax.config.flags import fail, parse
 from sea_jax.errors import InputError
 from sea_jax.oracles import messages
-from sea_jax.oracles.access import read_key
+from sea_jax.oracles.access import check_address
 
 _MODEL = flags.DEFINE_string(
     "model", None, "A reward model in Hugging Face's layout, by folder or hub name; or an embedded task's "
@@ -52,7 +50,6 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the 
 _CHAT = flags.DEFINE_enum("chat", "auto", ["auto", "yes", "no"], "Use the tokenizer's chat template.")
 _CACHE = flags.DEFINE_string("cache_dir", "", "Folder of compiled programs, for a faster next start.")
 _START = flags.DEFINE_float("start_s", 900.0, "Seconds within which a worker must be ready.", 1.0)
-_MIN_TOKEN_LENGTH = 16  # characters
 
 
 def main(argv: list[str]) -> None:
@@ -63,47 +60,11 @@ def main(argv: list[str]) -> None:
     if importlib.util.find_spec("mosec") is None:
         fail("mosec is not installed; valid: pip install sea_jax[serve]")
     try:
-        host = check_address(_HOST.value, _PORT.value, read_key(messages.TOKEN_VARIABLE))
+        host = check_address(_HOST.value, _PORT.value, messages.TOKEN_VARIABLE)
         check_model(_MODEL.value)
     except InputError as error:
         fail(error)
     sys.exit(serve(host))
-
-
-def check_address(host: str, port: int, token: str) -> str:
-    """Checks --host and --port.
-
-    Args:
-        host: an IPv4 address, or localhost.
-        port: to listen on.
-        token: that clients must send; may be empty on loopback only.
-
-    Returns:
-        The address to bind.
-
-    Raises:
-        InputError: the address is invalid or taken, or lacks a token.
-    """
-    host = "127.0.0.1" if host == "localhost" else host
-    try:
-        address = ipaddress.IPv4Address(host)
-    except ValueError:
-        valid = "an IPv4 address, such as 127.0.0.1 or 0.0.0.0"
-        raise InputError(f"--host={host!r}: valid is {valid}") from None
-    if not address.is_loopback and len(token) < _MIN_TOKEN_LENGTH:
-        valid = f"a token of at least {_MIN_TOKEN_LENGTH} characters in {messages.TOKEN_VARIABLE}"
-        raise InputError(
-            f"--host={host}: can be reached from other machines; valid with {valid}, not {len(token)}"
-        )
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError(
-                f"--port={port}: {host}:{port}: {error.strerror}; valid is a free port"
-            ) from None
-    return host
 
 
 def check_model(model: str) -> None:

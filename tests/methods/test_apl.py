@@ -123,8 +123,8 @@ def watched(run, monkeypatch):
         now |= dict(rewards=np.array(rewards), now=kept(run.policy), responses=responses)
         return candidates, rewards
 
-    def asked(run, step, prompts, candidates, duel, texts):
-        out = ask(run, step, prompts, candidates, duel, texts)
+    def asked(run, step, prompts, candidates, rewards, duel, texts):
+        out = ask(run, step, prompts, candidates, rewards, duel, texts)
         next(s for s in seen if s["step"] == step).update(duel=jax.tree.map(np.array, duel), shown=out[1])
         return out
 
