@@ -9,8 +9,9 @@ from urllib.parse import quote, urlsplit
 
 JUDGE_KEY = "OPENAI_API_KEY"
 ORACLE_TOKEN = "SEA_JAX_ORACLE_TOKEN"
+PEOPLE_TOKEN = "SEA_JAX_PEOPLE_TOKEN"
 # The last three are read by huggingface_hub and Ray.
-VARIABLES = (JUDGE_KEY, ORACLE_TOKEN, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_AUTH_TOKEN")
+VARIABLES = (JUDGE_KEY, ORACLE_TOKEN, PEOPLE_TOKEN, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_AUTH_TOKEN")
 _SHORTEST = 8  # characters; shorter values, such as 'none' and 'EMPTY', are no secrets
 _USER_OF_URL = re.compile(r"(?<=://)[^/?#\s]*@")  # 'user:password@'
 

@@ -54,6 +54,16 @@ class StoppedError(RuntimeError):
     """End of a run at somebody's request; its message says where it stopped and how to go on."""
 
 
+class OpenQuestionsError(StoppedError):
+    """End of a run that has asked people and does not wait for them.
+
+    Attributes:
+        status: the exit status.
+    """
+
+    status = 77
+
+
 class WatchError(RuntimeError):
     """End of a run by a watch that config.watch.stop names, after it was saved.
 

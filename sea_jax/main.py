@@ -9,7 +9,8 @@ python -m sea_jax.main --config=<file> --workdir=<folder> --labels=<folder>   # 
 Exit status: 0 at the end; 2 on a mistake in the input or a service that failed; 69 where another process of
 the run is lost; 74 on a disk that cannot be written; 75 after SIGTERM or Ctrl-C, when the run has been saved
 and the same command goes on; 76 where a watch ended a run (config.watch.stop), which was saved and goes on
-with another bound.
+with another bound; 77 where a run with config.oracle.kind='inbox' has asked questions that nobody has
+answered yet.
 """
 
 import os
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> None:
         fail(error, error.status)
     except StoppedError as stop:
         print(stop, file=sys.stderr)
-        sys.exit(_STOPPED_STATUS)
+        sys.exit(getattr(stop, "status", _STOPPED_STATUS))
 
 
 def _described(config: Config) -> str:

@@ -34,8 +34,8 @@ def start(folder, method, only_given=False, **fields):
     config = ConfigDict(small.config.to_dict())
     config.methods, config.overrides = (method,), {}
 
-    def train():
-        experiment.train_one(config, small.assets, method, 0, folder, only_given)
+    def train(labeller_of=lambda config, folder: None):
+        experiment.train_one(config, small.assets, method, 0, folder, only_given, labeller_of)
 
     return train
 

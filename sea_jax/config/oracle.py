@@ -5,24 +5,26 @@ import dataclasses
 from sea_jax import tasks
 from sea_jax.config.checks import Checks
 from sea_jax.config.fields import Section, field
+from sea_jax.config.people import PEOPLE_KINDS
 from sea_jax.config.policy import DTYPES
 from sea_jax.credentials import is_plain_url, mask_url
 from sea_jax.tasks.tokenizer import CHAT
 
 REMOTE_KINDS = ("remote", "judge")
-KINDS = ("task", "reward_model", "function", *REMOTE_KINDS)
+KINDS = ("task", "reward_model", "function", *REMOTE_KINDS, *PEOPLE_KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Oracle(Section):
-    """The preference oracle P: a hidden reward, a reward model, a function, a service or a language model."""
+    """The preference oracle P: a hidden reward, a model, a function, a service or people."""
 
     section_name = "oracle"
     kind: str = field(
         "task",
         "'task': the task's hidden reward; 'reward_model': a model in folder; 'function': Python code of "
         "yours; 'remote': a service at url (sea_jax/serve/oracle_service.py); 'judge': a language model at "
-        "base_url",
+        "base_url; 'people': a page on which people answer; 'inbox': questions in a file, answered between "
+        "two calls",
         one_of=KINDS,
     )
     folder: str = field("", "reward_model: folder or hub name in Hugging Face's layout")

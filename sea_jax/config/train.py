@@ -5,6 +5,7 @@ import dataclasses
 from sea_jax.config.checks import Checks
 from sea_jax.config.fields import Section, field
 from sea_jax.config.oracle import REMOTE_KINDS
+from sea_jax.config.people import PEOPLE_KINDS
 from sea_jax.losses import DAP_LOSSES
 
 
@@ -112,6 +113,7 @@ class Ray(Section):
             checks.require(checks.config.ray.actors <= B, "ray.actors", valid)
         if checks.sound("ray.oracles", "oracle.kind"):
             kind = checks.config.oracle.kind
-            where = "this process asks" if kind == "function" else "is elsewhere already"
-            here = not checks.config.ray.oracles or kind not in (*REMOTE_KINDS, "function")
+            own = (*PEOPLE_KINDS, "function")
+            where = "this process asks" if kind in own else "is elsewhere already"
+            here = not checks.config.ray.oracles or kind not in (*REMOTE_KINDS, *own)
             checks.require(here, "ray.oracles", f"0 with oracle.kind={kind!r}, which {where}")

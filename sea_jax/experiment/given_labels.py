@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from sea_jax.actors import given
 from sea_jax.config.oracle import REMOTE_KINDS
+from sea_jax.config.people import PEOPLE_KINDS
 from sea_jax.errors import InputError
 from sea_jax.experiment.oracles import NO_ORACLE
 from sea_jax.labels import imports
@@ -39,7 +40,7 @@ def without_oracle(config: Config) -> Config:
 
     Oracles that cost nothing still evaluate.
     """
-    if config.oracle.kind not in REMOTE_KINDS:
+    if config.oracle.kind not in (*REMOTE_KINDS, *PEOPLE_KINDS):
         return config
     config = ConfigDict(config)
     config.oracle.kind = NO_ORACLE

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from sea_jax import tasks
 from sea_jax.config.oracle import REMOTE_KINDS
+from sea_jax.config.people import PEOPLE_KINDS
 from sea_jax.experiment import reward_scorer
 from sea_jax.oracles import function, protocol
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
@@ -41,6 +42,8 @@ def make_oracles(config: Config, mesh: Mesh, task: Task | None = None) -> Callab
 
     Returns:
         A function of the oracle seed; a reward model or a user's function is the same oracle for every seed.
+        Where people label, it is the oracle that evaluates: the task's hidden reward, which people stand in
+        for in simulations, or none.
     """
     if config.oracle.kind == NO_ORACLE:
         return lambda seed: NoOracle()
@@ -62,6 +65,7 @@ def labelled_by(config: Config, replicate: int) -> str:
         "remote": f"service {url.hostname}:{url.port}, seed {seed}",
         "judge": f"judge {oracle.model}",
         NO_ORACLE: "nobody",
+        **dict.fromkeys(PEOPLE_KINDS, "people"),
     }
     return names[oracle.kind]
 
@@ -77,6 +81,8 @@ def make_local_oracles(config: Config, mesh: Mesh, task: Task | None = None) -> 
         oracle = make_function_oracle(config.oracle.function, broadcast_from_main, task)
         return lambda seed: oracle
     reward_fn = tasks.find(config.task.name).reward_fn
+    if reward_fn is None and config.oracle.kind in PEOPLE_KINDS:
+        return lambda seed: NoOracle()
     assert reward_fn is not None, config.task.name  # the checks of the config see to it
     return lambda seed: BradleyTerryOracle(reward_fn(seed))
 

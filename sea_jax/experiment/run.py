@@ -10,10 +10,10 @@ from pathlib import Path
 from absl import logging
 
 from sea_jax.config.overrides import for_method
-from sea_jax.experiment import assets, checkpoints, given_labels, inputs, validate
+from sea_jax.experiment import asking, assets, checkpoints, given_labels, inputs, validate
 from sea_jax.experiment.commands import cache_folder
 from sea_jax.experiment.logbook import Logbook
-from sea_jax.experiment.oracles import labelled_by
+from sea_jax.experiment.oracles import NoOracle, labelled_by
 from sea_jax.experiment.setup import make_evaluator, make_run
 from sea_jax.experiment.workdir import claim_workdir, require_writable
 from sea_jax.labels.journal import Journal
@@ -67,9 +67,9 @@ def run(config: Config, workdir: str, extend: bool = False, labels: str = "") ->
             inputs.claim(config, folder, inputs.of_run(config, task))
             _introduce(config)
             shared = assets.prepare(config, cache, task)
-            with contextlib.closing(shared.sampler):
+            with contextlib.closing(shared.sampler), asking.people(config, folder) as labeller_of:
                 for method, replicate in unfinished:
-                    train_one(config, shared, method, replicate, folder, only_given=bool(labels))
+                    train_one(config, shared, method, replicate, folder, bool(labels), labeller_of)
         return report.write(folder, config) if is_main() else ""
 
 
@@ -119,11 +119,13 @@ def train_one(
     replicate: int,
     workdir: Path,
     only_given: bool = False,
+    labeller_of: asking.LabellerOf = lambda config, folder: None,
 ) -> None:
     """Trains one method on one seed; leaves its labels, metrics, samples and policy in a folder of its own.
 
     Goes on from the last checkpoint that the folder holds. Labels that were imported into the work directory
-    are used before any is bought; with `only_given` no other is.
+    are used before any is bought; with `only_given` no other is. `labeller_of` makes the oracle of its duels
+    where another one than that of the evaluation labels them.
     """
     folder, own_config = run_folder(workdir, method, config.seed + replicate), for_method(config, method)
     with contextlib.ExitStack() as files:
@@ -131,7 +133,8 @@ def train_one(
         given = given_labels.copy_imported(journal, workdir, shared.task)
         if only_given:
             own_config = given_labels.with_budget(own_config, given)
-        run = make_run(own_config, shared, method, replicate, journal, asks=not only_given)
+        asked = NoOracle() if only_given else labeller_of(own_config, folder)
+        run = make_run(own_config, shared, method, replicate, journal, asked)
         saved = files.enter_context(open_folder(folder / "checkpoints", config.checkpoint))
         restored = checkpoints.restore(saved, run)
         _tell_of_restart(run, folder, restored is not None)

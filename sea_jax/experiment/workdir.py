@@ -16,6 +16,8 @@ from sea_jax.types import Config
 _ORACLE_FIELDS = (
     "url", "timeout_s", "patience_s", "attempts", "in_flight", "request_size", "requests_per_minute",
 )  # fmt: skip
+# Nor do the page's address, its guideline and how long a duel or a verdict is kept for an annotator.
+_PAGE_FIELDS = ("host", "port", "guideline", "lease_s", "undo_s", "skips", "requests_per_s")
 _BUDGET = "train.query_budget"  # also at the end of the names of its overrides
 _WATCH = re.compile(r"(overrides\.[^.]+\.)?watch\.")
 # Fields that a later call on the same work directory may change, besides those of section `watch`: they add
@@ -23,7 +25,7 @@ _WATCH = re.compile(r"(overrides\.[^.]+\.)?watch\.")
 FREE_FIELDS = (
     "methods", "num_seeds", "cache_dir", "progress", "checkpoint.every_s", "checkpoint.keep",
     "checkpoint.best", "checkpoint.grace_s",
-    *(f"oracle.{name}" for name in _ORACLE_FIELDS),
+    *(f"oracle.{name}" for name in _ORACLE_FIELDS), *(f"people.{name}" for name in _PAGE_FIELDS),
 )  # fmt: skip
 
 
