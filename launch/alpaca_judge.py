@@ -84,8 +84,9 @@ def annotate(rows: Sequence[Row], annotator: Annotator) -> list[Row]:
     todo, journal = waiting(rows, annotator.file), _journal(annotator.file)
     if todo:
 
-        def arrived(places: Sequence[int], probability: np.ndarray) -> None:
-            values = zip(places, probability.tolist(), strict=True)
+        def arrived(rows: Sequence[int], probability: np.ndarray, by: Sequence[str] = ()) -> None:
+            del by
+            values = zip(rows, probability.tolist(), strict=True)
             _append(journal, [todo[at] | {"preference": 1 + p} for at, p in values if p == p])
 
         columns = ([row[name] for row in todo] for name in ("instruction", "output_2", "output_1"))

@@ -38,6 +38,9 @@ _LABELS = flags.DEFINE_string(
     "labels", "",
     "Labels to learn from, and no others: a file .jsonl, .csv or .parquet, or a folder of runs.",
 )  # fmt: skip
+_PARTIAL = flags.DEFINE_bool(
+    "partial", False, "config.oracle.kind='inbox': learn from a batch that is answered in part."
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "",
     "Of a run on several hosts: host:port of process 0, or 'auto' where the cluster tells (TPU pods, Slurm, "
@@ -62,6 +65,8 @@ def main(argv: list[str]) -> None:
         fail(f"--prepare: valid without a command, not with {command!r}")
     if _EXTEND.value and (command or _PREPARE.value):
         fail("--extend: valid without a command and without --prepare")
+    if _PARTIAL.value and config.oracle.kind != "inbox":
+        fail(f"--partial: valid with config.oracle.kind='inbox', not {config.oracle.kind!r}")
     if _LABELS.value and (command or _PREPARE.value or _EXTEND.value):
         fail("--labels: valid without a command, --prepare and --extend")
     prepare_jax(config, workdir)
@@ -95,7 +100,7 @@ def _run(command: str | None, config: Config, workdir: str) -> str:
         return commands.run(command, config, workdir)
     if _PREPARE.value:
         return experiment.prepare(config, workdir)
-    return experiment.run(config, workdir, _EXTEND.value, _LABELS.value)
+    return experiment.run(config, workdir, _EXTEND.value, _LABELS.value, _PARTIAL.value)
 
 
 def _join() -> None:

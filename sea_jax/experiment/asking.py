@@ -15,12 +15,13 @@ LabellerOf = Callable[[Config, Path], PeopleOracle | None]
 
 
 @contextlib.contextmanager
-def people(config: Config, workdir: Path) -> Iterator[LabellerOf]:
+def people(config: Config, workdir: Path, partial: bool = False) -> Iterator[LabellerOf]:
     """Opens the questions of a work directory while runs ask them.
 
     Args:
         config: the experiment's. With oracle.kind='people' the page is served meanwhile.
         workdir: of the runs.
+        partial: with oracle.kind='inbox': as `PeopleOracle`.
 
     Yields:
         A function that makes the oracle of a run; it returns None where no people are asked.
@@ -36,4 +37,4 @@ def people(config: Config, workdir: Path) -> Iterator[LabellerOf]:
         watch = None
         if config.oracle.kind == "people":
             watch = files.enter_context(server.page(config, workdir)).watch
-        yield lambda own_config, folder: PeopleOracle(questions, folder.name, own_config, watch)
+        yield lambda own_config, folder: PeopleOracle(questions, folder.name, own_config, watch, partial)

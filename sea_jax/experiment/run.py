@@ -31,7 +31,7 @@ from sea_jax.train import Run, train
 from sea_jax.types import Config
 
 
-def run(config: Config, workdir: str, extend: bool = False, labels: str = "") -> str:
+def run(config: Config, workdir: str, extend: bool = False, labels: str = "", partial: bool = False) -> str:
     """Runs a config from the task to the table.
 
     Runs that the work directory holds finished are skipped: the same call again runs what is missing, and one
@@ -43,6 +43,7 @@ def run(config: Config, workdir: str, extend: bool = False, labels: str = "") ->
         workdir: folder of this config's runs; trained parts found in its cache are not trained again.
         extend: goes on with finished runs whose budget the config has raised since.
         labels: a file or folder of labels; the runs learn from all of them and from no other.
+        partial: with config.oracle.kind='inbox' a batch that is answered in part is learned from.
 
     Returns:
         The report of all runs of the config, as printed. In a run on several hosts the main process returns
@@ -67,7 +68,7 @@ def run(config: Config, workdir: str, extend: bool = False, labels: str = "") ->
             inputs.claim(config, folder, inputs.of_run(config, task))
             _introduce(config)
             shared = assets.prepare(config, cache, task)
-            with contextlib.closing(shared.sampler), asking.people(config, folder) as labeller_of:
+            with contextlib.closing(shared.sampler), asking.people(config, folder, partial) as labeller_of:
                 for method, replicate in unfinished:
                     train_one(config, shared, method, replicate, folder, bool(labels), labeller_of)
         return report.write(folder, config) if is_main() else ""

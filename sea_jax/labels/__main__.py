@@ -4,12 +4,15 @@ python -m sea_jax.labels list runs/a                          # how many, by who
 python -m sea_jax.labels export runs/a --output labels.jsonl  # or .csv, .parquet; without it to the terminal
 python -m sea_jax.labels verify runs/a                        # finds damage; exit status 1 if there is some
 python -m sea_jax.labels import runs/b labels.jsonl           # runs of runs/b use these before they buy any
+python -m sea_jax.labels export runs/c --open --format=csv    # the questions that people have not answered
+python -m sea_jax.labels import runs/c answers.csv            # their answers
 
 The folder is that of a run, or a work directory with several; of `import` it is a work directory, new or not.
 A journal may be read while its run writes.
 """
 
 import argparse
+import contextlib
 import csv
 import itertools
 import json
@@ -21,6 +24,10 @@ from typing import Any, TextIO
 from sea_jax.config.flags import fail
 from sea_jax.errors import InputError, StorageError
 from sea_jax.labels import imports, reading
+from sea_jax.people import files
+from sea_jax.people.desk import Desk
+from sea_jax.people.questions import Questions
+from sea_jax.people.tables import FILE as QUESTIONS
 from sea_jax.runtime.owner import own
 
 _BATCH = 10_000  # rows in memory at once
@@ -33,6 +40,8 @@ def main() -> None:
     try:
         if arguments.command == "import":
             sys.exit(_import(arguments))
+        if arguments.command == "export" and (arguments.open or arguments.format):
+            sys.exit(_export_open(arguments))
         sys.exit(commands[arguments.command](reading.journals(arguments.folder), arguments))
     except (InputError, StorageError) as error:
         fail(error)
@@ -57,16 +66,20 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "export":
             command.add_argument("--output", type=Path, help="a file that ends in .jsonl, .csv or .parquet")
+            command.add_argument(
+                "--open", action="store_true", help="the questions that people have not answered"
+            )
+            command.add_argument("--format", choices=files.FORMATS, help="of the questions; default: jsonl")
     return parser
 
 
-def _list(files: list[Path], arguments: argparse.Namespace) -> int:
+def _list(journals: list[Path], arguments: argparse.Namespace) -> int:
     del arguments
     names = ("run", "labels", "imported", "unanswered", "waiting", "cost in $", "last answer", "labelled by")
     dollars = lambda cost: "" if cost is None else f"{cost:.4f}"  # noqa: E731
     rows = [
         (s.run, s.labels, s.imported, s.unanswered, s.waiting, dollars(s.cost), s.last, s.labelled_by)
-        for s in map(reading.summary, files)
+        for s in map(reading.summary, journals)
     ]  # fmt: skip
     table = [names, *([str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -81,6 +94,9 @@ def _import(arguments: argparse.Namespace) -> int:
         raise InputError(f"{folder}: the folder of a single run; valid: a work directory")
     if not arguments.source.exists():
         raise InputError(f"{arguments.source}: no such file or folder")
+    answers = None if arguments.source.is_dir() else files.read(arguments.source)
+    if answers is not None:
+        return _import_answers(folder, answers)
     folder.mkdir(parents=True, exist_ok=True)
     with own(folder), imports.open_imported(folder) as journal:
         added, known = imports.add(journal, imports.read(arguments.source))
@@ -88,18 +104,62 @@ def _import(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(files: list[Path], arguments: argparse.Namespace) -> int:
+def _import_answers(folder: Path, answers: list[files.Answered]) -> int:
+    """Writes answers to the questions of a work directory; also while a run waits for them."""
+    with Desk(_with_questions(folder)) as desk:
+        asked = {question.id: question for question in desk.asked()}
+        added, known = desk.add(files.verdicts(answers, asked))
+        print(
+            f"{folder}: {added} answers, {known} were there already; {desk.counts().open} questions are open"
+        )
+    return 0
+
+
+def _export_open(arguments: argparse.Namespace) -> int:
+    """Writes the open questions of a work directory in the format of a tool."""
+    if not arguments.open:
+        raise InputError("--format: valid with --open")
+    with Questions(_with_questions(arguments.folder)) as questions:
+        found = questions.asked(only_open=True)
+    output: Path | None = arguments.output
+    form = arguments.format or "jsonl"
+    if output is None:
+        files.write(found, form, sys.stdout)
+        return 0
+    with _writable(output) as file:
+        files.write(found, form, file)
+    print(f"{output}: {len(found)} questions", file=sys.stderr)
+    return 0
+
+
+def _with_questions(folder: Path) -> Path:
+    if not (folder / QUESTIONS).exists():
+        raise InputError(f"{folder}: holds no {QUESTIONS}; valid: the --workdir of runs that ask people")
+    return folder
+
+
+@contextlib.contextmanager
+def _writable(output: Path) -> Iterator[TextIO]:
+    """Opens the file of --output; an error of the disk is one line."""
+    try:
+        with open(output, "w", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise StorageError(f"--output: {output}: {error.strerror}") from error
+
+
+def _verify(journals: list[Path], arguments: argparse.Namespace) -> int:
     del arguments
-    found = [line for file in files for line in reading.faults(file)]
+    found = [line for file in journals for line in reading.faults(file)]
     for line in found:
         print(line)
-    total = sum(reading.summary(file).labels for file in files)
-    print(f"{len(files)} journals, {total} labels, {len(found)} faults")
+    total = sum(reading.summary(file).labels for file in journals)
+    print(f"{len(journals)} journals, {total} labels, {len(found)} faults")
     return 1 if found else 0
 
 
-def _export(files: list[Path], arguments: argparse.Namespace) -> int:
-    rows = (row for file in files for row in reading.labels(file))
+def _export(journals: list[Path], arguments: argparse.Namespace) -> int:
+    rows = (row for file in journals for row in reading.labels(file))
     output: Path | None = arguments.output
     if output is None:
         _write_jsonl(rows, sys.stdout)
@@ -107,14 +167,14 @@ def _export(files: list[Path], arguments: argparse.Namespace) -> int:
     writers = {".jsonl": _write_jsonl, ".csv": _write_csv}
     if output.suffix not in (*writers, ".parquet"):
         raise InputError(f"--output: {output}; valid: a file that ends in .jsonl, .csv or .parquet")
-    try:
-        if output.suffix == ".parquet":
+    if output.suffix == ".parquet":
+        try:
             _write_parquet(rows, output)
-        else:
-            with open(output, "w", newline="") as file:
-                writers[output.suffix](rows, file)
-    except OSError as error:
-        raise StorageError(f"--output: {output}: {error.strerror}") from error
+        except OSError as error:
+            raise StorageError(f"--output: {output}: {error.strerror}") from error
+        return 0
+    with _writable(output) as file:
+        writers[output.suffix](rows, file)
     return 0
 
 

@@ -183,8 +183,8 @@ class Labeller:
             rows: list[int] = np.flatnonzero(waiting).tolist()
             questions = ([words[row] for row in rows] for words in texts)
             if places is not None:
-                places = Places(*([column[row] for row in rows] for column in places))
-            part, found = protocol.compare(self._oracle, *questions, writer.of(rows), places)
+                places = Places([places.ids[row] for row in rows], [places.uncertainty[row] for row in rows])
+            part, found = protocol.compare(self._oracle, *questions, arrived=writer.of(rows), places=places)
             self._count(found)
             probability[rows], answered[rows] = _checked(part, found), found
             writer.write(rows, probability[rows], found)
@@ -202,8 +202,8 @@ class Labeller:
 
 def _places(entries: list[Entry], origin: Origin | None) -> Places:
     """Returns the journal's ids of B duels, and the posterior's uncertainty about them, 0 where unknown."""
-    known = origin is not None and origin.uncertainty is not None
-    uncertainty = origin.uncertainty.tolist() if known else [0.0] * len(entries)
+    known = None if origin is None else origin.uncertainty
+    uncertainty = [0.0] * len(entries) if known is None else known.tolist()
     return Places([entry.id for entry in entries], uncertainty)
 
 
@@ -240,12 +240,12 @@ class _AnswerWriter:
         self._start, self._paid = time.monotonic(), spent()
         self._written: set[int] = set()
 
-    def of(self, rows: list[int]) -> ArrivedFn:
+    def of(self, asked: list[int]) -> ArrivedFn:
         """Returns the function that an oracle calls with some answers to questions about these rows."""
 
-        def arrived(places: Sequence[int], probability: np.ndarray, by: Sequence[str] = ()) -> None:
+        def arrived(rows: Sequence[int], probability: np.ndarray, by: Sequence[str] = ()) -> None:
             answered = ~np.isnan(probability)
-            self.write([rows[place] for place in places], _checked(probability, answered), answered, by)
+            self.write([asked[row] for row in rows], _checked(probability, answered), answered, by)
 
         return arrived
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sea_jax.errors import InputError
 from sea_jax.people.questions import Questions
 from sea_jax.people.tables import BOTH_BAD, FIRST, SECOND, SKIP, TIE
 
@@ -33,6 +35,16 @@ class Shown(NamedTuple):
     prompt: str
     left: str
     right: str
+
+
+class Verdict(NamedTuple):
+    """A verdict that was given elsewhere."""
+
+    question: int
+    annotator: str
+    verdict: str  # one of VERDICTS
+    first_on_left: bool
+    place: str  # file and row, for errors
 
 
 class NotLeasedError(Exception):
@@ -155,6 +167,43 @@ class Desk(Questions):
             db.execute("DELETE FROM leases WHERE question = ? AND annotator = ?", (question, annotator))
             self._close(db, question, now)
         return verdict
+
+    def add(self, verdicts: Sequence[Verdict]) -> tuple[int, int]:
+        """Writes verdicts that were given elsewhere: all of them, or none where one is not valid.
+
+        Args:
+            verdicts: on questions that were asked. One that is there already is left out.
+
+        Returns:
+            How many were written, and how many were there already.
+
+        Raises:
+            InputError: an annotator's verdict contradicts an earlier one, or the question is closed; with the
+                file and row.
+        """
+        now, added = time.time(), 0
+        with self._writing() as db:
+            for one in verdicts:
+                given = db.execute(
+                    "SELECT verdict FROM standing WHERE question = ? AND annotator = ?", one[:2]
+                ).fetchone()
+                if given == (one.verdict,):
+                    continue
+                (is_open,) = db.execute(
+                    "SELECT closed_at IS NULL AND NOT withdrawn FROM questions WHERE id = ?", one[:1]
+                ).fetchone()
+                if given is not None or not is_open:
+                    said = f"answered twice by {one.annotator}" if given is not None else "closed already"
+                    raise InputError(f"{one.place}: question {one.question}: {said}; valid: one answer")
+                db.execute(
+                    "INSERT INTO verdicts (question, annotator, verdict, first_on_left, shown_at, given_at, "
+                    "seconds) VALUES (?, ?, ?, ?, ?, ?, 0)",
+                    (*one[:3], int(one.first_on_left), now, now),
+                )
+                db.execute("DELETE FROM leases WHERE question = ?", one[:1])
+                self._close(db, one.question, now)
+                added += 1
+        return added, len(verdicts) - added
 
     def _close(self, db: sqlite3.Connection, question: int, now: float) -> None:
         """Closes a question that has its verdicts or was skipped too often; opens it where it has not."""

@@ -29,13 +29,21 @@ class PeopleOracle:
         config: the method's; its section `people` and train.query_budget.
         watch: called while people are waited for, ten times a second; None: nobody waits, and questions that
             are open end the run.
+        partial: where nobody waits, a batch with an answer is learned from, and its open questions are
+            withdrawn.
     """
 
     reports_arrivals = keeps_questions = True
 
     def __init__(
-        self, questions: Questions, run: str, config: Config, watch: Callable[[], None] | None = None
+        self,
+        questions: Questions,
+        run: str,
+        config: Config,
+        watch: Callable[[], None] | None = None,
+        partial: bool = False,
     ):
+        self._partial = partial
         self._questions, self._run, self._config, self._watch = questions, run, config.people, watch
         self._verdicts, self._names = 0, set()
         questions.set_budget(run, config.train.query_budget)
@@ -68,6 +76,9 @@ class PeopleOracle:
             if not waiting:
                 break
             if self._watch is None:
+                if self._partial and not np.isnan(found).all():
+                    self._questions.withdraw(self._run, [*waiting])
+                    break
                 raise OpenQuestionsError(
                     f"{self._run}: {len(waiting)} questions are open in {self._questions.file}; the same "
                     "command goes on when they are answered"

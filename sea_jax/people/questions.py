@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from sea_jax.people.tables import FILE, connect, storage
 
@@ -26,6 +26,15 @@ class Question(NamedTuple):
     second: str
     uncertainty: float = 0.0
     votes: int = 1  # verdicts that close it
+
+
+class Open(NamedTuple):
+    """A question as it was asked."""
+
+    id: int
+    prompt: str
+    first: str
+    second: str
 
 
 class Closed(NamedTuple):
@@ -105,6 +114,22 @@ class Questions:
                 found.append(Closed(duel, tuple(votes)))
         return found
 
+    def withdraw(self, run: str, duels: Sequence[int]) -> None:
+        """Asks some duels no more; whoever has one on the page cannot answer it."""
+        with self._writing() as db:
+            for duel in duels:
+                db.execute(
+                    "UPDATE questions SET withdrawn = 1 WHERE run = ? AND duel = ? AND NOT withdrawn",
+                    (run, duel),
+                )
+
+    def asked(self, only_open: bool = False) -> list[Open]:
+        """Returns the questions that are open, the least certain first; or all that were ever asked."""
+        where = "WHERE closed_at IS NULL AND NOT withdrawn" if only_open else ""
+        query = f"SELECT id, prompt, first, second FROM questions {where} ORDER BY uncertainty DESC, id"
+        with self.reading() as db:
+            return [Open(*row) for row in db.execute(query)]
+
     def set_budget(self, run: str, labels: int) -> None:
         """Tells the page how many labels a run may have; the newest run is the one that it shows."""
         with self._writing() as db:
@@ -136,7 +161,7 @@ class Questions:
         with self._lock:
             self._db.close()
 
-    def __enter__(self) -> Questions:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
