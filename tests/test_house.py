@@ -225,7 +225,9 @@ def imported(*folders):
 def test_what_is_imported_is_required(folders, extra):
     """Also that `make run` needs no torch."""
     extras = PROJECT["project"]["optional-dependencies"]
-    optional = [pin for name in ("hub", "data", "serve", "judge", "ray", "real") for pin in extras[name]]
+    optional = [
+        pin for name in ("hub", "data", "serve", "judge", "people", "ray", "real") for pin in extras[name]
+    ]
     names = project_pins(PROJECT["project"]["dependencies"] + optional)
     if extra:
         names |= project_pins(extras["dev"])

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sea_jax.config.people import PEOPLE_KINDS
+from sea_jax.labels.questions import Questions
 from sea_jax.people import server
 from sea_jax.people.oracle import PeopleOracle
-from sea_jax.people.questions import Questions
 from sea_jax.types import Config
 
 # (a method's config, a run's folder) -> who labels its duels; None: the oracle that evaluates.

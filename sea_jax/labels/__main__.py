@@ -24,10 +24,10 @@ from typing import Any, TextIO
 from sea_jax.config.flags import fail
 from sea_jax.errors import InputError, StorageError
 from sea_jax.labels import imports, reading
-from sea_jax.people import files
-from sea_jax.people.desk import Desk
-from sea_jax.people.questions import Questions
-from sea_jax.people.tables import FILE as QUESTIONS
+from sea_jax.labels import question_files as files
+from sea_jax.labels.desk import Desk
+from sea_jax.labels.question_tables import FILE as QUESTIONS
+from sea_jax.labels.questions import Questions
 from sea_jax.runtime.owner import own
 
 _BATCH = 10_000  # rows in memory at once

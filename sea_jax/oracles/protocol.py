@@ -48,7 +48,7 @@ class ArrivedFn(Protocol):
 
 
 class Places(NamedTuple):
-    """Where the duels of a call stand in the run's journal, for oracles that keep what they were asked."""
+    """Names of a call's duels in the run's journal, for oracles that keep their questions."""
 
     ids: Sequence[int]  # B ids of the journal
     uncertainty: Sequence[float]  # B, of the posterior about each; 0 where there is none

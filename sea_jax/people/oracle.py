@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sea_jax.errors import OpenQuestionsError
+from sea_jax.labels.questions import Closed, Question, Questions
 from sea_jax.oracles import patience
 from sea_jax.oracles.protocol import Answers, ArrivedFn, Places
-from sea_jax.people.questions import Closed, Question, Questions
 from sea_jax.people.verdicts import probability
 from sea_jax.types import Config
 

@@ -32,11 +32,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
+from sea_jax.labels.desk import Desk, NotLeasedError, Shown
+from sea_jax.labels.question_tables import BOTH_BAD, SKIP, TIE
 from sea_jax.people import progress
 from sea_jax.people.agreement import cohen_kappa, krippendorff_alpha
-from sea_jax.people.desk import Desk, NotLeasedError, Shown
 from sea_jax.people.limits import BodyLimit, RequestRates, SecurityHeaders
-from sea_jax.people.tables import BOTH_BAD, SKIP, TIE
 
 _HERE = Path(__file__).parent
 _COOKIE = "sea_jax_session"
@@ -47,7 +47,7 @@ CHOICES = ("left", "right", TIE, BOTH_BAD, SKIP)
 
 @dataclasses.dataclass(frozen=True)
 class PageSettings:
-    """What the page needs to know.
+    """Settings of the page.
 
     Attributes:
         token: that annotators must give; empty: none.

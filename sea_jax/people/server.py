@@ -18,15 +18,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import logging
 
-from sea_jax.config.flags import fail
 from sea_jax.credentials import PEOPLE_TOKEN, without_credentials
 from sea_jax.errors import InputError, ServiceError
+from sea_jax.labels.desk import Desk
 from sea_jax.oracles.access import check_address, read_key
-from sea_jax.people.desk import Desk
-from sea_jax.types import Config
+
+if TYPE_CHECKING:
+    from sea_jax.types import Config  # imports JAX, which the page does without
 
 _START_S = 60.0  # within which the page must answer
 _PARENT = "SEA_JAX_PAGE_OF_A_RUN"  # set: standard input ends when the run does
@@ -127,7 +129,8 @@ def main() -> None:
     try:
         host = check_address(options.host, options.port, PEOPLE_TOKEN)
     except InputError as error:
-        fail(error)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     guideline = Path(options.guideline).read_text("utf-8") if options.guideline else ""
     hosts = _LOCAL if host == _LOCAL[0] else ("*",)
     settings = PageSettings(read_key(PEOPLE_TOKEN), guideline, hosts, options.requests_per_s)

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from sea_jax.people.tables import BOTH_BAD, FIRST, SECOND, TIE
+from sea_jax.labels.question_tables import BOTH_BAD, FIRST, SECOND, TIE
 
 _VALUES = {FIRST: 1.0, SECOND: 0.0, TIE: 0.5}
 

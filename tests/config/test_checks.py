@@ -44,7 +44,7 @@ def test_every_problem_is_told_once_in_the_order_of_the_fields():
         ({"train__batch_size": None}, ["train.batch_size"]),  # micro-batches, mesh, γ, D_t and actors read it
         ({"train__batch_size": 0}, ["train.batch_size"]),
         ({"mesh__data": "all"}, ["mesh.data"]),
-        ({"oracle__kind": "people"}, ["oracle.kind"]),
+        ({"oracle__kind": "crowd"}, ["oracle.kind"]),
         ({"task__name": "cnn"}, ["task.name"]),
         ({"methods": 3}, ["methods"]),
         ({"policy__num_heads": 0}, ["policy.num_heads"]),
@@ -180,6 +180,7 @@ def test_main_prints_all(monkeypatch, capsys, tmp_path):
         _PRINT=False,
         _EXTEND=False,
         _LABELS="",
+        _PARTIAL=False,
         _COORDINATOR="",
     )
     for name, value in values.items():

@@ -15,9 +15,9 @@ import pytest
 from services import free_port
 
 from configs import quickstart
+from sea_jax.labels.question_tables import FILE
+from sea_jax.labels.questions import Question, Questions
 from sea_jax.people import server
-from sea_jax.people.questions import Question, Questions
-from sea_jax.people.tables import FILE
 
 pytestmark = pytest.mark.browser
 RUN = "sea-seed0"

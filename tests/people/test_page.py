@@ -5,10 +5,10 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
+from sea_jax.labels.desk import Desk
+from sea_jax.labels.questions import Question
 from sea_jax.people import limits
-from sea_jax.people.desk import Desk
 from sea_jax.people.page import CHOICES, Page, PageSettings
-from sea_jax.people.questions import Question
 
 TOKEN = "a token of 24 characters"
 SCRIPT = "<script>document.title = 'mine'</script>"

@@ -2,11 +2,14 @@
 
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from services import free_port
 from small_experiment import METHODS, files, start
 from small_run import small_run
@@ -15,11 +18,11 @@ from configs import quickstart
 from sea_jax.errors import InputError, OpenQuestionsError, StoppedError
 from sea_jax.experiment import asking, validate
 from sea_jax.labels import reading
+from sea_jax.labels.desk import Desk
 from sea_jax.labels.journal import FILE
+from sea_jax.labels.questions import Questions
 from sea_jax.people import server
-from sea_jax.people.desk import Desk
 from sea_jax.people.oracle import PeopleOracle
-from sea_jax.people.questions import Questions
 
 # Equal rewards are decided by the same coin as in process.
 FIELDS = {"people.undo_s": 0.0, "people.ties": "coin", "task.oracle_seed": 3}
@@ -199,6 +202,11 @@ def test_a_page_beyond_this_machine_needs_a_token(tmp_path, monkeypatch):
     monkeypatch.delenv("SEA_JAX_PEOPLE_TOKEN", raising=False)
     with pytest.raises(InputError, match=r"config.people.host=0\.0\.0\.0.*SEA_JAX_PEOPLE_TOKEN"):
         server.PageServer(config, tmp_path)
+
+
+def test_the_page_needs_no_jax():
+    code = "import sys, sea_jax.people.server, sea_jax.people.page; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_others_ask_no_people(tmp_path):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from sea_jax.people.tables import FILE, connect, storage
+from sea_jax.labels.question_tables import FILE, connect, storage
 
 
 class Question(NamedTuple):
@@ -45,7 +45,7 @@ class Closed(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How far the questions of a work directory are."""
+    """Numbers of questions and verdicts of a work directory."""
 
     open: int
     closed: int

@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from sea_jax.labels import __main__ as labels
-from sea_jax.people import files
-from sea_jax.people.desk import Desk
-from sea_jax.people.questions import Question
-from sea_jax.people.tables import FILE
+from sea_jax.labels import question_files as files
+from sea_jax.labels.desk import Desk
+from sea_jax.labels.question_tables import FILE
+from sea_jax.labels.questions import Question
 
 RUN = "sea-seed0"
 TEXTS = [

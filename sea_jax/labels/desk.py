@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sea_jax.errors import InputError
-from sea_jax.people.questions import Questions
-from sea_jax.people.tables import BOTH_BAD, FIRST, SECOND, SKIP, TIE
+from sea_jax.labels.question_tables import BOTH_BAD, FIRST, SECOND, SKIP, TIE
+from sea_jax.labels.questions import Questions
 
 # Others may not have loaded ahead what is loaded ahead; what is shown may be taken from those.
 _NEXT = """

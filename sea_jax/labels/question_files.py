@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sea_jax.errors import InputError
-from sea_jax.people.desk import Verdict
-from sea_jax.people.questions import Open
-from sea_jax.people.tables import BOTH_BAD, FIRST, SECOND, SKIP, TIE
+from sea_jax.labels.desk import Verdict
+from sea_jax.labels.question_tables import BOTH_BAD, FIRST, SECOND, SKIP, TIE
+from sea_jax.labels.questions import Open
 
 COLUMNS: tuple[str, ...] = ("question", "prompt", "answer_1", "answer_2", "choice", "annotator")
 CHOICES = ("1", "2", TIE, BOTH_BAD, SKIP)

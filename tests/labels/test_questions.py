@@ -7,10 +7,10 @@ import threading
 import pytest
 
 from sea_jax.errors import InputError, StorageError
-from sea_jax.people import desk as desks
-from sea_jax.people.desk import Desk, NotLeasedError
-from sea_jax.people.questions import Question, Questions
-from sea_jax.people.tables import BOTH_BAD, FILE, SECOND, SKIP, TIE
+from sea_jax.labels import desk as desks
+from sea_jax.labels.desk import Desk, NotLeasedError
+from sea_jax.labels.question_tables import BOTH_BAD, FILE, SECOND, SKIP, TIE
+from sea_jax.labels.questions import Question, Questions
 
 RUN = "sea-seed0"
 
