@@ -1,93 +1,28 @@
 """The host loop of Algorithm 2. READ FIRST: this file and `algorithm.py` are the system.
 
-`train_step` is one iteration of the paper's loop, its lines 3 to 10 in order. `train` repeats it until the
-budget of labels is spent. A `Run` holds what they work on; `experiment/run.py` makes it. Everything that only
-watches (metrics, evaluation, progress) is behind the `Observer` and lives in `experiment/logbook.py`.
+`train_step` is one iteration of the paper's loop: its lines 3 to 8 in `pose`, 8 to 10 in `learn`. `train`
+repeats it until the budget of labels is spent. A `Run` holds what they work on; `experiment/run.py` makes it.
+Everything that only watches (metrics, evaluation, progress) is behind the `Observer` and lives in
+`experiment/logbook.py`.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from sea_jax import algorithm
-from sea_jax.actors.actor import Actor
-from sea_jax.actors.sampler import VersionedParams, new_version
 from sea_jax.ensemble import uncertainty
-from sea_jax.methods import Method
 from sea_jax.methods.method import Prompts, no_rewards
 from sea_jax.models import Responses
-from sea_jax.oracles.labeller import Labeller, Labels, Origin
+from sea_jax.oracles.labeller import Asked, Origin
+from sea_jax.run import Choice, Observer, Posed, Record, Run
 from sea_jax.runtime import mesh as mesh_lib
 from sea_jax.runtime.mesh import to_host
 from sea_jax.runtime.stopwatch import Stopwatch
 from sea_jax.state import step_keys
-from sea_jax.types import Array, Candidates, Config, Duel, Params, PreferenceBatch, SeaState
-
-
-@dataclasses.dataclass
-class Run:
-    """One method on one seed: the parts that Algorithm 2 works with, and the state that it changes."""
-
-    config: Config  # the method's
-    method: Method
-    name: str  # for people
-    seed: int
-    mesh: Mesh
-    actor: Actor  # lines 3, 4
-    backbone: Any  # lines 5-7: an ensemble.features.Extractor
-    oracle: Any  # line 8: P
-    labeller: Labeller  # line 8: asks the oracle and counts the labels bought
-    settings: algorithm.UpdateSettings  # lines 9, 10
-    ref_params: Params  # π_ref, its matrices in the precision that the model computes in
-    initial_params: Callable[[], Params]  # θ⁰ in f32, read anew at each call
-    state: SeaState
-    policy: VersionedParams  # θ_t of the state, under a version for the sampler
-    # Of learning between labels: a call after each update, which may end the run; arrays of earlier steps.
-    between_updates: Callable[[], None] = lambda: None
-    memory: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # on the host, by name
-    step: int = 0  # t, steps done
-    idle: int = 0  # steps since the last that bought a label
-
-    def set_state(self, state: SeaState) -> None:
-        """Takes over a state, and gives its policy a new version."""
-        self.state, self.policy = state, new_version(state.policy.params)
-
-    def decode(self, tokens: Any, mask: Any) -> list:
-        """Decodes responses [..., T] to texts, in lists as the arrays are nested."""
-        tokens, mask = to_host((tokens, mask))
-        return self.actor.task.decode(tokens, mask) if len(tokens) else []
-
-
-class Record(NamedTuple):
-    """The outcome of a step, for the observer. Its metrics may not be computed yet."""
-
-    step: int
-    metrics: dict[str, Any]
-    batch: PreferenceBatch
-    prompts: Prompts
-    shown: dict[int, list[str]]  # the two responses that the oracle was shown, by row of the batch
-    proposals: tuple[Array, Array]  # S_t: tokens and mask [B, M, T]
-    seconds: dict[str, float]  # waited per stage
-
-
-class Observer(Protocol):
-    """Watches a run and changes nothing in it."""
-
-    def begin(self, run: Run) -> None:
-        """Sees the run before its first step."""
-        ...
-
-    def flush(self) -> None:
-        """Writes the metrics of the last step, once the next one has dispatched its samples."""
-        ...
-
-    def end_step(self, run: Run, record: Record, last: bool) -> None:
-        """Sees a step that was dispatched; `last` says that no other follows."""
-        ...
+from sea_jax.types import Array, Candidates, Duel, PreferenceBatch, SeaState
 
 
 def train(run: Run, observer: Observer) -> None:
@@ -113,8 +48,18 @@ def train(run: Run, observer: Observer) -> None:
 
 
 def train_step(run: Run, step: int, observer: Observer) -> Record:
-    """Runs one iteration of Algorithm 2. Every line of the paper stands above the call that does it."""
-    keys, bought = step_keys(run.state.key, step), run.labeller.num_queries
+    """Runs one iteration of Algorithm 2: `pose` to its line 8, `learn` from there.
+
+    With train.ask_ahead the duels of later steps are posed first, by the posterior of now.
+    """
+    while len(run.posed) <= run.config.train.ask_ahead:
+        run.posed.append(pose(run, step + len(run.posed), observer))
+    return learn(run, step)
+
+
+def pose(run: Run, step: int, observer: Observer) -> Posed:
+    """Chooses the duels of a step and asks the oracle. Every line of the paper stands above its call."""
+    keys = step_keys(run.state.key, step)
 
     # 3   Receive a prompt x_t ~ p_X.
     # 4   Sample M responses y_t^i ~ π_θt−1(·|x_t) to construct S_t = {y_t^i}, i = 1 … M.
@@ -129,15 +74,32 @@ def train_step(run: Run, step: int, observer: Observer) -> Record:
     candidates, rewards = score(run, prompts, responses)
     watch.lap("features", rewards)
     duel = propose(keys.select, rewards, strategy=strategy(run, prompts))
-    prompts, candidates, rewards, duel, extra = keep_of_pool(run, prompts, candidates, rewards, duel, extra)
+    known = run.choices.pop(step, None)  # of a restored run, which chose by an earlier posterior
+    kept = keep_of_pool(run, prompts, candidates, rewards, duel) if known is None else known.kept
+    prompts, candidates, rewards, duel, extra = at_rows(kept, prompts, candidates, rewards, duel, extra)
 
     # 8   If g < γ for g ~ Uniform(0, 1), label {y_t, y'_t} by P, else by φ ~ Uniform(Φ_t−1).
     duel = route(keys.route, keys.label, duel, rewards, candidates, **routing(run, step, prompts))
+    if known is not None:
+        rewards, duel = known.rewards, known.duel
     duel, texts = read_duels(run, candidates, duel)
     watch.lap("select", duel)
-    labels, shown = ask_oracle(run, step, prompts.texts, candidates, rewards, duel, texts)
+    asked, shown = ask_oracle(run, step, prompts.texts, candidates, rewards, duel, texts)
     watch.lap("oracle")
-    batch = assign_labels(keys.label, rewards, prompts.batch, candidates, duel, *labels)
+    choice = Choice(kept, rewards, duel)
+    return Posed(step, prompts, candidates, choice, extra, asked, shown, metrics, watch.seconds)
+
+
+def learn(run: Run, step: int) -> Record:
+    """Waits for the labels of the oldest step that was posed, and learns from them (lines 8 to 10)."""
+    _, prompts, candidates, (_, rewards, duel), extra, asked, shown, metrics, seconds = run.posed[0]
+    watch, bought = Stopwatch(seconds), run.labeller.num_queries
+    labels = np.zeros((2, len(prompts.texts)), bool)
+    labels[:, [*shown]] = run.labeller.wait(asked)  # what it raises leaves the step posed
+    run.posed.popleft()
+    watch.lap("oracle")
+    label_key = step_keys(run.state.key, step).label
+    batch = assign_labels(label_key, rewards, prompts.batch, candidates, duel, *labels)
     batch = mesh_lib.shard_batch(run.mesh, with_extra(batch, extra))
 
     # 9   Update Φ_t by the regularised likelihood of the experience D_t (Eq. 8).
@@ -170,14 +132,22 @@ def strategy(run: Run, prompts: Prompts) -> str:
 
 
 def keep_of_pool(
-    run: Run, prompts: Prompts, candidates: Candidates, rewards: Array, duel: Duel, extra: Responses | None
-) -> tuple[Prompts, Candidates, Array, Duel, Responses | None]:
-    """Keeps the B most informative duels, where the method proposes to a pool of prompts; else all."""
+    run: Run, prompts: Prompts, candidates: Candidates, rewards: Array, duel: Duel
+) -> np.ndarray | None:
+    """Returns the rows of the B most informative duels, where the method proposes to a pool of prompts."""
     B = run.config.train.batch_size
     if len(prompts.rows) == B:
+        return None
+    return to_host(most_informative(rewards, candidates, duel, B, run.method.pool_choice(run.config)))
+
+
+def at_rows(
+    kept: np.ndarray | None, prompts: Prompts, candidates: Candidates, rewards: Array, duel: Duel,
+    extra: Responses | None,
+) -> tuple[Prompts, Candidates, Array, Duel, Responses | None]:  # fmt: skip
+    """Keeps some rows of a batch; all with None."""
+    if kept is None:
         return prompts, candidates, rewards, duel, extra
-    choice = run.method.pool_choice(run.config)
-    kept = to_host(most_informative(rewards, candidates, duel, B, choice))
     batch, candidates, duel, extra = jax.tree.map(lambda x: x[kept], (prompts.batch, candidates, duel, extra))
     texts = [prompts.texts[row] for row in kept]
     return Prompts(batch, texts, prompts.rows[kept]), candidates, rewards[:, kept], duel, extra
@@ -189,7 +159,9 @@ def routing(run: Run, step: int, prompts: Prompts) -> dict[str, Any]:
     mixed = run.method.synthetic and bought >= sea.burn_in and not prompts.given
     gamma = sea.gamma if mixed else 1.0
     asked = algorithm.oracle_share(gamma, run.config.train.batch_size, step)
-    counts = dict(remaining=run.config.train.query_budget - bought, gamma=gamma, num_asked=asked)
+    open_duels = sum(len(posed.shown) for posed in run.posed)
+    remaining = run.config.train.query_budget - bought - open_duels
+    counts = dict(remaining=remaining, gamma=gamma, num_asked=asked)
     return counts | dict(gamma_mode=sea.gamma_mode, synthetic_pairs=sea.synthetic_pairs)
 
 
@@ -206,11 +178,11 @@ def read_duels(run: Run, candidates: Candidates, duel: Duel) -> tuple[Duel, list
 def ask_oracle(
     run: Run, step: int, prompts: list[str], candidates: Candidates, rewards: Array, duel: Duel,
     texts: list[list[str]],
-) -> tuple[Labels, dict[int, list[str]]]:  # fmt: skip
-    """Buys the labels of the duels that go to the oracle, and no others.
+) -> tuple[Asked, dict[int, list[str]]]:  # fmt: skip
+    """Asks the oracle about the duels that go to it, and no others.
 
     Returns:
-        Labels [B], False where none was bought; the two responses that were shown, by row of the batch.
+        What the labeller waits for; the two responses that are shown, by row of the batch.
     """
     variance = duel_variance(rewards, duel.first, duel.second)
     duel, tokens, mask, variance = to_host((duel, candidates.tokens, candidates.mask, variance))
@@ -219,13 +191,11 @@ def ask_oracle(
     pairs = [texts[row] for row in rows]
     written = run.actor.policy_step(step), rows, tokens[chosen], mask[chosen], run.actor.packed()
     origin = Origin(step, *written, np.sqrt(variance[rows]))
-    bought = run.labeller.label(
+    asked = run.labeller.ask(
         [prompts[row] for row in rows], [y for y, _ in pairs], [y for _, y in pairs],
         rng_seed=run.seed * 1_000_003 + step, origin=origin,
     )  # fmt: skip
-    labels = np.zeros((2, len(texts)), bool)
-    labels[:, rows] = bought
-    return Labels(*labels), dict(zip(rows.tolist(), pairs, strict=True))
+    return asked, dict(zip(rows.tolist(), pairs, strict=True))
 
 
 def with_extra(batch: PreferenceBatch, extra: Responses | None) -> PreferenceBatch:

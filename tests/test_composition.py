@@ -24,10 +24,15 @@ def finished(run):
     return run.state
 
 
-@pytest.mark.parametrize("staleness", [0, 1, 3])
-def test_a_step_learns_from_the_policy_of_so_many_steps_before(tmp_path, monkeypatch, staleness):
-    """Step t's responses are what θ_{max(t - s, 0)} writes under step t's own key, for step t's own prompts."""
-    run = small_run(tmp_path, "passive", **{"train.staleness": staleness, "train.learning_rate": 0.05})
+@pytest.mark.parametrize(("staleness", "ahead"), [(0, 0), (1, 0), (3, 0), (0, 1), (1, 2)])
+def test_a_step_learns_from_the_policy_of_so_many_steps_before(tmp_path, monkeypatch, staleness, ahead):
+    """Step t's responses are what θ_{max(t - s, 0)} writes under step t's own key, for step t's own prompts.
+
+    The delay s is that of the responses and that of the questions together.
+    """
+    delays = {"train.staleness": staleness, "train.ask_ahead": ahead}
+    run = small_run(tmp_path, "passive", **delays, **{"train.learning_rate": 0.05})
+    staleness += ahead
     params = lambda: jax.tree.map(np.array, run.state.policy.params)  # noqa: E731
     learned, step = [params()], train.train_step  # θ_0, θ_1, …
 

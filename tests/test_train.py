@@ -29,10 +29,8 @@ from sea_jax.types import Candidates, Duel
 def trained(folder, method, **overrides):
     run = small_run(folder, method, **overrides)
     asked = []
-    label = run.labeller.label
-    run.labeller.label = lambda prompts, *rest, **kw: (
-        asked.append(len(prompts)) or label(prompts, *rest, **kw)
-    )
+    label = run.labeller.ask
+    run.labeller.ask = lambda prompts, *rest, **kw: asked.append(len(prompts)) or label(prompts, *rest, **kw)
     return run, asked, *loop(run)
 
 
@@ -107,9 +105,9 @@ def test_online_win_rate_is_that_of_what_the_oracle_was_shown(tmp_path, monkeypa
         **{"sea.burn_in": 8, "sea.gamma": 0.5, "oracle.labels": "bernoulli", "train.query_budget": 14},
     )  # fmt: skip
     run.oracle = BradleyTerryOracle(reward)
-    shown, label, read = [], run.labeller.label, run.oracle.probability
+    shown, label, read = [], run.labeller.ask, run.oracle.probability
     sizes = []
-    run.labeller.label = lambda *args, **kw: shown.append(args) or label(*args, **kw)
+    run.labeller.ask = lambda *args, **kw: shown.append(args) or label(*args, **kw)
     run.oracle.probability = lambda x, *ys: sizes.append(len(x)) or read(x, *ys)
     monkeypatch.setattr(Evaluator, "__call__", lambda *_: {})
     monkeypatch.setattr(Evaluator, "before_and_after", lambda *_: [])

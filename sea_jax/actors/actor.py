@@ -91,7 +91,9 @@ class Actor:
     def policy_step(self, step: int) -> int:
         """Returns the step before which the policy stood that wrote the responses of step t."""
         steps = self.method.steps_per_round(self.config)
-        return step - step % steps if steps > 1 else max(step - self.config.train.staleness, 0)
+        if steps > 1:
+            return step - step % steps
+        return max(step - self.config.train.staleness - self.config.train.ask_ahead, 0)
 
     def read(self) -> Proposal:
         """Waits for the oldest proposal that was begun, and hands it out."""

@@ -31,6 +31,12 @@ class Train(Section):
     staleness: int = field(
         0, "steps that the policy may learn between writing responses and learning from them", at_least=0
     )
+    ask_ahead: int = field(
+        0,
+        "steps whose duels are asked before the first of them is learned from, so that people are not waited "
+        "for and do not wait; adds to staleness",
+        at_least=0,
+    )
     micro_batch: int = field(0, "prompts per backward pass; 0: the whole batch", at_least=0)
     token_chunk: int = field(0, "response tokens whose logits are in memory at once; 0: all", at_least=0)
     per_token: bool = field(False, "IPO: divide log-ratios by the lengths of responses")

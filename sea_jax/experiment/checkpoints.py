@@ -12,11 +12,11 @@ import msgpack
 
 from sea_jax.errors import InputError, StoppedError
 from sea_jax.experiment.logbook import Logbook
+from sea_jax.run import Choice, Run
 from sea_jax.runtime.checkpoint_folder import CheckpointFolder
-from sea_jax.runtime.mesh import bytes_from_main
+from sea_jax.runtime.mesh import bytes_from_main, to_host
 from sea_jax.runtime.stop import StopRequest
-from sea_jax.train import Run
-from sea_jax.types import SeaState
+from sea_jax.types import Duel, SeaState
 
 
 def save(folder: CheckpointFolder, run: Run, observed: dict[str, Any], score: float | None = None) -> None:
@@ -36,8 +36,9 @@ def save(folder: CheckpointFolder, run: Run, observed: dict[str, Any], score: fl
     record = dict(
         idle=run.idle, queries=run.labeller.num_queries, dropped=run.labeller.num_dropped, observed=observed
     )
-    memory = dict(memory=run.memory) if run.memory else {}
-    folder.save(run.step, record, score, state=_arrays(run.state), **memory)
+    chosen = {str(posed.step): _saved(posed.choice) for posed in run.posed}
+    trees = {name: tree for name, tree in (("memory", run.memory), ("choices", chosen)) if tree}
+    folder.save(run.step, record, score, state=_arrays(run.state), **trees)
 
 
 def restore(folder: CheckpointFolder, run: Run) -> dict[str, Any] | None:
@@ -54,12 +55,13 @@ def restore(folder: CheckpointFolder, run: Run) -> dict[str, Any] | None:
         InputError: a checkpoint was written by a newer version; there are some and none can be read; or the
             journal has fewer labels than the checkpoint.
     """
-    found = folder.newest(state=_arrays(run.state), memory=None)
+    found = folder.newest(state=_arrays(run.state), memory=None, choices=None)
     if found is not None:
         record, trees = found
         state = trees["state"]
         run.set_state(SeaState(**state | {"key": jax.random.wrap_key_data(state["key"])}))
         run.memory = dict(trees.get("memory", {}))
+        run.choices = {int(step): _choice(tree) for step, tree in trees.get("choices", {}).items()}
         run.step, run.idle = record["step"], record["idle"]
         run.labeller.num_queries, run.labeller.num_dropped = record["queries"], record["dropped"]
         _require_labels(run)
@@ -93,7 +95,7 @@ def _keep_proposals(folder: CheckpointFolder, run: Run) -> None:
     if journal is None:
         return
     for place, content in enumerate(ahead):
-        journal.keep_proposal(run.step + place, content)
+        journal.keep_proposal(run.step + len(run.posed) + place, content)
     if steps:
         journal.forget_proposals(min(steps))
 
@@ -160,6 +162,16 @@ class RunSaver:
         """Saves the run; it is on the disk when this returns."""
         save(self._folder, run, logbook.saved())
         self._folder.wait()
+
+
+def _saved(choice: Choice) -> dict[str, Any]:
+    """Returns a choice as a tree on the host."""
+    kept = {} if choice.kept is None else dict(kept=choice.kept)
+    return to_host(dict(rewards=choice.rewards, duel=choice.duel._asdict())) | kept
+
+
+def _choice(tree: dict[str, Any]) -> Choice:
+    return Choice(tree.get("kept"), tree["rewards"], Duel(**tree["duel"]))
 
 
 def _arrays(state: SeaState) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import logging
 
 from sea_jax.config.overrides import for_method
+from sea_jax.errors import OpenQuestionsError
 from sea_jax.experiment import asking, assets, checkpoints, given_labels, inputs, validate
 from sea_jax.experiment.commands import cache_folder
 from sea_jax.experiment.logbook import Logbook
@@ -146,7 +147,11 @@ def train_one(
         run.between_updates = functools.partial(saver.between_updates, run)
         files.enter_context(breaks_off(functools.partial(saver.during_wait, run)))
         logbook = Logbook(folder, writer, make_evaluator(run, shared), saver, restored)
-        train(run, logbook)
+        try:
+            train(run, logbook)
+        except OpenQuestionsError:
+            saver.save(run, logbook)  # the step that asked is saved as posed
+            raise
         _save_best(config, shared, folder, saved, run, logbook.best)
     params = to_host(run.state.policy.params)
     if is_main():

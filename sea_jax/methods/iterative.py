@@ -23,12 +23,13 @@ class Iterative(Section):
     @classmethod
     def check_on_task(cls, checks: Checks, num_prompts: int) -> None:
         """Requires rounds of whole steps, and no further delay of the policy."""
-        names = "iterative.labels_per_round", "train.batch_size", "train.staleness"
+        names = "iterative.labels_per_round", "train.batch_size", "train.staleness", "train.ask_ahead"
         if checks.sound(*names):
             size, B = checks.config.iterative.labels_per_round, checks.config.train.batch_size
             checks.require(size % B == 0, names[0], f"a multiple of train.batch_size={B}")
             valid = "0 with methods='iterative', whose rounds are a delay of their own"
-            checks.require(checks.config.train.staleness == 0, names[2], valid)
+            for name in names[2:]:
+                checks.require(checks.get(name) == 0, name, valid)
 
 
 def steps_per_round(config: Config) -> int:

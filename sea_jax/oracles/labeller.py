@@ -43,6 +43,15 @@ class Origin(NamedTuple):
     uncertainty: np.ndarray | None = None  # [B] f32, of the posterior about each duel
 
 
+class Asked(NamedTuple):
+    """Comparisons that were asked, and are yet to be answered."""
+
+    texts: tuple[Sequence[str], Sequence[str], Sequence[str]]  # prompts, first and second responses: B each
+    rng_seed: int
+    entries: list[Entry] | None  # the journal's; None where nothing is written
+    places: Places | None
+
+
 class Labeller:
     """Asks an oracle P and draws z ∈ {first preferred, second preferred} (paper, Sec. 2).
 
@@ -91,36 +100,68 @@ class Labeller:
         rng_seed: int,
         origin: Origin | None = None,
     ) -> Labels:
-        """Buys B labels, or fewer where the oracle leaves comparisons unanswered.
+        """Calls `ask`, then `wait`."""
+        return self.wait(self.ask(prompts, first, second, rng_seed, origin))
 
-        Every answer counts as one query, even if it turns out to be unusable; a call that fails costs
-        nothing. An unanswered comparison gets no label, not even a random one.
+    def ask(
+        self,
+        prompts: Sequence[str],
+        first: Sequence[str],
+        second: Sequence[str],
+        rng_seed: int,
+        origin: Origin | None = None,
+    ) -> Asked:
+        """Asks for B labels, and does not wait for them.
 
         Args:
             prompts, first, second: B texts each.
             rng_seed: non-negative; the same seed and answers give the same labels.
-            origin: of the duels. With it they are written into the journal before they are asked, and their
-                answers before this returns; what the journal has answered is not asked again.
+            origin: of the duels. With it they are written into the journal, and an oracle that keeps
+                questions gets them now.
+
+        Returns:
+            What `wait` takes.
+
+        Raises:
+            ValueError: lengths differ.
+        """
+        for name, texts in (("first", first), ("second", second)):
+            if len(texts) != len(prompts):
+                raise ValueError(f"{name}: {len(texts)} given, must be one per prompt, {len(prompts)}")
+        texts = prompts, first, second
+        entries = self._write_questions(origin, texts) if len(prompts) else None
+        places = None if entries is None else _places(entries, origin)
+        if places is not None and getattr(self._oracle, "keeps_questions", False):
+            waiting = [row for row, entry in enumerate(entries or ()) if entry.state == ASKED]
+            self._oracle.offer(
+                *([column[row] for row in waiting] for column in texts), _some(places, waiting)
+            )
+        return Asked(texts, rng_seed, entries, places)
+
+    def wait(self, asked: Asked) -> Labels:
+        """Buys the labels that were asked for, or fewer where the oracle leaves comparisons unanswered.
+
+        Every answer counts as one query, even if it turns out to be unusable; a call that fails costs
+        nothing. An unanswered comparison gets no label, not even a random one. What the journal has answered
+        is not asked again, and other answers are in it before this returns.
+
+        Args:
+            asked: by `ask`.
 
         Returns:
             Labels of the B comparisons.
 
         Raises:
-            ValueError: lengths differ, or the answer is not [B] numbers in [0, 1].
+            ValueError: the answer is not [B] numbers in [0, 1].
         """
-        for name, texts in (("first", first), ("second", second)):
-            if len(texts) != len(prompts):
-                raise ValueError(f"{name}: {len(texts)} given, must be one per prompt, {len(prompts)}")
-        if not len(prompts):
+        texts, rng_seed, entries, places = asked
+        if not len(texts[0]):
             return Labels(np.zeros(0, bool), np.zeros(0, bool))
-        texts = prompts, first, second
-        entries = self._write_questions(origin, texts)
-        stored = self._stored(entries, len(prompts))
+        stored = self._stored(entries, len(texts[0]))
         # All three are always drawn, so that a label depends on nothing but its seed and its own answer.
-        draws = np.random.default_rng([_STREAM, rng_seed]).random((3, len(prompts)))
+        draws = np.random.default_rng([_STREAM, rng_seed]).random((3, len(texts[0])))
         decide = lambda p, rows: self._decide(p, draws[:, rows])  # noqa: E731
         writer = _AnswerWriter(self.journal, entries, decide, self._spent)
-        places = None if entries is None else _places(entries, origin)
         probability, answered = self._answers(stored, texts, writer, places)
         labels = np.where(stored.waiting, self._decide(probability, draws), stored.prefers_first)
         return Labels(labels & answered, answered)
@@ -182,8 +223,7 @@ class Labeller:
         if waiting.any():
             rows: list[int] = np.flatnonzero(waiting).tolist()
             questions = ([words[row] for row in rows] for words in texts)
-            if places is not None:
-                places = Places([places.ids[row] for row in rows], [places.uncertainty[row] for row in rows])
+            places = None if places is None else _some(places, rows)
             part, found = protocol.compare(self._oracle, *questions, arrived=writer.of(rows), places=places)
             self._count(found)
             probability[rows], answered[rows] = _checked(part, found), found
@@ -205,6 +245,10 @@ def _places(entries: list[Entry], origin: Origin | None) -> Places:
     known = None if origin is None else origin.uncertainty
     uncertainty = [0.0] * len(entries) if known is None else known.tolist()
     return Places([entry.id for entry in entries], uncertainty)
+
+
+def _some(places: Places, rows: Sequence[int]) -> Places:
+    return Places([places.ids[row] for row in rows], [places.uncertainty[row] for row in rows])
 
 
 def _checked(answer: np.ndarray, answered: np.ndarray) -> np.ndarray:

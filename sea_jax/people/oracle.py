@@ -48,6 +48,14 @@ class PeopleOracle:
         self._verdicts, self._names = 0, set()
         questions.set_budget(run, config.train.query_budget)
 
+    def offer(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], places: Places
+    ) -> None:
+        """Makes questions of B comparisons; those that are questions already stay as they are."""
+        texts = zip(places.ids, prompts, first, second, places.uncertainty, strict=True)
+        duels = [Question(*duel, votes=self._votes(duel[0])) for duel in texts]
+        self._questions.offer(self._run, duels)
+
     def answers(
         self,
         prompts: Sequence[str],
@@ -62,10 +70,8 @@ class PeopleOracle:
             OpenQuestionsError: nobody waits, and questions are open.
         """
         assert places is not None, "people answer duels that have a place in a journal"
-        texts = zip(places.ids, prompts, first, second, places.uncertainty, strict=True)
-        offered = [Question(*duel, votes=self._votes(duel[0])) for duel in texts]
-        self._questions.offer(self._run, offered)
-        found, waiting = np.full(len(offered), np.nan), {duel: row for row, duel in enumerate(places.ids)}
+        self.offer(prompts, first, second, places)
+        found, waiting = np.full(len(prompts), np.nan), {duel: row for row, duel in enumerate(places.ids)}
         while True:
             closed = self._questions.take(self._run, [*waiting])
             for one in closed:

@@ -149,8 +149,8 @@ def test_a_sidecar_killed_in_the_midst_of_sampling(tmp_path, monkeypatch):
     for name, nth in (("whole", 0), ("killed", 3)):
         kill_at[:] = [nth]
         run = small_run(tmp_path / name, "sea", width=2 * HEAD, **fields)
-        asked, label = [], run.labeller.label
-        run.labeller.label = lambda *a, asked=asked, label=label, **kw: asked.append(a) or label(*a, **kw)
+        asked, label = [], run.labeller.ask
+        run.labeller.ask = lambda *a, asked=asked, label=label, **kw: asked.append(a) or label(*a, **kw)
         loop(run)
         assert run.assets.sampler.restarts == (name == "killed")
         rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]

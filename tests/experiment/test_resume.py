@@ -42,17 +42,22 @@ def stopped_after(monkeypatch, step, error=None):
 
 
 pytestmark = pytest.mark.usefixtures("no_policy")
-QUICK = [("passive", 0, False), ("sea", 0, False), *((method, 1, True) for method in METHODS)]
-REST = [(method, 0, True) for method in METHODS] + [(method, 1, False) for method in METHODS]
+# method, train.staleness, train.ask_ahead, killed
+QUICK = [
+    ("passive", 0, 0, False), ("sea", 0, 0, False), *((method, 1, 0, True) for method in METHODS),
+    ("sea", 0, 1, False), ("sea", 1, 2, True), ("apl", 0, 1, False), ("posterior_rl", 0, 2, True),
+]  # fmt: skip
+REST = [(method, 0, 0, True) for method in METHODS] + [(method, 1, 0, False) for method in METHODS]
 
 
 @pytest.mark.parametrize(
-    "method, staleness, killed", [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)]
+    "method, staleness, ahead, killed",
+    [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)],
 )
 def test_a_resumed_run_equals_one_that_was_never_stopped(
-    tmp_path, monkeypatch, no_policy, method, staleness, killed
+    tmp_path, monkeypatch, no_policy, method, staleness, ahead, killed
 ):
-    fields = {"train.staleness": staleness}
+    fields = {"train.staleness": staleness, "train.ask_ahead": ahead}
     start(tmp_path / "whole", method, **fields)()
     begin = start(tmp_path / "parts", method, **fields)
     for step in (1, 2):

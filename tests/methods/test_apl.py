@@ -142,10 +142,8 @@ def test_a_run_chooses_prompts_and_pairs_and_buys_every_label(tmp_path, monkeypa
         tmp_path, "apl",
         **SIZES | {"train.learning_rate": 0.05, "train.query_budget": 14, "train.staleness": staleness},
     )  # fmt: skip
-    asked, label = [], run.labeller.label
-    run.labeller.label = lambda prompts, *rest, **kw: (
-        asked.append(len(prompts)) or label(prompts, *rest, **kw)
-    )
+    asked, label = [], run.labeller.ask
+    run.labeller.ask = lambda prompts, *rest, **kw: asked.append(len(prompts)) or label(prompts, *rest, **kw)
     seen = watched(run, monkeypatch)
     metrics, _ = loop(run)
     assert asked == [4, 4, 4, 2] and run.labeller.num_queries == int(run.state.num_queries) == 14

@@ -158,10 +158,8 @@ def test_a_run_has_its_y_ref_from_the_first_policy(tmp_path):
         "train.query_budget": 14,
     }
     run = small_run(tmp_path, "xpo", **fields)
-    asked, label = [], run.labeller.label
-    run.labeller.label = lambda prompts, *rest, **kw: (
-        asked.append(len(prompts)) or label(prompts, *rest, **kw)
-    )
+    asked, label = [], run.labeller.ask
+    run.labeller.ask = lambda prompts, *rest, **kw: asked.append(len(prompts)) or label(prompts, *rest, **kw)
     seen = watched(run)
     metrics, _ = loop(run)
     assert sum(asked) == run.labeller.num_queries == int(run.state.num_queries) == 14

@@ -88,26 +88,30 @@ def without_names(found):
     return metrics, samples, responses, [row[:-2] + row[-1:] for row in labels], alarms
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_inbox_gives_the_run_of_the_oracle_in_process_bit_for_bit(people, method, tmp_path_factory):
+@pytest.mark.parametrize(
+    ("method", "ahead"), [*((method, 0) for method in METHODS), ("sea", 1), ("posterior_rl", 2)]
+)
+def test_inbox_gives_the_run_of_the_oracle_in_process_bit_for_bit(people, method, ahead, tmp_path_factory):
     """The process ends at each batch, and people answer while there is none."""
     folder, oracle, run = people
+    fields = {"train.ask_ahead": ahead}
     calls = 0
     while True:
         calls += 1
         try:
-            run(method, wait=False)
+            run(method, wait=False, **fields)
             break
         except OpenQuestionsError as stop:
             assert "questions are open" in str(stop) and "the same command goes on" in str(stop)
         with pytest.raises(OpenQuestionsError):  # nobody has answered: the same questions
-            run(method, wait=False)
+            run(method, wait=False, **fields)
         with Desk(folder) as desk:
+            assert desk.counts().open <= 4 * (ahead + 1)
             while answer_one(desk, "anna", oracle):
                 pass
-    assert calls >= 5 or method == "iterative"
+    assert calls >= (3 if ahead else 5) or method == "iterative"
     whole = tmp_path_factory.mktemp("whole")
-    start(whole, method, **FIELDS)()
+    start(whole, method, **FIELDS, **fields)()
     assert without_names(files(folder, method)) == without_names(files(whole, method))
     (journal,) = folder.glob(f"runs/*/{FILE}")
     assert {row["labelled_by"] for row in reading.labels(journal)} == {"anna"}
@@ -146,6 +150,28 @@ def test_a_signal_ends_a_run_that_waits_for_people_and_no_answer_is_lost(people)
     with sqlite3.connect(folder / f"runs/sea-seed0/{FILE}") as db:
         times = db.execute("SELECT times_asked, count(*) FROM duels GROUP BY 1 ORDER BY 1").fetchall()
         assert times == [(1, 13), (2, 3)]
+
+
+def test_questions_of_later_steps_are_open_while_the_first_are_answered(people, monkeypatch):
+    """Two steps ahead and the budget: 4 questions a step, of which 12 are asked before anything is answered."""
+    folder, oracle, run = people
+    seen, take = [], Questions.take
+
+    def watched(self, run, duels):
+        with Desk(folder) as desk:
+            if not seen or seen[-1] != desk.counts().open:
+                seen.append(desk.counts().open)
+            answer_one(desk, "anna", oracle)
+        return take(self, run, duels)
+
+    monkeypatch.setattr(Questions, "take", watched)
+    run("sea", wait=True, **{"train.ask_ahead": 2, "train.query_budget": 20})
+    assert seen[0] == max(seen) == 12 and seen[:6] == [12, 11, 10, 9, 12, 11] and seen[-1] == 1
+    with Desk(folder) as desk:
+        assert desk.counts()[:3] == (0, 20, 20)
+    (journal,) = folder.glob(f"runs/*/{FILE}")
+    rows = sorted({(row["step"], row["policy_step"]) for row in reading.labels(journal)})
+    assert rows == [(step, max(step - 2, 0)) for step in range(5)]
 
 
 def test_ties_and_bad_pairs_buy_no_label(people):
