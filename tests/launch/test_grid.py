@@ -79,7 +79,7 @@ def write_unit(unit, values, **more):
 def test_tuning_takes_the_setting_of_the_highest_mean(tmp_path):
     """Scores 0.3, 0.5, 0.45 over two seeds without the start; the last setting lacks a run."""
     of_settings = tuning.units(tmp_path, "ipo", "sea")
-    assert [unit.fields["train.beta"] for unit, _ in of_settings] == [0.2, 0.3, 0.5, 1.0]
+    assert [unit.fields["train.beta"] for unit, _ in of_settings] == [0.05, 0.1, 0.2, 0.3]
     assert {unit.fields["eval.split"] for runs in of_settings for unit in runs} == {"tuning"}
     for runs, values in zip(of_settings, ([0.2, 0.4], [0.4, 0.6], [0.4, 0.5], [0.9, None]), strict=True):
         for unit, value in zip(runs, values, strict=True):
