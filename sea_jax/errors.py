@@ -54,6 +54,16 @@ class StoppedError(RuntimeError):
     """End of a run at somebody's request; its message says where it stopped and how to go on."""
 
 
+class SpendLimitError(StoppedError):
+    """End of a run whose judge has cost what it may.
+
+    Attributes:
+        status: the exit status. The same command does not go on, so a scheduler shall not repeat it.
+    """
+
+    status = 78
+
+
 class OpenQuestionsError(StoppedError):
     """End of a run that has asked people and does not wait for them.
 

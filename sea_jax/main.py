@@ -10,7 +10,7 @@ Exit status: 0 at the end; 2 on a mistake in the input or a service that failed;
 the run is lost; 74 on a disk that cannot be written; 75 after SIGTERM or Ctrl-C, when the run has been saved
 and the same command goes on; 76 where a watch ended a run (config.watch.stop), which was saved and goes on
 with another bound; 77 where a run with config.oracle.kind='inbox' has asked questions that nobody has
-answered yet.
+answered yet; 78 where a judge has cost what it may (config.oracle.max_calls, max_usd).
 """
 
 import os

@@ -42,6 +42,7 @@ class Run:
     memory: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # on the host, by name
     posed: deque["Posed"] = dataclasses.field(default_factory=deque)  # the oldest first
     choices: dict[int, "Choice"] = dataclasses.field(default_factory=dict)  # of a restored run, by step
+    waits: bool = False  # for labels of the oldest step that was posed
     step: int = 0  # t, steps done
     idle: int = 0  # steps since the last that bought a label
 

@@ -95,8 +95,9 @@ def learn(run: Run, step: int) -> Record:
     _, prompts, candidates, (_, rewards, duel), extra, asked, shown, metrics, seconds = run.posed[0]
     watch, bought = Stopwatch(seconds), run.labeller.num_queries
     labels = np.zeros((2, len(prompts.texts)), bool)
-    labels[:, [*shown]] = run.labeller.wait(asked)  # what it raises leaves the step posed
-    run.posed.popleft()
+    run.waits = True  # what is raised now leaves the step posed
+    labels[:, [*shown]] = run.labeller.wait(asked)
+    run.waits, _ = False, run.posed.popleft()
     watch.lap("oracle")
     label_key = step_keys(run.state.key, step).label
     batch = assign_labels(label_key, rewards, prompts.batch, candidates, duel, *labels)

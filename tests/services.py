@@ -191,12 +191,17 @@ class Judging:
     """OpenAI's chat completions: a judge that likes long outputs, and `bias` nats more what stands first.
 
     Args:
-        spoil: (number of the request from 0, top_logprobs) -> top_logprobs to send, or a whole reply.
+        spoil: (number of the request from 0, top_logprobs) -> top_logprobs to send, or a whole reply. Of a request
+            without log-probs it takes and returns the text of the verdict.
     """
 
     def __init__(self, bias=0.0, spoil=lambda n, top: top):
         self.bias, self.spoil, self.lock = bias, spoil, threading.Lock()
         self.seen, self.keys = [], []
+
+    def draw(self, n):
+        """A number in [0, 1) for the n-th request, by its key: the same request gets the same verdict."""
+        return int(self.keys[n][:8], 16) / 2**32
 
     def __call__(self, path, headers, body):
         asked = json.loads(body)
@@ -206,6 +211,11 @@ class Judging:
             self.seen.append((path, headers["authorization"], asked))
             self.keys.append(headers["idempotency-key"])
         outputs = [entry["output"] for entry in entries(text)]
+        if "logprobs" not in asked:  # a sampled verdict
+            first = self.draw(n) < 1 / (1 + np.exp(len(outputs[1]) - len(outputs[0]) - self.bias))
+            sent = self.spoil(n, " 0" if first else "1")
+            whole = isinstance(sent, tuple) or sent is None
+            return sent if whole else (200, {"content-type": "application/json"}, completion(None, text=sent))
         scores = np.array([len(outputs[0]) + self.bias, len(outputs[1])], float)
         logprobs = scores - np.logaddexp.reduce(scores) - 0.1
         top = [dict(token=str(i), logprob=float(logprobs[i]), bytes=None) for i in np.argsort(-logprobs)]
@@ -221,11 +231,11 @@ def entries(text):
     return [json.JSONDecoder().raw_decode(text, start)[0] for start in starts]
 
 
-def completion(top, prompt_tokens=200, completion_tokens=1):
+def completion(top, prompt_tokens=200, completion_tokens=1, text="0"):
     token = dict(token="0", logprob=-1.0, bytes=None, top_logprobs=top)
     choice = dict(
-        index=0, finish_reason="length", message=dict(role="assistant", content="0"),
-        logprobs=dict(content=[token], refusal=None),
+        index=0, finish_reason="length", message=dict(role="assistant", content=text),
+        logprobs=None if top is None else dict(content=[token], refusal=None),
     )  # fmt: skip
     usage = dict(
         prompt_tokens=prompt_tokens, completion_tokens=completion_tokens,

@@ -11,6 +11,7 @@ from sea_jax.credentials import is_plain_url, mask_url
 from sea_jax.tasks.tokenizer import CHAT
 
 REMOTE_KINDS = ("remote", "judge")
+TIES = ("drop", "coin")
 KINDS = ("task", "reward_model", "function", *REMOTE_KINDS, *PEOPLE_KINDS)
 
 
@@ -48,6 +49,18 @@ class Oracle(Section):
     timeout_s: float = field(30.0, "remote, judge: seconds for one attempt", above=0)
     patience_s: float = field(300.0, "remote, judge: seconds for a request with all its attempts", above=0)
     attempts: int = field(3, "remote, judge: malformed replies before a request is given up", at_least=1)
+    verdicts: int = field(
+        0, "judge: verdicts that are sampled per comparison, for endpoints without log-probs; 0: log-probs",
+        at_least=0,
+    )  # fmt: skip
+    both_orders: bool = field(False, "judge: ask in both orders; if they disagree, it is a tie")
+    ties: str = field(
+        "drop", "judge, people: a duel that ends in a tie: no label, or a label by a fair coin", one_of=TIES
+    )
+    max_calls: int = field(0, "judge: calls of all commands on a work directory; 0: no limit", at_least=0)
+    max_usd: float = field(
+        0.0, "judge: US dollars of all commands on a work directory, by the prices; 0: no limit", at_least=0
+    )
     in_flight: int = field(8, "remote, judge: requests at once", at_least=1)
     request_size: int = field(16, "remote: comparisons per request", at_least=1)
     requests_per_minute: float = field(0.0, "judge: requests per minute at most; 0: no limit", at_least=0)
@@ -71,6 +84,10 @@ class Oracle(Section):
         if kind == "judge" and checks.sound("oracle.model"):
             valid = "the name of a model at base_url"
             checks.require(checks.config.oracle.model != "", "oracle.model", valid)
+        if checks.sound("oracle.max_usd", "oracle.price_in", "oracle.price_out"):
+            priced = checks.config.oracle.price_in + checks.config.oracle.price_out > 0
+            valid = "0 without oracle.price_in and oracle.price_out"
+            checks.require(priced or not checks.config.oracle.max_usd, "oracle.max_usd", valid)
 
 
 def _check_url(checks: Checks, name: str, example: str, read: bool) -> None:

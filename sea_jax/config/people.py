@@ -7,7 +7,7 @@ from sea_jax.config.checks import Checks
 from sea_jax.config.fields import Section, field
 
 PEOPLE_KINDS = ("people", "inbox")  # of oracle.kind
-COMBINE, TIES = ("majority", "mean"), ("drop", "coin")
+COMBINE = ("majority", "mean")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,6 @@ class People(Section):
     combine: str = field(
         "majority", "how their verdicts become a probability: that of most, or the mean", one_of=COMBINE
     )
-    ties: str = field("drop", "a duel that ends in a tie: no label, or a label by a fair coin", one_of=TIES)
     requests_per_s: float = field(20.0, "requests per second of one annotator, at most", above=0)
 
     @classmethod

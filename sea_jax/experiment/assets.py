@@ -49,20 +49,21 @@ class Assets:
     priors: Mapping[str, Params] = dataclasses.field(default_factory=dict)  # pretrained, by kind of posterior
 
 
-def prepare(config: Config, cache_folder: Path, task: Task) -> Assets:
+def prepare(config: Config, cache_folder: Path, task: Task, workdir: Path | None = None) -> Assets:
     """Builds or reads everything that runs share.
 
     Args:
         config: the experiment's config.
         cache_folder: holds trained parts, each named by a hash of all that it is made from.
         task: prompts and their tokenizer.
+        workdir: as the `folder` of `make_oracles`.
 
     Returns:
         Assets on the config's mesh.
     """
     mesh = make_mesh(**config.mesh, extra=config.sampler.devices)
     own_mesh = sampling_mesh(mesh, config.sampler.devices) if config.sampler.devices else None
-    oracle = make_oracles(config, own_mesh or mesh, task)  # first, so that mistakes precede training
+    oracle = make_oracles(config, own_mesh or mesh, task, workdir)  # first, so that mistakes precede training
     policy = policy_content(config, task)
     read = _policy_reader(config, cache_folder, task, mesh, policy)
     model, params = read()

@@ -1,6 +1,7 @@
 """Makes the preference oracle that a config names."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,10 +15,11 @@ from sea_jax.experiment import reward_scorer
 from sea_jax.oracles import function, protocol
 from sea_jax.oracles.bradley_terry import BradleyTerryOracle
 from sea_jax.oracles.function import FunctionPreferences
-from sea_jax.oracles.judge import Judge, Prices
+from sea_jax.oracles.judge import Judge, Manner, Prices
 from sea_jax.oracles.protocol import Answers, BroadcastFn
 from sea_jax.oracles.remote import RemoteOracle, RequestLimits
-from sea_jax.runtime.mesh import broadcast_from_main
+from sea_jax.oracles.spending import Spending
+from sea_jax.runtime.mesh import broadcast_from_main, is_main
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Config
 
@@ -32,13 +34,16 @@ class NoOracle:
         return Answers(np.full(len(prompts), np.nan), np.zeros(len(prompts), bool))
 
 
-def make_oracles(config: Config, mesh: Mesh, task: Task | None = None) -> Callable[[int], Any]:
+def make_oracles(
+    config: Config, mesh: Mesh, task: Task | None = None, folder: Path | None = None
+) -> Callable[[int], Any]:
     """Makes a function from an oracle seed to its oracle.
 
     Args:
         config: the experiment's.
         mesh: the devices that hold a reward model.
         task: two of its texts try out a user's function; None: it is not tried out.
+        folder: of the runs, which keeps what a judge has cost; None: nobody keeps it.
 
     Returns:
         A function of the oracle seed; a reward model or a user's function is the same oracle for every seed.
@@ -51,7 +56,7 @@ def make_oracles(config: Config, mesh: Mesh, task: Task | None = None) -> Callab
         from sea_jax.actors import ray_workers  # imports Ray, an extra
 
         return ray_workers.start_oracles(config, make_local_oracles)
-    return make_local_oracles(config, mesh, task)
+    return make_local_oracles(config, mesh, task, folder)
 
 
 def labelled_by(config: Config, replicate: int) -> str:
@@ -70,10 +75,12 @@ def labelled_by(config: Config, replicate: int) -> str:
     return names[oracle.kind]
 
 
-def make_local_oracles(config: Config, mesh: Mesh, task: Task | None = None) -> Callable[[int], Any]:
+def make_local_oracles(
+    config: Config, mesh: Mesh, task: Task | None = None, folder: Path | None = None
+) -> Callable[[int], Any]:
     """Makes oracles without Ray; the arguments are those of `make_oracles`."""
     if config.oracle.kind in REMOTE_KINDS:
-        return make_remote_oracles(config, broadcast_from_main)
+        return make_remote_oracles(config, broadcast_from_main, folder if is_main() else None)
     if config.oracle.kind == "reward_model":
         oracle = reward_scorer.load_oracle(config.oracle, mesh)
         return lambda seed: oracle
@@ -108,12 +115,15 @@ def make_function_oracle(
     return oracle
 
 
-def make_remote_oracles(config: Config, broadcast: BroadcastFn) -> Callable[[int], Any]:
+def make_remote_oracles(
+    config: Config, broadcast: BroadcastFn, folder: Path | None = None
+) -> Callable[[int], Any]:
     """Makes oracles that ask a service, and checks each once, before training begins.
 
     Args:
         config: the experiment's.
         broadcast: see `BroadcastFn`.
+        folder: keeps what a judge has cost.
 
     Returns:
         A function from an oracle seed to its oracle.
@@ -131,9 +141,12 @@ def make_remote_oracles(config: Config, broadcast: BroadcastFn) -> Callable[[int
         seeds = range(first, first + config.num_seeds)
     else:
         prices = Prices(oracle.price_in, oracle.price_out)
+        spending = Spending(folder, oracle.max_calls, oracle.max_usd)
+        manner = Manner(oracle.verdicts, oracle.both_orders, oracle.ties)
         make = lambda seed: Judge(  # noqa: E731
-            oracle.base_url, oracle.model, seed, limits, oracle.requests_per_minute, prices, broadcast
-        )
+            oracle.base_url, oracle.model, seed, limits, oracle.requests_per_minute, prices, broadcast,
+            manner, spending,
+        )  # fmt: skip
         seeds = [first]  # every seed asks the same model, and its replies cost
     for seed in seeds:
         make(seed).check()

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import logging
 
 from sea_jax.config.overrides import for_method
-from sea_jax.errors import OpenQuestionsError
+from sea_jax.errors import OpenQuestionsError, SpendLimitError
 from sea_jax.experiment import asking, assets, checkpoints, given_labels, inputs, validate
 from sea_jax.experiment.commands import cache_folder
 from sea_jax.experiment.logbook import Logbook
@@ -68,7 +68,7 @@ def run(config: Config, workdir: str, extend: bool = False, labels: str = "", pa
         if unfinished := _unfinished(config, folder, extend):
             inputs.claim(config, folder, inputs.of_run(config, task))
             _introduce(config)
-            shared = assets.prepare(config, cache, task)
+            shared = assets.prepare(config, cache, task, folder)
             with contextlib.closing(shared.sampler), asking.people(config, folder, partial) as labeller_of:
                 for method, replicate in unfinished:
                     train_one(config, shared, method, replicate, folder, bool(labels), labeller_of)
@@ -149,8 +149,9 @@ def train_one(
         logbook = Logbook(folder, writer, make_evaluator(run, shared), saver, restored)
         try:
             train(run, logbook)
-        except OpenQuestionsError:
-            saver.save(run, logbook)  # the step that asked is saved as posed
+        except (OpenQuestionsError, SpendLimitError):
+            if run.waits:
+                saver.save(run, logbook)  # with the step that asked as posed
             raise
         _save_best(config, shared, folder, saved, run, logbook.best)
     params = to_host(run.state.policy.params)

@@ -12,9 +12,10 @@ from sea_jax.json_files import read_object
 from sea_jax.runtime.mesh import is_main
 from sea_jax.types import Config
 
-# The address of an oracle, and how long it is waited for, do not change its labels.
+# The address of an oracle, how long it is waited for and what it may cost do not change its labels.
 _ORACLE_FIELDS = (
     "url", "timeout_s", "patience_s", "attempts", "in_flight", "request_size", "requests_per_minute",
+    "max_calls", "max_usd",
 )  # fmt: skip
 # Nor do the page's address, its guideline and how long a duel or a verdict is kept for an annotator.
 _PAGE_FIELDS = ("host", "port", "guideline", "lease_s", "undo_s", "skips", "requests_per_s")

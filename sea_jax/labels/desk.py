@@ -23,7 +23,7 @@ WHERE closed_at IS NULL AND NOT withdrawn AND id != :besides
 ORDER BY
   (SELECT 1 + shown FROM leases WHERE question = q.id AND annotator = :me) DESC NULLS LAST,
   EXISTS (SELECT 1 FROM leases WHERE question = q.id),
-  uncertainty DESC, id
+  step, uncertainty DESC, id
 LIMIT 1
 """
 
@@ -68,7 +68,7 @@ class Desk(Questions):
         self._lease_s, self._skips = lease_s, skips
 
     def next(self, annotator: str, shown: bool = True, besides: int = 0) -> Shown | None:
-        """Hands out the open question that the posterior is least sure of.
+        """Hands out the open question of the earliest step that the posterior is least sure of.
 
         A question that the annotator was handed before, and has not answered, comes first. One that is shown
         to as many as it still needs is handed to no other.

@@ -62,7 +62,8 @@ def read(file: Path) -> list[Answered] | None:
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}; valid: a file that can be read") from None
     except (ValueError, csv.Error, RecursionError) as error:
-        raise InputError(f"{file}: {error}; valid: {file.suffix[1:]}, in UTF-8") from None
+        valid = "valid: UTF-8, as `export` writes it"
+        raise InputError(f"{file}: no {file.suffix[1:]} ({error}); {valid}") from None
     if found and all(answer.question is None for answer in found):
         return None
     return [answer for answer in found if answer.choice not in (None, "")]

@@ -23,7 +23,8 @@ CREATE TABLE questions (
   prompt TEXT NOT NULL,
   first TEXT NOT NULL,
   second TEXT NOT NULL,
-  uncertainty REAL NOT NULL,        -- of the posterior; the largest is handed out first
+  step INTEGER NOT NULL,            -- of the run; the earliest is handed out first
+  uncertainty REAL NOT NULL,        -- of the posterior; within a step the largest is handed out first
   votes INTEGER NOT NULL,           -- verdicts that close it
   offered_at REAL NOT NULL,         -- seconds since 1970, UTC
   closed_at REAL,                   -- it has its verdicts, or was skipped too often
@@ -31,7 +32,8 @@ CREATE TABLE questions (
   withdrawn INTEGER NOT NULL DEFAULT 0   -- the run asks it no more
 ) STRICT;
 CREATE UNIQUE INDEX questions_of_a_run ON questions (run, duel) WHERE NOT withdrawn;
-CREATE INDEX open_questions ON questions (uncertainty DESC, id) WHERE closed_at IS NULL AND NOT withdrawn;
+CREATE INDEX open_questions ON questions (step, uncertainty DESC, id)
+  WHERE closed_at IS NULL AND NOT withdrawn;
 CREATE TABLE verdicts (
   id INTEGER PRIMARY KEY,
   question INTEGER NOT NULL REFERENCES questions,

@@ -24,6 +24,7 @@ class Question(NamedTuple):
     prompt: str
     first: str
     second: str
+    step: int = 0  # t; the run waits for the earliest
     uncertainty: float = 0.0
     votes: int = 1  # verdicts that close it
 
@@ -89,8 +90,8 @@ class Questions:
                 if known is not None:  # of a journal that was deleted
                     db.execute("UPDATE questions SET withdrawn = 1 WHERE id = ?", known[:1])
                 db.execute(
-                    "INSERT INTO questions (run, duel, prompt, first, second, uncertainty, votes, "
-                    "offered_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO questions (run, duel, prompt, first, second, step, uncertainty, votes, "
+                    "offered_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (run, *q, now),
                 )
 
@@ -124,9 +125,9 @@ class Questions:
                 )
 
     def asked(self, only_open: bool = False) -> list[Open]:
-        """Returns the questions that are open, the least certain first; or all that were ever asked."""
+        """Returns the questions that are open, as they are handed out one by one; or all ever asked."""
         where = "WHERE closed_at IS NULL AND NOT withdrawn" if only_open else ""
-        query = f"SELECT id, prompt, first, second FROM questions {where} ORDER BY uncertainty DESC, id"
+        query = f"SELECT id, prompt, first, second FROM questions {where} ORDER BY step, uncertainty DESC, id"
         with self.reading() as db:
             return [Open(*row) for row in db.execute(query)]
 

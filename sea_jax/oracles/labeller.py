@@ -244,11 +244,11 @@ def _places(entries: list[Entry], origin: Origin | None) -> Places:
     """Returns the journal's ids of B duels, and the posterior's uncertainty about them, 0 where unknown."""
     known = None if origin is None else origin.uncertainty
     uncertainty = [0.0] * len(entries) if known is None else known.tolist()
-    return Places([entry.id for entry in entries], uncertainty)
+    return Places([entry.id for entry in entries], 0 if origin is None else origin.step, uncertainty)
 
 
 def _some(places: Places, rows: Sequence[int]) -> Places:
-    return Places([places.ids[row] for row in rows], [places.uncertainty[row] for row in rows])
+    return Places([places.ids[row] for row in rows], places.step, [places.uncertainty[row] for row in rows])
 
 
 def _checked(answer: np.ndarray, answered: np.ndarray) -> np.ndarray:

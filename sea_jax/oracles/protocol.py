@@ -51,6 +51,7 @@ class Places(NamedTuple):
     """Names of a call's duels in the run's journal, for oracles that keep their questions."""
 
     ids: Sequence[int]  # B ids of the journal
+    step: int  # t
     uncertainty: Sequence[float]  # B, of the posterior about each; 0 where there is none
 
 

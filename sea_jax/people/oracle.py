@@ -26,7 +26,7 @@ class PeopleOracle:
     Args:
         questions: of the work directory.
         run: name of the run's folder.
-        config: the method's; its section `people` and train.query_budget.
+        config: the method's; its section `people`, oracle.ties and train.query_budget.
         watch: called while people are waited for, ten times a second; None: nobody waits, and questions that
             are open end the run.
         partial: where nobody waits, a batch with an answer is learned from, and its open questions are
@@ -44,7 +44,8 @@ class PeopleOracle:
         partial: bool = False,
     ):
         self._partial = partial
-        self._questions, self._run, self._config, self._watch = questions, run, config.people, watch
+        self._questions, self._run, self._watch = questions, run, watch
+        self._config, self._ties = config.people, config.oracle.ties
         self._verdicts, self._names = 0, set()
         questions.set_budget(run, config.train.query_budget)
 
@@ -53,7 +54,9 @@ class PeopleOracle:
     ) -> None:
         """Makes questions of B comparisons; those that are questions already stay as they are."""
         texts = zip(places.ids, prompts, first, second, places.uncertainty, strict=True)
-        duels = [Question(*duel, votes=self._votes(duel[0])) for duel in texts]
+        duels = [
+            Question(*duel, places.step, uncertainty, self._votes(duel[0])) for *duel, uncertainty in texts
+        ]
         self._questions.offer(self._run, duels)
 
     def answers(
@@ -108,4 +111,4 @@ class PeopleOracle:
         self._verdicts += len(closed.verdicts)
         self._names.update(name for name, _ in closed.verdicts)
         verdicts = [verdict for _, verdict in closed.verdicts]
-        return probability(verdicts, self._config.combine, self._config.ties)
+        return probability(verdicts, self._config.combine, self._ties)

@@ -88,7 +88,7 @@ def test_a_field_that_is_not_declared():
     found = validate.check(config).problems
     assert found[0] == "config.train.beta=0.0: valid is a number above 0"
     assert found[1].startswith(
-        "config.train.batch_sze=8: no such field; valid fields of config.train are batch_size,"
+        "config.train.batch_sze=8: no such field; valid fields of config.train are ask_ahead, batch_size,"
     )
     assert found[1].endswith("; nearest is train.batch_size")
     said = "no such field; config.trian is no section; nearest is train.beta"

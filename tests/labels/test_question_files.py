@@ -29,7 +29,7 @@ TEXTS = [
 def folder(tmp_path):
     with Desk(tmp_path) as desk:
         duels = [
-            Question(i, f"{text} {i}", f"{text} first", f"{text} second", i / 10)
+            Question(i, f"{text} {i}", f"{text} first", f"{text} second", 0, i / 10)
             for i, text in enumerate(TEXTS)
         ]
         desk.offer(RUN, duels)

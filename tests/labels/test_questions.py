@@ -15,8 +15,8 @@ from sea_jax.labels.questions import Question, Questions
 RUN = "sea-seed0"
 
 
-def question(duel, uncertainty=0.0, votes=1):
-    return Question(duel, f"prompt {duel}", f"first {duel}", f"second {duel}", uncertainty, votes)
+def question(duel, uncertainty=0.0, votes=1, step=0):
+    return Question(duel, f"prompt {duel}", f"first {duel}", f"second {duel}", step, uncertainty, votes)
 
 
 @pytest.fixture
@@ -51,8 +51,10 @@ def test_a_run_takes_what_people_said_whatever_side_it_was_on(desk):
 
 
 def test_what_the_posterior_is_least_sure_of_comes_first(desk):
+    """Of the step that the run waits for; later steps come later."""
+    desk.offer(RUN, [question(4, 0.9, step=1), question(5, 0.8, step=1)])
     desk.offer(RUN, [question(1, 0.1), question(2, 0.3), question(3, 0.2)])
-    assert [verdict_of(desk, "anna", "first") for _ in range(3)] == [2, 3, 1]
+    assert [verdict_of(desk, "anna", "first") for _ in range(5)] == [2, 3, 1, 4, 5]
 
 
 def test_two_annotators_never_have_the_same_question(desk):

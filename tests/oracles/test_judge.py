@@ -14,15 +14,16 @@ from helpers import sigmoid
 from scipy import stats
 from services import Http, Judging, completion, entries
 
-from sea_jax.errors import InputError, ServiceError
+from sea_jax.errors import InputError, ServiceError, SpendLimitError
 from sea_jax.experiment.oracles import make_remote_oracles
 from sea_jax.experiment.validate import validate_parts
 from sea_jax.oracles import protocol
-from sea_jax.oracles.judge import Judge, Prices, is_swapped, read_margin
+from sea_jax.oracles.judge import Judge, Manner, Prices, is_swapped, read_margin
 from sea_jax.oracles.judge_prompt import TEMPLATE, quote
 from sea_jax.oracles.labeller import Labeller
 from sea_jax.oracles.protocol import compute_locally
 from sea_jax.oracles.remote import RequestLimits
+from sea_jax.oracles.spending import FILE, Spending
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
@@ -365,6 +366,102 @@ def test_the_rate_is_kept():
         assert time.monotonic() - start >= 0.5
 
 
+def test_sampled_verdicts_of_an_endpoint_without_log_probs():
+    """P is the share of n verdicts, counted by hand from what the server sent, in whichever order it was asked."""
+    prompts, first, second, lengths = texts(40)
+    with Http(judging := Judging()) as server:
+        found = judge(server, manner=Manner(verdicts=5, ties="coin")).answers(prompts, first, second)
+    assert len(judging.seen) == 200 and len({*judging.keys}) == 200
+    assert all(asked["temperature"] == 1.0 and "logprobs" not in asked for _, _, asked in judging.seen)
+    votes = {prompt: [] for prompt in prompts}
+    for n, (_, _, asked) in enumerate(judging.seen):
+        text = asked["messages"][0]["content"]
+        shown = [len(entry["output"]) for entry in entries(text)]
+        prompt = json.loads(re.search(r"## Instruction\n(.*)\n## Model", text)[1])
+        prefers_0 = judging.draw(n) < sigmoid(shown[0] - shown[1])
+        row = prompts.index(prompt)
+        swapped = is_swapped(0, prompt, first[row], second[row])
+        assert shown == lengths[:, row].tolist()[:: -1 if swapped else 1]
+        votes[prompt].append(prefers_0 != swapped)
+    np.testing.assert_allclose(found.probability, [np.mean(votes[prompt]) for prompt in prompts])
+    assert found.answered.all()
+
+
+def test_a_verdict_that_cannot_be_read_is_asked_again_and_left_out_in_the_end():
+    prompts, first, second, _ = texts(6)
+    with Http(judging := Judging(spoil=lambda n, good: "Both." if n % 2 else good)) as server:
+        alone = dataclasses.replace(QUICK, in_flight=1)
+        oracle = judge(server, limits=alone, manner=Manner(verdicts=2, ties="coin"))
+        found = oracle.answers(prompts, first, second)
+    # Good, bad, good, bad, …: the second verdict of each is asked for twice, or the first.
+    assert found.answered.all() and {*found.probability} <= {0.0, 0.5, 1.0}
+    assert oracle.metrics()["oracle/unreadable"] == len(judging.seen) - 12
+    with Http(Judging(spoil=lambda n, good: "Both.")) as server:
+        oracle = judge(server, manner=Manner(verdicts=2))
+        assert not oracle.answers(prompts, first, second).answered.any()
+        with pytest.raises(ServiceError, match='neither "0" nor "1"'):
+            oracle.check()
+
+
+def test_both_orders_cancel_a_bias_and_tie_where_they_disagree():
+    """A judge with a bias of 1.5 nats for what stands first, on lengths that differ by -4 to 4."""
+    prompts, first, second, lengths = texts(60)
+    margin = (lengths[0] - lengths[1]).astype(float)
+    with Http(judging := Judging(bias=1.5)) as server:
+        coin = judge(server, manner=Manner(both_orders=True, ties="coin")).answers(prompts, first, second)
+        drop = judge(server, manner=Manner(both_orders=True)).answers(prompts, first, second)
+        judge(server, manner=Manner(both_orders=True)).check()
+    assert len(judging.seen) == 242
+    a, b = sigmoid(margin + 1.5), sigmoid(margin - 1.5)  # asked first as 0, and as 1
+    agree = (a - 0.5) * (b - 0.5) > 0
+    assert 0 < agree.sum() < 60
+    np.testing.assert_allclose(coin.probability, np.where(agree, (a + b) / 2, 0.5), atol=1e-9)
+    assert coin.answered.all()
+    np.testing.assert_array_equal(drop.answered, agree)
+
+
+def test_a_limit_of_calls_ends_the_run_and_the_next_goes_on_with_what_was_bought(tmp_path):
+    prompts, first, second, _ = texts(6)
+    arrived = {}
+
+    def keep(rows, probability, by=()):
+        arrived.update(zip(rows, probability, strict=True))
+
+    alone = dataclasses.replace(QUICK, in_flight=1)
+    with Http(judging := Judging()) as server:
+        limited = judge(server, limits=alone, spending=Spending(tmp_path, max_calls=4))
+        with pytest.raises(SpendLimitError, match=r"4 calls: config\.oracle\.max_calls=4 is reached") as stop:
+            limited.answers(prompts, first, second, arrived=keep)
+        assert stop.value.status == 78 and len(judging.seen) == 4 and len(arrived) == 4
+        with pytest.raises(SpendLimitError):  # a new process
+            judge(server, spending=Spending(tmp_path, max_calls=4)).answers(prompts, first, second)
+        assert len(judging.seen) == 4
+        judge(server, spending=Spending(tmp_path, max_calls=6)).answers(prompts[4:], first[4:], second[4:])
+        assert len(judging.seen) == 6 == Spending(tmp_path).calls
+
+
+def test_a_limit_of_dollars(tmp_path):
+    """200 tokens read and 1 written at 10 and 1,000 dollars a million: 0.003 a call; the fifth reaches 0.015."""
+    prompts, first, second, _ = texts(8)
+    alone, prices = dataclasses.replace(QUICK, in_flight=1), Prices(10.0, 1000.0)
+    with Http(judging := Judging()) as server:
+        oracle = judge(server, limits=alone, prices=prices, spending=Spending(tmp_path, max_usd=0.0149))
+        with pytest.raises(SpendLimitError, match=r"0\.0150 \$: config\.oracle\.max_usd=0\.0149"):
+            oracle.answers(prompts, first, second)
+    assert len(judging.seen) == 5 and Spending(tmp_path).usd == pytest.approx(0.015)
+
+
+def test_what_was_spent_survives_a_line_that_was_cut_and_names_one_that_is_damaged(tmp_path):
+    for _ in range(3):
+        Spending(tmp_path).call()
+    with open(tmp_path / FILE, "a") as file:
+        file.write('{"calls": 1, "us')
+    assert Spending(tmp_path).calls == 3
+    (tmp_path / FILE).write_text('{"calls": 1, "usd": 0}\n{"calls": "x"}\n')
+    with pytest.raises(InputError, match=rf"{FILE}, line 2"):
+        Spending(tmp_path)
+
+
 def config(**fields):
     from configs import quickstart
 
@@ -393,6 +490,7 @@ def test_a_mistake_is_found_before_training():
         (dict(base_url=""), "config.oracle.base_url='': valid is a URL, as https://api.openai.com/v1"),
         (dict(base_url="api.openai.com"), "config.oracle.base_url='api.openai.com'"),
         (dict(model=""), "config.oracle.model='': valid is the name of a model at base_url"),
+        (dict(max_usd=1.0), "config.oracle.max_usd=1.0: valid is 0 without oracle.price_in and oracle.price_out"),
         (dict(price_in=-1.0), "config.oracle.price_in=-1.0: valid is a number of at least 0"),
         (dict(requests_per_minute=-1.0), "config.oracle.requests_per_minute=-1.0"),
         (dict(attempts=0), "config.oracle.attempts=0: valid is at least 1"),

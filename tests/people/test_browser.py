@@ -101,7 +101,7 @@ def page(tmp_path):
 def offer(folder, size, **fields):
     with Questions(folder) as questions:
         questions.offer(RUN, [
-            Question(i, f"post {i}\n<img src=x onerror=\"document.title='mine'\">", f"first {i}", f"second {i}", -i, **fields)
+            Question(i, f"post {i}\n<img src=x onerror=\"document.title='mine'\">", f"first {i}", f"second {i}", i, **fields)
             for i in range(size)
         ])  # fmt: skip
         questions.set_budget(RUN, 256)

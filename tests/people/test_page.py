@@ -72,7 +72,7 @@ def test_the_same_verdict_may_be_sent_again(client, desk):
 
 def test_agreement_is_shown(desk):
     for name in ("anna", "ben"):
-        desk.offer("shared", [Question(i, "x", "a", "b", 9.0, votes=2) for i in range(3)])
+        desk.offer("shared", [Question(i, "x", "a", "b", -1, votes=2) for i in range(3)])
         client = log_in(client_of(desk), name)
         for _ in range(3):
             shown = client.get("/api/next").json()["question"]

@@ -25,7 +25,7 @@ from sea_jax.people import server
 from sea_jax.people.oracle import PeopleOracle
 
 # Equal rewards are decided by the same coin as in process.
-FIELDS = {"people.undo_s": 0.0, "people.ties": "coin", "task.oracle_seed": 3}
+FIELDS = {"people.undo_s": 0.0, "oracle.ties": "coin", "task.oracle_seed": 3}
 
 
 class Crowd:
@@ -171,7 +171,7 @@ def test_questions_of_later_steps_are_open_while_the_first_are_answered(people, 
         assert desk.counts()[:3] == (0, 20, 20)
     (journal,) = folder.glob(f"runs/*/{FILE}")
     rows = sorted({(row["step"], row["policy_step"]) for row in reading.labels(journal)})
-    assert rows == [(step, max(step - 2, 0)) for step in range(5)]
+    assert len(rows) >= 5 and rows == [(step, max(step - 2, 0)) for step in range(len(rows))]
 
 
 def test_ties_and_bad_pairs_buy_no_label(people):
@@ -182,7 +182,7 @@ def test_ties_and_bad_pairs_buy_no_label(people):
             return np.full(1, 0.5)
 
     with Crowd(folder, Torn()):
-        run("passive", wait=True, **{"train.max_idle_steps": 2, "people.ties": "drop"})
+        run("passive", wait=True, **{"train.max_idle_steps": 2, "oracle.ties": "drop"})
     (journal,) = folder.glob(f"runs/*/{FILE}")
     assert reading.summary(journal)[1:5] == (0, 0, 8, 0)
     metrics = [row for row in files(folder, "passive")[0] if "step/finite" in row]
