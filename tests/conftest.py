@@ -42,6 +42,7 @@ APART = {
     "sidecar": "the vLLM sidecar left out: make test-sidecar runs them",
     "browser": "the page in a browser left out: make test ARGS='-m browser' runs them, after `apt install "
     "chromium chromium-driver`",
+    "labelling": "labelling tools left out: make test ARGS='-m labelling' runs them, after it has made .peers/labelling",
     "xmanager": "XManager left out: make test ARGS='-m xmanager' runs them, after it has made .peers/xmanager",
     "trl": "TRL left out: make test ARGS='-m trl' runs them, after it has made .peers/trl and .peers/trl_xpo",
     "alpaca_eval": "AlpacaEval's package left out: make test ARGS='-m alpaca_eval' runs them, after it has made "
