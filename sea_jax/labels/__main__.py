@@ -6,6 +6,8 @@ python -m sea_jax.labels verify runs/a                        # finds damage; ex
 python -m sea_jax.labels import runs/b labels.jsonl           # runs of runs/b use these before they buy any
 python -m sea_jax.labels export runs/c --open --format=csv    # the questions that people have not answered
 python -m sea_jax.labels import runs/c answers.csv            # their answers
+python -m sea_jax.labels export runs/c --verdicts             # every answer: who, when, how long
+python -m sea_jax.labels agreement runs/c                     # of the people who labelled
 
 The folder is that of a run, or a work directory with several; of `import` it is a work directory, new or not.
 A journal may be read while its run writes.
@@ -17,6 +19,7 @@ import csv
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,9 +28,10 @@ from sea_jax.config.flags import fail
 from sea_jax.errors import InputError, StorageError
 from sea_jax.labels import imports, reading
 from sea_jax.labels import question_files as files
+from sea_jax.labels.agreement import cohen_kappa, krippendorff_alpha
 from sea_jax.labels.desk import Desk
 from sea_jax.labels.question_tables import FILE as QUESTIONS
-from sea_jax.labels.questions import Questions
+from sea_jax.labels.questions import COLUMNS, Questions
 from sea_jax.runtime.owner import own
 
 _BATCH = 10_000  # rows in memory at once
@@ -40,8 +44,12 @@ def main() -> None:
     try:
         if arguments.command == "import":
             sys.exit(_import(arguments))
+        if arguments.command == "agreement":
+            sys.exit(_agreement(arguments.folder))
         if arguments.command == "export" and (arguments.open or arguments.format):
             sys.exit(_export_open(arguments))
+        if arguments.command == "export" and arguments.verdicts:
+            sys.exit(_export_verdicts(arguments))
         sys.exit(commands[arguments.command](reading.journals(arguments.folder), arguments))
     except (InputError, StorageError) as error:
         fail(error)
@@ -54,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         ("list", "count the labels"),
         ("export", "write the labels"),
         ("verify", "find damage"),
+        ("agreement", "measure how far annotators agree"),
         ("import", "add labels that runs use before they buy any"),
     ):
         command = commands.add_parser(name, help=what)
@@ -69,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--open", action="store_true", help="the questions that people have not answered"
             )
+            command.add_argument("--verdicts", action="store_true", help="every answer of people")
             command.add_argument("--format", choices=files.FORMATS, help="of the questions; default: jsonl")
     return parser
 
@@ -132,6 +142,38 @@ def _export_open(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export_verdicts(arguments: argparse.Namespace) -> int:
+    """Writes every answer of people as jsonl, or csv where --output says so."""
+    with Questions(_with_questions(arguments.folder)) as questions:
+        rows, output = questions.verdicts(), arguments.output
+        if output is None:
+            _write_jsonl(rows, sys.stdout)
+            return 0
+        if output.suffix not in (".jsonl", ".csv"):
+            raise InputError(f"--output: {output}; valid with --verdicts: a file that ends in .jsonl or .csv")
+        with _writable(output) as file:
+            if output.suffix == ".csv":
+                _write_csv(rows, file, COLUMNS)
+            else:
+                _write_jsonl(rows, file)
+    return 0
+
+
+def _agreement(folder: Path) -> int:
+    """Prints Krippendorff's α of all annotators, and Cohen's κ of every two."""
+    with Questions(_with_questions(folder)) as questions:
+        votes = questions.votes()
+    number = lambda value: f"{value:.3f}" if value == value else "unknown"  # noqa: E731
+    asked = Counter(question for question, _, _ in votes)
+    shared, people = sum(n > 1 for n in asked.values()), {name for _, name, _ in votes}
+    alpha = number(krippendorff_alpha(votes))
+    print(f"{len(votes)} answers to {len(asked)} questions by {len(people)} annotators")
+    print(f"Krippendorff's alpha: {alpha}, of {shared} questions with several answers")
+    for (first, second), (kappa, n) in cohen_kappa(votes).items():
+        print(f"Cohen's kappa of {first} and {second}: {number(kappa)}, of {n} questions")
+    return 0
+
+
 def _with_questions(folder: Path) -> Path:
     if not (folder / QUESTIONS).exists():
         raise InputError(f"{folder}: holds no {QUESTIONS}; valid: the --workdir of runs that ask people")
@@ -183,8 +225,10 @@ def _write_jsonl(rows: Iterable[dict[str, Any]], file: TextIO) -> None:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _write_csv(rows: Iterable[dict[str, Any]], file: TextIO) -> None:
-    writer = csv.DictWriter(file, [str(name) for name in reading.COLUMNS])
+def _write_csv(
+    rows: Iterable[dict[str, Any]], file: TextIO, columns: tuple[str, ...] = reading.COLUMNS
+) -> None:
+    writer = csv.DictWriter(file, [str(name) for name in columns])
     writer.writeheader()
     writer.writerows(rows)
 

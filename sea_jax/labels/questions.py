@@ -12,9 +12,15 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from sea_jax.labels.question_tables import FILE, connect, storage
+
+# Of a verdict in exports; instants are seconds since 1970, UTC.
+COLUMNS = (
+    "run", "duel", "question", "prompt", "first", "second", "annotator", "verdict", "first_on_left",
+    "shown_at", "given_at", "seconds", "undone_at",
+)  # fmt: skip
 
 
 class Question(NamedTuple):
@@ -156,6 +162,13 @@ class Questions:
         """Returns question, annotator and verdict of all verdicts but skips."""
         with self.reading() as db:
             return db.execute("SELECT question, annotator, verdict FROM votes ORDER BY id").fetchall()
+
+    def verdicts(self) -> Iterator[dict[str, Any]]:
+        """Yields all verdicts, also skips and those that were taken back, with the names in `COLUMNS`."""
+        query = f"SELECT {', '.join(COLUMNS)} FROM verdicts JOIN questions ON questions.id = question"
+        with self.reading() as db:
+            for row in db.execute(f"{query} ORDER BY verdicts.id"):
+                yield dict(zip(COLUMNS, row, strict=True))
 
     def close(self) -> None:
         """Closes the file."""

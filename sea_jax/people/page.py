@@ -32,10 +32,10 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
+from sea_jax.labels.agreement import cohen_kappa, krippendorff_alpha
 from sea_jax.labels.desk import Desk, NotLeasedError, Shown
 from sea_jax.labels.question_tables import BOTH_BAD, SKIP, TIE
 from sea_jax.people import progress
-from sea_jax.people.agreement import cohen_kappa, krippendorff_alpha
 from sea_jax.people.limits import BodyLimit, RequestRates, SecurityHeaders
 
 _HERE = Path(__file__).parent

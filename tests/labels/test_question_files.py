@@ -12,7 +12,7 @@ from sea_jax.labels import __main__ as labels
 from sea_jax.labels import question_files as files
 from sea_jax.labels.desk import Desk
 from sea_jax.labels.question_tables import FILE
-from sea_jax.labels.questions import Question
+from sea_jax.labels.questions import COLUMNS, Question
 
 RUN = "sea-seed0"
 TEXTS = [
@@ -117,6 +117,35 @@ def test_a_round_trip_loses_and_doubles_nothing(folder, form, monkeypatch, capsy
     assert "0 answers, 6 were there already" in capsys.readouterr().out
     assert command(monkeypatch, "export", folder, "--open", "--format", form) == 0
     assert "plain" not in capsys.readouterr().out
+
+
+def test_every_answer_and_the_agreement_are_exported(folder, monkeypatch, capsys):
+    """Of six questions anna answers all and takes one back; ben answers the first three of hers alike but one."""
+    with Desk(folder) as desk:
+        desk.offer("shared", [Question(i, f"x{i}", "a", "b", -1, votes=2) for i in range(3)])
+        for name, choices in (("anna", "aab"), ("ben", "abb")):
+            for choice in choices:
+                shown = desk.next(name)
+                desk.answer(shown.id, name, "left" if shown.left == choice else "right", 2.0)
+        desk.undo("ben")
+        desk.answer(desk.next("ben").id, "ben", "skip")
+    command(monkeypatch, "agreement", folder)
+    # Both on two questions: Po = 1/2, Pe = 1 · 1/2. α: 1 − 1 / (4·4 − 3·3 − 1·1) · 3 ordered unlike pairs of 4 values.
+    assert capsys.readouterr().out.splitlines() == [
+        "5 answers to 3 questions by 2 annotators",
+        "Krippendorff's alpha: 0.000, of 2 questions with several answers",
+        "Cohen's kappa of anna and ben: 0.000, of 2 questions",
+    ]
+    assert command(monkeypatch, "export", folder, "--verdicts", "--output", folder / "v.csv") == 0
+    command(monkeypatch, "export", folder, "--verdicts")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    with open(folder / "v.csv", newline="") as file:
+        assert [row["verdict"] for row in csv.DictReader(file)] == [row["verdict"] for row in rows]
+    assert [(row["annotator"], row["verdict"], row["undone_at"] is None) for row in rows] == [
+        ("anna", "first", True), ("anna", "first", True), ("anna", "second", True), ("ben", "first", True),
+        ("ben", "second", True), ("ben", "second", False), ("ben", "skip", True),
+    ]  # fmt: skip
+    assert {row["seconds"] for row in rows[:6]} == {2.0} and {*rows[0]} == {*COLUMNS}
 
 
 def test_neither_response_is_favoured():

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from sea_jax.labels.agreement import cohen_kappa, krippendorff_alpha
 from sea_jax.people import verdicts
-from sea_jax.people.agreement import cohen_kappa, krippendorff_alpha
 
 # Krippendorff (2011), example C: four observers, twelve units, '.' where there is no value.
 OBSERVERS = ("123321 4 1 2 . . .", "123322 4 1 2 5 . 3", ".33323 4 2 2 5 1 .", "123324 4 1 2 5 1 .")
