@@ -18,7 +18,7 @@ import pytest
 from helpers import ROOT
 
 from launch import experiment, experiments
-from launch.experiments import EXPERIMENTS, figure, grid, paper, results, tuning
+from launch.experiments import EXPERIMENTS, figure, grid, paper, results, tuning, units
 from launch.experiments.grid import Claim, Grid, Line, Panel, Part
 from launch.experiments.rows import GRIDS
 from sea_jax.report.runs import MethodRuns
@@ -274,3 +274,16 @@ if __name__ == "__main__":
     assert "KeyboardInterrupt" in said
     assert ", and saved" in (unit.folder / "log.txt").read_text() and not unit.finished
     assert not (tmp_path / "1/runs").exists(), "the next run began"
+
+
+@pytest.mark.parametrize(
+    ("cores", "parallel", "expected"),
+    [
+        ([0, 1], 2, [[0], [1]]),
+        ([0, 1], 1, [[0, 1]]),
+        ([3, 5, 7, 9, 11], 2, [[3, 7, 11], [5, 9]]),
+        ([4], 2, [[4], [4]]),
+    ],
+)
+def test_processes_side_by_side_share_the_cores(cores, parallel, expected):
+    assert units.shares(cores, parallel) == expected
