@@ -87,13 +87,13 @@ def test_tuning_takes_the_setting_of_the_highest_mean(tmp_path):
                 write_unit(unit, [0.99, value, value])
     tuned = tuning.read(tmp_path, "ipo", "sea")
     np.testing.assert_allclose(tuned.scores, [0.3, 0.5, 0.45, np.nan])
-    assert tuned.fields == {"train.beta": 0.3}
-    assert tuning.fields(tmp_path, "ipo", "ee_ts") == {"train.beta": 0.3}
+    assert tuned.fields == {"train.beta": 0.1}
+    assert tuning.fields(tmp_path, "ipo", "ee_ts") == {"train.beta": 0.1}
     assert tuning.fields(tmp_path, "ipo", "frozen") == {}
     part = Part("p", ("sea", "ee_ts", "frozen"), "ipo")
     assert tuning.pairs([part, part]) == [("ipo", "sea")]
     (_, (name, said)) = tuning.table(tmp_path, [part])
-    assert name == "sea, ipo" and said == "beta 0.2: 0.300; beta 0.3: 0.500*; beta 0.5: 0.450; beta 1: nan"
+    assert name == "sea, ipo" and said == "beta 0.05: 0.300; beta 0.1: 0.500*; beta 0.2: 0.450; beta 0.3: nan"
 
 
 def test_every_method_has_the_budget_of_the_others():
