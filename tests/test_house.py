@@ -203,7 +203,9 @@ def test_the_lock_holds_the_pins_with_hashes_and_no_address():
 
 
 SIDECAR = ROOT / "sea_jax/actors/vllm_sidecar.py"
-ELSEWHERE = {SIDECAR, ROOT / "tests/parity/trl_losses.py"}  # run in environments of their own
+ELSEWHERE = {  # run in environments of their own
+    SIDECAR, ROOT / "tests/parity/trl_losses.py", ROOT / "tests/labels/labelling_tools.py",
+}  # fmt: skip
 
 
 def imported(*folders):

@@ -131,11 +131,10 @@ class Labeller:
         texts = prompts, first, second
         entries = self._write_questions(origin, texts) if len(prompts) else None
         places = None if entries is None else _places(entries, origin)
-        if places is not None and getattr(self._oracle, "keeps_questions", False):
+        if places is not None and isinstance(self._oracle, protocol.QuestionKeeper):
             waiting = [row for row, entry in enumerate(entries or ()) if entry.state == ASKED]
-            self._oracle.offer(
-                *([column[row] for row in waiting] for column in texts), _some(places, waiting)
-            )
+            x, y, other = ([column[row] for row in waiting] for column in texts)
+            self._oracle.offer(x, y, other, _some(places, waiting))
         return Asked(texts, rng_seed, entries, places)
 
     def wait(self, asked: Asked) -> Labels:

@@ -75,6 +75,17 @@ class PartialOracle(Protocol):
         ...
 
 
+@runtime_checkable
+class QuestionKeeper(Protocol):
+    """An oracle that keeps what it was asked, and is answered later, such as people."""
+
+    def offer(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], places: Places
+    ) -> None:
+        """Takes B comparisons that it will be asked about; those that it has already stay as they are."""
+        ...
+
+
 def compare(
     oracle: Oracle | PartialOracle,
     prompts: Sequence[str],
@@ -91,12 +102,11 @@ def compare(
         prompts, first, second: B texts each.
         arrived: called with each part of the answers as soon as it is there, also if others fail later; never
             called by an oracle that answers all at once.
-        places: of the duels in the journal. An oracle with a true attribute `keeps_questions` takes it as a
-            keyword: it is asked later about duels that it has kept, and knows them by their place.
+        places: of the duels in the journal, by which a `QuestionKeeper` knows them, as a keyword.
     """
     reports = arrived is not None and getattr(oracle, "reports_arrivals", False)
     options: Any = dict(arrived=arrived) if reports else {}
-    if getattr(oracle, "keeps_questions", False):
+    if isinstance(oracle, QuestionKeeper):
         options["places"] = places
     if isinstance(oracle, PartialOracle):
         return oracle.answers(prompts, first, second, **options)

@@ -33,7 +33,7 @@ class PeopleOracle:
             withdrawn.
     """
 
-    reports_arrivals = keeps_questions = True
+    reports_arrivals = True
 
     def __init__(
         self,
@@ -53,9 +53,10 @@ class PeopleOracle:
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], places: Places
     ) -> None:
         """Makes questions of B comparisons; those that are questions already stay as they are."""
-        texts = zip(places.ids, prompts, first, second, places.uncertainty, strict=True)
+        rows = zip(places.ids, prompts, first, second, places.uncertainty, strict=True)
         duels = [
-            Question(*duel, places.step, uncertainty, self._votes(duel[0])) for *duel, uncertainty in texts
+            Question(duel, prompt, one, other, places.step, uncertainty, self._votes(duel))
+            for duel, prompt, one, other, uncertainty in rows
         ]
         self._questions.offer(self._run, duels)
 
