@@ -114,6 +114,8 @@ def learn(run: Run, step: int) -> Record:
     metrics = learned | metrics | run.labeller.metrics()
     if run.method.chooses and not prompts.given:
         metrics["duel/distinct_responses"] = count_distinct(candidates)
+    if (delay := step - run.actor.policy_step(step)) and not prompts.given:
+        metrics["duel/staleness"] = float(delay)  # steps that the policy has learned since it wrote the pair
     return Record(step, metrics, batch, prompts, shown, candidates[:2], watch.seconds)
 
 

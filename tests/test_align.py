@@ -267,7 +267,7 @@ MISTAKES = {
     ),
     "field": (
         dict(fields={"train.learning_rat": 1}),
-        "config.train.learning_rat=1: no such field; valid fields of config.train are batch_size, ",
+        "config.train.learning_rat=1: no such field; valid fields of config.train are ask_ahead, ",
     ),
     "value": (dict(fields={"config.train.beta": -1}), "config.train.beta=-1.0: valid is a number above 0"),
     "taken": (
@@ -276,7 +276,7 @@ MISTAKES = {
     ),
     "section": (
         dict(fields={"train": 3}),
-        "fields['train']=3: a section; valid are its fields, as 'train.batch_s",
+        "fields['train']=3: a section; valid are its fields, as 'train.ask_ah",
     ),
     "no fields": (dict(fields=["train.beta"]), "fields=['train.beta']: valid is a dict, as"),
     "no config": (dict(config="tldr"), "config='tldr': valid is what a config file's get_config() returns"),

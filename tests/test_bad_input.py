@@ -44,7 +44,7 @@ def complaint(cache, monkeypatch, capsys):
         config.update_from_flattened_dict({"cache_dir": str(cache)} | fields)
         monkeypatch.setattr(main, "_CONFIG", types.SimpleNamespace(value=config))
         monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value=str(workdir)))
-        for flag in ("_PREPARE", "_PRINT", "_EXTEND", "_LABELS"):
+        for flag in ("_PREPARE", "_PRINT", "_EXTEND", "_LABELS", "_PARTIAL"):
             monkeypatch.setattr(main, flag, types.SimpleNamespace(value=False))
         monkeypatch.setattr(main, "_join", lambda: None)  # its flags are parsed in a process of its own
         with pytest.raises(SystemExit) as exit:

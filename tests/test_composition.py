@@ -43,7 +43,8 @@ def test_a_step_learns_from_the_policy_of_so_many_steps_before(tmp_path, monkeyp
 
     monkeypatch.setattr(train, "train_step", watched_step)
     seen = watched(run)
-    loop(run)
+    rows = [row for row in loop(run)[0] if "step/finite" in row]
+    assert [row.get("duel/staleness", 0) for row in rows] == [min(t, staleness) for t in range(4)]
     assert len(learned) == 5 and len(seen) == 4 + staleness  # four steps of four queries; the rest unread
     kernels = [each["head"]["kernel"] for each in learned]
     assert not any(np.array_equal(a, b) for a, b in pairwise(kernels))

@@ -151,7 +151,7 @@ def test_unknown_options(option):
         ({"oracle.chat": "maybe"}, "config.oracle.chat='maybe': valid is one of"),
         (
             {"oracle.kind": "task"},
-            "config.oracle.kind='task': valid is one of ('reward_model', 'function', 'remote', 'judge')",
+            "config.oracle.kind='task': valid is one of ('reward_model', 'function', 'remote', 'judge', 'people', 'inbox')",
         ),
         ({"oracle.folder": ""}, "config.oracle.folder='': valid is a folder"),
         ({"oracle.batch_size": 0}, "config.oracle.batch_size=0: valid is at least 1"),

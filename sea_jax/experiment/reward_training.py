@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from sea_jax import models, tasks
 from sea_jax.config.checks import Checks
-from sea_jax.config.oracle import Oracle
+from sea_jax.config.oracle import KINDS, Oracle
+from sea_jax.config.people import PEOPLE_KINDS
 from sea_jax.config.policy import Policy, RewardTraining, Sft, check_trained_layers
 from sea_jax.config.task import Task as TaskSection
 from sea_jax.config.task import is_text
@@ -141,6 +142,9 @@ def check_embedded(checks: Checks, task: Task) -> None:
     Sampler.check(checks)
     check_sampler(checks)
     check_oracle(checks)
+    if checks.sound("oracle.kind"):
+        others = tuple(kind for kind in KINDS if kind not in PEOPLE_KINDS)  # no run asks them and waits
+        checks.one_of("oracle.kind", others)
     checks.one_of("oracle.chat", ("auto", "no"))  # its tokenizer has no template
     check_size(checks, task, "rm.num_pairs", "train")
     if checks.sound("eval.split"):

@@ -8,6 +8,7 @@ from sea_jax import tasks
 from sea_jax.config.checks import Checks, nearest
 from sea_jax.config.fields import Section
 from sea_jax.config.overrides import for_method
+from sea_jax.config.people import PEOPLE_KINDS
 from sea_jax.experiment.commands import COMMANDS
 from sea_jax.methods import METHODS
 from sea_jax.methods.method import posterior_kind, sea_responses
@@ -106,13 +107,14 @@ def _check_prior(checks: Checks, method: str, shared: Config) -> None:
 
 def _check_oracle_scores(checks: Checks) -> None:
     """Requires an oracle that has rewards where a method reads them."""
-    if not checks.sound("methods", "oracle.kind", "oracle.function"):
+    if not checks.sound("methods", "oracle.kind", "oracle.function", "task.name"):
         return
     oracle = checks.config.oracle
     compares = oracle.kind == "function" and function.load(oracle.function).form == "prefer"
-    if oracle.kind != "judge" and not compares:
+    people = oracle.kind in PEOPLE_KINDS and tasks.find(checks.config.task.name).reward_fn is None
+    if oracle.kind != "judge" and not compares and not people:
         return
-    other = "a function that compares two responses" if compares else "a judge"
+    other = "a function that compares two responses" if compares else "people" if people else "a judge"
     if checks.sound("eval.regret"):
         valid = f"False with {other}, which has no rewards"
         checks.require(not checks.config.eval.regret, "eval.regret", valid)

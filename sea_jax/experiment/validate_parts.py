@@ -9,6 +9,7 @@ import jax
 from sea_jax import models
 from sea_jax.actors.make import KINDS as SAMPLERS
 from sea_jax.config.checks import Checks
+from sea_jax.config.people import PEOPLE_KINDS
 from sea_jax.config.policy import check_trained_layers
 from sea_jax.config.posterior import check_layer
 from sea_jax.errors import InputError
@@ -67,6 +68,9 @@ def check_oracle(checks: Checks) -> None:
     if checks.sound("oracle.kind", "oracle.function") and checks.config.oracle.kind == "function":
         with checks.collecting("oracle.function"):
             function.load(checks.config.oracle.function)
+    if checks.sound("oracle.kind") and checks.config.oracle.kind in PEOPLE_KINDS:
+        hosts = jax.distributed.is_initialized() and jax.process_count() > 1
+        checks.require(not hosts, "oracle.kind", "another on several hosts")
     if not checks.sound("oracle.kind", "oracle.folder") or checks.config.oracle.kind != "reward_model":
         return
     if (model := read_model(checks, "oracle.folder")) is not None:

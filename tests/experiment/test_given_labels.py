@@ -20,7 +20,11 @@ def asked(monkeypatch):
     """The prompts of the duels that any oracle was asked for a label."""
     found, compare = [], labeller.protocol.compare
     note = lambda oracle, *texts, **more: found.extend(texts[0]) or compare(oracle, *texts, **more)  # noqa: E731
-    monkeypatch.setattr(labeller, "protocol", types.SimpleNamespace(compare=note))  # not the evaluation's
+    monkeypatch.setattr(
+        labeller,
+        "protocol",
+        types.SimpleNamespace(compare=note, QuestionKeeper=labeller.protocol.QuestionKeeper),
+    )  # not the evaluation's
     return found
 
 

@@ -109,7 +109,11 @@ def test_labels_of_a_run_without_a_checkpoint_are_not_bought_again(tmp_path, mon
         begin()
     asked, compare = [], labeller.protocol.compare
     note = lambda oracle, *texts, **more: asked.extend(texts[0]) or compare(oracle, *texts, **more)  # noqa: E731
-    monkeypatch.setattr(labeller, "protocol", types.SimpleNamespace(compare=note))  # not the evaluation's
+    monkeypatch.setattr(
+        labeller,
+        "protocol",
+        types.SimpleNamespace(compare=note, QuestionKeeper=labeller.protocol.QuestionKeeper),
+    )  # not the evaluation's
     begin()
     labels = labels_of(tmp_path, "sea")
     answered = [row for row in labels if row[8] == journal.ANSWERED]
@@ -253,7 +257,13 @@ def test_exit_status(monkeypatch, capsys, error, status):
         raise error
 
     flags = dict(
-        _CONFIG=ConfigDict({"a": 1}), _WORKDIR="runs", _PREPARE=False, _PRINT=False, _EXTEND=False, _LABELS=""
+        _CONFIG=ConfigDict({"a": 1}),
+        _WORKDIR="runs",
+        _PREPARE=False,
+        _PRINT=False,
+        _EXTEND=False,
+        _LABELS="",
+        _PARTIAL=False,
     )
     for name, value in flags.items():
         monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))

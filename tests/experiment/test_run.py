@@ -20,7 +20,7 @@ def call(tmp_path, monkeypatch):
     shared = types.SimpleNamespace(sampler=types.SimpleNamespace(close=lambda: None))
     prepared, trained = [], []
 
-    def train_one(config, given, method, replicate, workdir, only_given):
+    def train_one(config, given, method, replicate, workdir, only_given, labeller_of):
         assert given is shared
         trained.append((method, replicate))
         folder = run_folder(workdir, method, config.seed + replicate)

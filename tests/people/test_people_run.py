@@ -12,11 +12,11 @@ import pytest
 from helpers import ROOT
 from services import free_port
 from small_experiment import METHODS, files, start
-from small_run import small_run
+from small_run import small_parts, small_run
 
-from configs import quickstart
+from configs import quickstart, smollm2
 from sea_jax.errors import InputError, OpenQuestionsError, StoppedError
-from sea_jax.experiment import asking, validate
+from sea_jax.experiment import asking, reward_training, validate
 from sea_jax.labels import reading
 from sea_jax.labels.desk import Desk
 from sea_jax.labels.journal import FILE
@@ -206,6 +206,23 @@ def test_what_needs_rewards_or_several_hosts_is_refused():
     problems = validate.check(config).problems
     assert any("config.ray.oracles=1" in line for line in problems)
     assert any("config.people.guideline='/no/such/file'" in line for line in problems)
+
+
+@pytest.mark.parametrize("kind", ["people", "inbox"])
+def test_a_method_that_reads_rewards_is_refused_where_people_are_the_oracle_of_real_text(kind):
+    config = smollm2.get_config()
+    config.oracle.kind, config.methods, config.eval.regret = kind, ("perfect_rl",), True
+    problems = validate.check(config).problems
+    assert any(line.startswith("config.methods='perfect_rl'") and "not people" in line for line in problems)
+    assert any(line.startswith("config.eval.regret=True: valid is False with people") for line in problems)
+
+
+def test_rm_asks_no_people():
+    config = quickstart.get_config()
+    config.oracle.kind = "inbox"
+    checks = reward_training.check(config)
+    reward_training.check_embedded(checks, small_parts(16)[0])
+    assert any(line.startswith("config.oracle.kind='inbox'") for line in checks.problems)
 
 
 def test_the_page_is_started_again_after_sigkill_and_ends_with_the_run(tmp_path):
