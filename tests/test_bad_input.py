@@ -118,7 +118,7 @@ def test_a_process_ends_as_the_functions_do(cache, tmp_path):
         ({"train.dap": "dop"}, ["config.train.dap='dop'", "'dpo'", "'ipo'", "'simpo'", "'slic'"]),
         ({"task.name": "tldr"}, ["config.task.name='tldr'", "mini_tldr", "configs/tldr.py"]),
         ({"task.name": "cnn"}, ["config.task.name='cnn'", "mini_tldr", "ultrafeedback", "local"]),
-        ({"oracle.kind": "people"}, ["config.oracle.kind='people'", "task", "reward_model"]),
+        ({"oracle.kind": "crowd"}, ["config.oracle.kind='crowd'", "task", "reward_model"]),
         ({"oracle.kind": "reward_model"}, ["config.oracle.folder=''", "oracle.kind='reward_model'"]),
         ({"oracle.labels": "coin"}, ["config.oracle.labels='coin'", "threshold", "bernoulli"]),
         ({"oracle.flip_probability": 1.5}, ["config.oracle.flip_probability=1.5", "[0, 1]"]),
