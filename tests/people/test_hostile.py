@@ -14,7 +14,7 @@ from sea_jax.labels.desk import Desk
 from sea_jax.labels.questions import Question
 from sea_jax.people.page import CHOICES, Page, PageSettings
 
-REQUESTS = int(os.environ.get("HOSTILE_REQUESTS", "1500"))  # 10,000 in the published count
+REQUESTS = int(os.environ.get("HOSTILE_REQUESTS", "500"))  # 10,000 in the published count
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)
 HEADER = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
 VALUES = st.recursive(

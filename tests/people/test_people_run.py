@@ -88,8 +88,12 @@ def without_names(found):
     return metrics, samples, responses, [row[:-2] + row[-1:] for row in labels], alarms
 
 
+QUICK = ("sea", 0), ("apl", 0), ("sea", 1), ("posterior_rl", 2)
+REST = [(method, 0) for method in METHODS if method not in ("sea", "apl")]
+
+
 @pytest.mark.parametrize(
-    ("method", "ahead"), [*((method, 0) for method in METHODS), ("sea", 1), ("posterior_rl", 2)]
+    ("method", "ahead"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)]
 )
 def test_inbox_gives_the_run_of_the_oracle_in_process_bit_for_bit(people, method, ahead, tmp_path_factory):
     """The process ends at each batch, and people answer while there is none."""
