@@ -57,7 +57,8 @@ def load(
         sample_now, sampler, new_version(params),
         num_responses=2, temperature=config.train.temperature,
     )  # fmt: skip
-    oracle = make_oracles(config, mesh, task)(config.task.oracle_seed)
+    folder = None if journal is None else journal.file.parent
+    oracle = make_oracles(config, mesh, task, folder)(config.task.oracle_seed)
     labels, flips = config.oracle.labels, config.oracle.flip_probability
     labeller = Labeller(oracle, labels, flips, journal=journal, broadcast=broadcast_from_main)
     found = []

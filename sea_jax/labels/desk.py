@@ -13,7 +13,7 @@ from sea_jax.errors import InputError
 from sea_jax.labels.question_tables import BOTH_BAD, FIRST, SECOND, SKIP, TIE
 from sea_jax.labels.questions import Questions
 
-# Others may not have loaded ahead what is loaded ahead; what is shown may be taken from those.
+# A question that others have loaded ahead may be shown to somebody else, but not be loaded ahead by them too.
 _NEXT = """
 SELECT id FROM questions AS q
 WHERE closed_at IS NULL AND NOT withdrawn AND id != :besides
@@ -200,7 +200,7 @@ class Desk(Questions):
                     "seconds) VALUES (?, ?, ?, ?, ?, ?, 0)",
                     (*one[:3], int(one.first_on_left), now, now),
                 )
-                db.execute("DELETE FROM leases WHERE question = ?", one[:1])
+                db.execute("DELETE FROM leases WHERE question = ? AND annotator = ?", one[:2])
                 self._close(db, one.question, now)
                 added += 1
         return added, len(verdicts) - added

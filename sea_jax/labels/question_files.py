@@ -47,7 +47,7 @@ def write(questions: Iterable[Open], form: str, output: Any) -> None:
 
 
 def read(file: Path) -> list[Answered] | None:
-    """Reads a file of answers; None if its rows name no question, so that it holds something else.
+    """Reads a file of answers; None if its first row names no question, so that it holds something else.
 
     Questions without an answer are left out.
 
@@ -58,14 +58,16 @@ def read(file: Path) -> list[Answered] | None:
     if rows is None:
         return None
     try:
-        found = list(rows(file))
+        answers = rows(file)
+        first = next(answers, None)
+        if first is None or first.question is None:
+            return None
+        found = [first, *answers]
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}; valid: a file that can be read") from None
     except (ValueError, csv.Error, RecursionError) as error:
         valid = "valid: UTF-8, as `export` writes it"
         raise InputError(f"{file}: no {file.suffix[1:]} ({error}); {valid}") from None
-    if found and all(answer.question is None for answer in found):
-        return None
     return [answer for answer in found if answer.choice not in (None, "")]
 
 
@@ -155,14 +157,14 @@ def _read_csv(file: Path) -> Iterator[Answered]:
 
 
 def _read_jsonl(file: Path) -> Iterator[Answered]:
-    # Not splitlines, which splits at U+2028 too, as JSON does not.
-    for number, line in enumerate(file.read_text("utf-8").split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{file}, line {number}: {error}; valid: an object of JSON") from None
-            yield from _plain(row, f"{file}, line {number}")
+    with open(file, encoding="utf-8", newline="\n") as lines:  # by lines: it may be a million labels
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise InputError(f"{file}, line {number}: {error}; valid: an object of JSON") from None
+                yield from _plain(row, f"{file}, line {number}")
 
 
 def _plain(row: Any, place: str) -> Iterator[Answered]:

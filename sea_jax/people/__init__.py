@@ -1,1 +1,1 @@
-"""Labels by people: the questions that a run asks, the page on which people answer, and their agreement."""
+"""Labels by people: the page on which they answer, and people as the oracle."""

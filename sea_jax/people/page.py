@@ -145,6 +145,7 @@ class Page:
         session = await self._session(request)
         if session is None:
             return RedirectResponse("/", 303)
+        self._rates.require(f"annotator {session.annotator}")
         context = await run_in_threadpool(self._agreement)
         context |= await run_in_threadpool(self._facts, session.annotator)
         return self._templates.TemplateResponse(request, "progress.html", context)

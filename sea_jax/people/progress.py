@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -36,7 +37,7 @@ def _of_run(folder: Path, moment: int) -> dict[str, Any]:
 def _labels(journal: Path) -> int:
     """Counts the labels that steps of a run have used."""
     try:
-        with sqlite3.connect(f"{journal.absolute().as_uri()}?mode=ro", uri=True) as db:
+        with contextlib.closing(sqlite3.connect(f"{journal.absolute().as_uri()}?mode=ro", uri=True)) as db:
             query = "SELECT count(*) FROM duels WHERE state = 'answered' AND step >= 0"
             return db.execute(query).fetchone()[0]
     except sqlite3.Error:  # not made yet, or damaged, which the run itself reports

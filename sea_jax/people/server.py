@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _START_S = 60.0  # within which the page must answer
 _PARENT = "SEA_JAX_PAGE_OF_A_RUN"  # set: standard input ends when the run does
 _PACKAGES = ("starlette", "uvicorn", "jinja2")
-_LOCAL = ("127.0.0.1", "localhost")
 
 
 class PageServer:
@@ -132,8 +131,10 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     guideline = Path(options.guideline).read_text("utf-8") if options.guideline else ""
-    hosts = _LOCAL if host == _LOCAL[0] else ("*",)
-    settings = PageSettings(read_key(PEOPLE_TOKEN), guideline, hosts, options.requests_per_s)
+    token = read_key(PEOPLE_TOKEN)
+    # Without a token another site's name must not reach the page (DNS rebinding); with one a proxy's may.
+    hosts = ("*",) if token else (host, "localhost")
+    settings = PageSettings(token, guideline, hosts, options.requests_per_s)
     desk = Desk(options.workdir, options.lease_s, options.skips)
     uvicorn.run(
         Page(desk, settings).app, host=host, port=options.port, log_level="warning",

@@ -15,7 +15,7 @@ def probability(verdicts: Sequence[str], combine: str = "majority", ties: str = 
     """Computes P(first ≻ second | x) from verdicts.
 
     Args:
-        verdicts: of different people on one duel, each of `tables.VERDICTS` but 'skip'.
+        verdicts: of different people on one duel, each of `question_tables.VERDICTS` but 'skip'.
         combine: 'majority' takes the verdict that most gave, a tie where two lead; 'mean' the mean of first
             (1), second (0) and tie (½), in which 'both_bad' has no part.
         ties: 'drop': a probability of ½ is no label; 'coin': it is, and `Labeller` decides by a fair coin.

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from helpers import truncate
 from ml_collections import ConfigDict
-from services import oracle_http
+from services import Http, Judging, oracle_http
 from small_experiment import METHODS, files, journal_file, labels_of, start
 
 from sea_jax import main
 from sea_jax.actors import actor
-from sea_jax.errors import InputError, StoppedError, StorageError, WatchError
+from sea_jax.errors import InputError, SpendLimitError, StoppedError, StorageError, WatchError
 from sea_jax.evaluate import Evaluator
 from sea_jax.experiment import checkpoints
 from sea_jax.experiment import run as experiment
@@ -120,6 +120,35 @@ def test_labels_of_a_run_without_a_checkpoint_are_not_bought_again(tmp_path, mon
     assert len(answered) == 16 and len(asked) < 16 and not reading.faults(journal_file(tmp_path, "sea"))
     before = [row for row in answered if row[0] < 2]
     assert len(asked) == 16 - len(before) > 0 and before
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_judge_that_has_cost_what_it_may_ends_the_run_and_a_larger_limit_goes_on(
+    tmp_path, no_policy, ahead
+):
+    """The limit is reached within a batch; no answer is paid twice, and the run is that of a judge without a limit."""
+    fields = {
+        "oracle.kind": "judge",
+        "oracle.model": "longer",
+        "oracle.in_flight": 1,
+        "train.ask_ahead": ahead,
+    }
+    with Http(judging := Judging()) as server:
+        fields |= {"oracle.base_url": f"{server.url}/v1"}
+        start(tmp_path / "whole", "sea", **fields)()
+        labelled = labels_of(tmp_path / "whole", "sea")
+        before = len(judging.seen)
+        # 1 call at the start, 4 held-out pairs and 8 of the first evaluation, a batch of 4 and half of the next.
+        with pytest.raises(SpendLimitError, match="max_calls=19 is reached"):
+            start(tmp_path / "parts", "sea", **fields | {"oracle.max_calls": 19})()
+        assert len(judging.seen) == before + 19
+        bought = [row for row in labels_of(tmp_path / "parts", "sea") if row[8] == journal.ANSWERED]
+        assert len(bought) == 6
+        start(tmp_path / "parts", "sea", **fields | {"oracle.max_calls": 1000})()
+    jax.tree.map(np.testing.assert_array_equal, no_policy["whole"], no_policy["parts"])
+    assert labels_of(tmp_path / "parts", "sea") == labelled
+    with sqlite3.connect(journal_file(tmp_path / "parts", "sea")) as db:
+        assert db.execute("SELECT max(times_asked) FROM duels WHERE step = 0").fetchone() == (1,)
 
 
 def test_a_sampler_that_writes_something_else_still_gets_its_labels(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from sea_jax.labels import __main__ as labels
 from sea_jax.labels import question_files as files
-from sea_jax.labels.desk import Desk
+from sea_jax.labels.desk import Desk, Verdict
 from sea_jax.labels.question_tables import FILE
 from sea_jax.labels.questions import COLUMNS, Question
 
@@ -217,6 +217,24 @@ def test_answers_in_a_folder_without_questions(tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, "export", tmp_path, "--open") == 2
     assert command(monkeypatch, "export", tmp_path, "--format", "csv") == 2
     assert "--format: valid with --open" in capsys.readouterr().err
+
+
+def test_a_file_without_questions_is_left_to_labels_and_not_read_on(tmp_path):
+    file = tmp_path / "labels.jsonl"
+    file.write_text('{"prompt": "x", "first": "a", "second": "b", "chosen": "first"}\n{broken\n')
+    assert files.read(file) is None  # the second line is nobody's yet
+    file.write_text("")
+    assert files.read(file) is None
+
+
+def test_an_imported_answer_leaves_the_question_with_others_who_see_it(folder):
+    """Of two that it needs, one comes from a file while another annotator has it on the page."""
+    with Desk(folder) as desk:
+        desk.offer("shared", [Question(9, "x", "a", "b", -1, votes=2)])
+        shown = desk.next("anna")
+        assert desk.add([Verdict(shown.id, "ben", "first", True, "a.csv, line 2")]) == (1, 0)
+        desk.answer(shown.id, "anna", "left")
+        assert len(desk.take("shared", [9])[0].verdicts) == 2
 
 
 def test_answers_may_be_imported_while_the_run_waits(folder, monkeypatch):

@@ -202,7 +202,7 @@ def test_overlap_asks_so_many_and_a_resumed_run_the_same(people):
     assert {*votes} == {1, 3} and abs(votes.count(3) - 1000) < 5 * np.sqrt(4000 * 0.25 * 0.75)
 
 
-def test_what_needs_rewards_or_several_hosts_is_refused():
+def test_fields_that_cannot_work_with_people_are_named():
     config = quickstart.get_config()
     config.oracle.kind = "people"
     config.ray.oracles = 1

@@ -13,6 +13,7 @@ let ahead = null; // the question that is loaded
 let shownAt = 0;
 let sending = Promise.resolve(); // of all verdicts so far
 let unsent = 0;
+let lost = false; // the server does not answer
 
 class Refused extends Error {
   constructor(status, message) {
@@ -34,10 +35,13 @@ async function call(path, body) {
         body: body === undefined ? undefined : JSON.stringify(body),
       });
     } catch {
+      lost = true;
       say("The page cannot reach the server. It tries again.");
       await sleep(RETRY_MS);
       continue;
     }
+    if (lost) say("");
+    lost = false;
     if (reply.status === 429 || reply.status >= 502) {
       await sleep(RETRY_MS);
       continue;
