@@ -276,6 +276,18 @@ def test_work_directory_of_another_config(complaint, tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
+def test_work_directory_of_an_older_version_had_the_defaults_of_new_fields(complaint, tmp_path):
+    config = quickstart.get_config()
+    claim_workdir(config, tmp_path)
+    file = tmp_path / "config.json"
+    stored = json.loads(file.read_text())
+    del stored["train"]["ask_ahead"], stored["people"]
+    file.write_text(json.dumps(stored))
+    line = complaint(tmp_path, **{"train.ask_ahead": 1})
+    assert "train.ask_ahead=0, not 1" in line
+    claim_workdir(config, tmp_path)
+
+
 @pytest.mark.parametrize("content", ["", "[1]", '{"methods": '])
 def test_work_directory_whose_config_is_none(complaint, tmp_path, content):
     (tmp_path / "config.json").write_text(content)

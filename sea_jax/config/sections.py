@@ -6,11 +6,12 @@ from sea_jax.config.oracle import Oracle
 from sea_jax.config.people import People
 from sea_jax.config.policy import Policy, RewardTraining, Sft
 from sea_jax.config.posterior import Backbone, Encoder, Ensemble, PriorHeads, Sea
+from sea_jax.config.serve import Serve
 from sea_jax.config.task import Task
 from sea_jax.config.train import Ray, Sampler, Train
 from sea_jax.config.watch import Watch
 
 SECTIONS: tuple[type[Section], ...] = (
-    General, Mesh, Task, Oracle, People, Policy, Sft, RewardTraining, Backbone, Encoder, PriorHeads, Train,
-    Sampler, Ray, Ensemble, Sea, Eval, Checkpoint, Watch,
+    General, Mesh, Task, Oracle, People, Serve, Policy, Sft, RewardTraining, Backbone, Encoder, PriorHeads,
+    Train, Sampler, Ray, Ensemble, Sea, Eval, Checkpoint, Watch,
 )  # fmt: skip

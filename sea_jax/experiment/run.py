@@ -5,7 +5,9 @@ import functools
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import logging
 
@@ -27,7 +29,7 @@ from sea_jax.runtime.mesh import is_main, to_host
 from sea_jax.runtime.metrics import MetricWriter
 from sea_jax.runtime.owner import own
 from sea_jax.runtime.run_folder import Summary, is_finished, read_summary, run_folder, write_summary
-from sea_jax.runtime.stop import stop_request
+from sea_jax.runtime.stop import StopRequest, stop_request
 from sea_jax.train import Run, train
 from sea_jax.types import Config
 
@@ -129,6 +131,39 @@ def train_one(
     are used before any is bought; with `only_given` no other is. `labeller_of` makes the oracle of its duels
     where another one than that of the evaluation labels them.
     """
+    with open_run(config, shared, method, replicate, workdir, only_given, labeller_of) as opened:
+        try:
+            train(opened.run, opened.logbook)
+        except (OpenQuestionsError, SpendLimitError):
+            if opened.run.waits:
+                opened.saver.save(opened.run, opened.logbook)  # with the step that asked as posed
+            raise
+        save_best(config, shared, opened)
+    finish(config, shared, method, opened)
+
+
+class OpenRun(NamedTuple):
+    """A run with its files open, restored where it was begun before."""
+
+    run: Run
+    logbook: Logbook
+    saver: checkpoints.RunSaver
+    saved: CheckpointFolder
+    stop: StopRequest
+    folder: Path
+
+
+@contextlib.contextmanager
+def open_run(
+    config: Config,
+    shared: assets.Assets,
+    method: str,
+    replicate: int,
+    workdir: Path,
+    only_given: bool = False,
+    labeller_of: asking.LabellerOf = lambda config, folder: None,
+) -> Iterator[OpenRun]:
+    """Opens a run's journal, checkpoints and metrics, and restores it; the arguments are `train_one`'s."""
     folder, own_config = run_folder(workdir, method, config.seed + replicate), for_method(config, method)
     with contextlib.ExitStack() as files:
         journal = files.enter_context(Journal(folder, labelled_by(config, replicate))) if is_main() else None
@@ -143,27 +178,26 @@ def train_one(
         given_labels.hand_out(run)
         kept = restored["files"] if restored else None
         writer = files.enter_context(MetricWriter(folder, kept))  # marks the run as unfinished
-        saver = checkpoints.RunSaver(saved, files.enter_context(stop_request()))
+        stop = files.enter_context(stop_request())
+        saver = checkpoints.RunSaver(saved, stop)
         run.between_updates = functools.partial(saver.between_updates, run)
         files.enter_context(breaks_off(functools.partial(saver.during_wait, run)))
         logbook = Logbook(folder, writer, make_evaluator(run, shared), saver, restored)
-        try:
-            train(run, logbook)
-        except (OpenQuestionsError, SpendLimitError):
-            if run.waits:
-                saver.save(run, logbook)  # with the step that asked as posed
-            raise
-        _save_best(config, shared, folder, saved, run, logbook.best)
-    params = to_host(run.state.policy.params)
+        yield OpenRun(run, logbook, saver, saved, stop, folder)
+
+
+def finish(config: Config, shared: assets.Assets, method: str, ended: OpenRun) -> None:
+    """Saves the last policy of a run whose files are closed, and marks it as finished."""
+    params = to_host(ended.run.state.policy.params)
     if is_main():
-        policy.save_policy(config, folder / "policy", shared.model, params, shared.task)
-        write_summary(folder, _summary(method, run.labeller.num_queries))
+        policy.save_policy(config, ended.folder / "policy", shared.model, params, shared.task)
+        row, queries = METHODS[method], ended.run.labeller.num_queries
+        write_summary(ended.folder, Summary(queries, method, row.label, row.learns_ensemble))
 
 
-def _save_best(
-    config: Config, shared: assets.Assets, folder: Path, saved: CheckpointFolder, run: Run, best: dict | None
-) -> None:
+def save_best(config: Config, shared: assets.Assets, opened: OpenRun) -> None:
     """Saves the policy of the best evaluation as policy_best/, unless that is the last policy."""
+    run, folder, saved, best = opened.run, opened.folder, opened.saved, opened.logbook.best
     place = folder / "policy_best"
     if is_main():
         shutil.rmtree(place, ignore_errors=True)  # of a run that was extended
@@ -185,7 +219,3 @@ def _tell_of_restart(run: Run, folder: Path, restored: bool) -> None:
         _log(f"goes on after {run.step} steps and {queries} of {budget} labels: %s", folder)
     elif run.labeller.journal is not None and (labels := run.labeller.journal.count()):
         _log(f"begins anew without a checkpoint, with the {labels} labels that it has: %s", folder)
-
-
-def _summary(method: str, queries: int) -> Summary:
-    return Summary(queries, method, METHODS[method].label, METHODS[method].learns_ensemble)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sea_jax.config.checks import flat
 from sea_jax.errors import InputError
+from sea_jax.experiment.base_config import base_config
 from sea_jax.json_files import read_object
 from sea_jax.runtime.mesh import is_main
 from sea_jax.types import Config
@@ -20,9 +21,10 @@ _ORACLE_FIELDS = (
 # Nor do the page's address, its guideline and how long a duel or a verdict is kept for an annotator.
 _PAGE_FIELDS = ("host", "port", "guideline", "lease_s", "undo_s", "skips", "requests_per_s")
 _BUDGET = "train.query_budget"  # also at the end of the names of its overrides
-_WATCH = re.compile(r"(overrides\.[^.]+\.)?watch\.")
-# Fields that a later call on the same work directory may change, besides those of section `watch`: they add
-# runs, and alter no number of any.
+# Sections of which a later call may change every field: the bounds of watches, and what users of a chat see.
+_FREE_SECTIONS = re.compile(r"(overrides\.[^.]+\.)?(watch|serve)\.")
+# Further fields that a later call on the same work directory may change: they add runs, and alter no number
+# of any.
 FREE_FIELDS = (
     "methods", "num_seeds", "cache_dir", "progress", "checkpoint.every_s", "checkpoint.keep",
     "checkpoint.best", "checkpoint.grace_s",
@@ -78,15 +80,16 @@ def difference(
     """Returns name, mine and theirs of the first field that differs and is not free to; None without one.
 
     Args:
-        mine, theirs: configs, as JSON holds them.
+        mine, theirs: configs, as JSON holds them. A field that an older version of the package did not know
+            had what is its default now.
         extend: budgets are free.
         free: further fields that are.
     """
-    here, there = flat(mine), flat(theirs)
+    here, there, defaults = flat(mine), flat(theirs), flat(json.loads(base_config().to_json()))
     for name in sorted((here.keys() | there.keys()) - {*FREE_FIELDS, *free}):
-        if _WATCH.match(name) or (extend and name.endswith(_BUDGET)):
+        if _FREE_SECTIONS.match(name) or (extend and name.endswith(_BUDGET)):
             continue
-        values = here.get(name, "(absent)"), there.get(name, "(absent)")
+        values = here.get(name, "(absent)"), there.get(name, defaults.get(name, "(absent)"))
         if values[0] != values[1]:
             return name, *values
     return None

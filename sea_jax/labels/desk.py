@@ -235,21 +235,6 @@ class Desk(Questions):
             self._close(db, question, now)
             return self._lease(db, question, annotator, True, now)
 
-    def add_session(self, digest: str, annotator: str, csrf: str) -> None:
-        """Logs an annotator in; the session's key itself is kept nowhere, only its SHA-256."""
-        with self._writing() as db:
-            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", (digest, annotator, csrf, time.time()))
-
-    def session(self, digest: str) -> tuple[str, str] | None:
-        """Returns annotator and CSRF token of a session; None if there is none."""
-        with self.reading() as db:
-            return db.execute("SELECT annotator, csrf FROM sessions WHERE digest = ?", (digest,)).fetchone()
-
-    def end_session(self, digest: str) -> None:
-        """Logs an annotator out."""
-        with self._writing() as db:
-            db.execute("DELETE FROM sessions WHERE digest = ?", (digest,))
-
     def count_of(self, annotator: str) -> int:
         """Returns the number of an annotator's verdicts, without skips."""
         with self.reading() as db:

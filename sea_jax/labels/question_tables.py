@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-from collections.abc import Iterator
-from pathlib import Path
-
-from filelock import FileLock
-
-from sea_jax.errors import InputError, StorageError
+from sea_jax.labels.store import SESSIONS, Layout
 
 FILE = "questions.sqlite"
-LAYOUT = 1  # of the tables; `PRAGMA user_version`
 FIRST, SECOND, TIE, BOTH_BAD, SKIP = VERDICTS = ("first", "second", "tie", "both_bad", "skip")
-_BUSY_SECONDS = 30.0
 _TABLES = """
 CREATE TABLE questions (
   id INTEGER PRIMARY KEY,
@@ -57,46 +48,6 @@ CREATE TABLE leases (
   since REAL NOT NULL,
   PRIMARY KEY (question, annotator)
 ) STRICT;
-CREATE TABLE sessions (
-  digest TEXT PRIMARY KEY,          -- SHA-256 of the key in the annotator's cookie
-  annotator TEXT NOT NULL,
-  csrf TEXT NOT NULL,
-  since REAL NOT NULL
-) STRICT;
 CREATE TABLE budgets (run TEXT PRIMARY KEY, labels INTEGER NOT NULL, since REAL NOT NULL) STRICT;
 """
-
-
-def connect(file: Path) -> sqlite3.Connection:
-    """Opens the file, made if absent; every transaction is on the disk when it ends.
-
-    Raises:
-        InputError: it is no file of questions, is damaged, or was written by a newer version.
-        StorageError: it cannot be written.
-    """
-    with storage(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    with storage(file), FileLock(f"{file}.lock"):  # a run and its page may both make the tables
-        db = sqlite3.connect(file, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        (layout,) = db.execute("PRAGMA user_version").fetchone()
-        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if layout > LAYOUT:
-            raise InputError(f"{file}: layout {layout}, of a newer version; valid: at most {LAYOUT}")
-        if layout == 0 and not tables:
-            db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version={LAYOUT}; COMMIT")
-        elif "questions" not in tables:
-            raise InputError(f"{file}: no file of questions; valid: the {FILE} of a work directory")
-    return db
-
-
-@contextlib.contextmanager
-def storage(file: Path) -> Iterator[None]:
-    """Turns an error of SQLite into one line that names the file."""
-    try:
-        yield
-    except (sqlite3.OperationalError, OSError) as error:
-        raise StorageError(f"{file}: {error}") from error
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"{file}: damaged ({error}); valid: a file of questions") from error
+LAYOUT = Layout("file of questions", 1, _TABLES + SESSIONS, "questions")

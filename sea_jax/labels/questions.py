@@ -6,15 +6,13 @@ writes verdicts (`Desk`). Every call is one transaction that is on the disk when
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from sea_jax.labels.question_tables import FILE, connect, storage
+from sea_jax.labels.question_tables import FILE, LAYOUT
+from sea_jax.labels.store import Store
 
 # Of a verdict in exports; instants are seconds since 1970, UTC.
 COLUMNS = (
@@ -60,7 +58,7 @@ class Counts(NamedTuple):
     annotators: int
 
 
-class Questions:
+class Questions(Store):
     """The questions of a work directory; thread-safe.
 
     Args:
@@ -73,8 +71,8 @@ class Questions:
     """
 
     def __init__(self, folder: Path, undo_s: float = 0.0):
-        self.file, self._undo_s, self._lock = folder / FILE, undo_s, threading.RLock()
-        self._db = connect(self.file)
+        super().__init__(folder / FILE, LAYOUT)
+        self._undo_s = undo_s
 
     def offer(self, run: str, questions: Sequence[Question]) -> None:
         """Offers duels to people; those that were offered before stay as they are.
@@ -169,27 +167,3 @@ class Questions:
         with self.reading() as db:
             for row in db.execute(f"{query} ORDER BY verdicts.id"):
                 yield dict(zip(COLUMNS, row, strict=True))
-
-    def close(self) -> None:
-        """Closes the file."""
-        with self._lock:
-            self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Makes one transaction of what happens inside."""
-        with self.reading() as db, db:
-            db.execute("BEGIN IMMEDIATE")
-            yield db
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """Turns errors of SQLite inside into one line that names the file; one thread at a time."""
-        with self._lock, storage(self.file):
-            yield self._db

@@ -42,10 +42,15 @@ class SecurityHeaders:
 
 
 class BodyLimit:
-    """Refuses a body of more than 16 KiB with status 413, whatever length it claims to have."""
+    """Refuses a long body with status 413, whatever length it claims to have.
 
-    def __init__(self, app: ASGIApp):
-        self._app = app
+    Args:
+        app: gets the others.
+        longest: bytes.
+    """
+
+    def __init__(self, app: ASGIApp, longest: int = _LONGEST_BODY):
+        self._app, self._longest = app, longest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reads the whole body, as far as it is allowed, and answers the request."""
@@ -54,13 +59,13 @@ class BodyLimit:
             return
         body, more = b"", True
         claimed = Headers(scope=scope).get("content-length", "0")
-        too_long = not claimed.isdigit() or int(claimed) > _LONGEST_BODY
+        too_long = not claimed.isdigit() or int(claimed) > self._longest
         while more and not too_long:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
             body += message.get("body", b"")
-            more, too_long = message.get("more_body", False), len(body) > _LONGEST_BODY
+            more, too_long = message.get("more_body", False), len(body) > self._longest
         if too_long:
             await JSONResponse(dict(error="the request is too long"), 413)(scope, receive, send)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from sea_jax.errors import InputError
 
 _LARGEST_ID = 2**32 - 1  # that a tokenizer takes
 SPLITS = ("train", "tuning", "heldout")
+_ENCODING = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,8 +140,9 @@ class Task:
         return _nest(texts, tokens.shape[:-1])
 
     def _ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        self.tokenizer.encode_special_tokens = not (special and self.template is not None)
-        encodings = self.tokenizer.encode_batch([utf8(text) for text in texts], add_special_tokens=False)
+        with _ENCODING:  # the option is the tokenizer's, and threads share the tokenizer
+            self.tokenizer.encode_special_tokens = not (special and self.template is not None)
+            encodings = self.tokenizer.encode_batch([utf8(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def _pad(self, rows: list[list[int]], length: int, left: bool):

@@ -16,6 +16,7 @@ import tokenizers
 
 from sea_jax import hub
 from sea_jax.errors import InputError
+from sea_jax.tasks.conversation import Message, to_messages
 from sea_jax.tasks.protocol import utf8
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -55,14 +56,14 @@ class Tokenizer:
     special: re.Pattern[str] | None
 
     def chat(self, prompt: str) -> str:
-        """Renders the text that a policy continues: one user turn and the header of the answer.
+        """Renders the text that a policy continues: the turns of a prompt and the header of the answer.
 
         Returns the prompt itself without a template. A special token that the prompt spells out gets a space
         after its first character, so that it stays text.
         """
         if self.template is None:
             return prompt
-        return self._render([dict(role="user", content=prompt)], add_generation_prompt=True)
+        return self._render(to_messages(prompt), add_generation_prompt=True)
 
     def chat_pair(self, prompt: str, response: str) -> str:
         """Renders the whole conversation, user and assistant, as reward models read it.
@@ -72,7 +73,7 @@ class Tokenizer:
         """
         if self.template is None:
             return prompt + response
-        return self._render([dict(role="user", content=prompt), dict(role="assistant", content=response)])
+        return self._render([*to_messages(prompt), Message("assistant", response)])
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenises texts made by `chat` or `chat_pair`, with at most one BOS.
@@ -88,12 +89,13 @@ class Tokenizer:
         encodings = self.backend.encode_batch([utf8(text) for text in texts], add_special_tokens=False)
         return [[*self.prefix_ids, *encoding.ids] for encoding in encodings]
 
-    def _render(self, messages: list[dict[str, str]], **options: Any) -> str:
+    def _render(self, messages: list[Message], **options: Any) -> str:
         assert self.template is not None
         if self.special is not None:
             spaced = lambda found: f"{found[0][0]} {found[0][1:]}"  # noqa: E731
-            messages = [m | dict(content=self.special.sub(spaced, m["content"])) for m in messages]
-        return self.template.apply_chat_template(messages, tokenize=False, date_string=_DATE, **options)
+            messages = [m._replace(content=self.special.sub(spaced, m.content)) for m in messages]
+        turns = [message._asdict() for message in messages]
+        return self.template.apply_chat_template(turns, tokenize=False, date_string=_DATE, **options)
 
 
 def load_tokenizer(

@@ -92,6 +92,7 @@ class Annotator:
 def page(tmp_path):
     config = quickstart.get_config()
     config.oracle.kind, config.people.port = "people", free_port()
+    config.people.requests_per_s = 1000.0  # the keys are pressed faster than by people
     config.people.guideline = str(tmp_path / "guideline.txt")
     (tmp_path / "guideline.txt").write_text("Prefer the summary that names who did what. Ignore its length.")
     with server.page(config, tmp_path) as page:
