@@ -10,8 +10,13 @@ from urllib.parse import quote, urlsplit
 JUDGE_KEY = "OPENAI_API_KEY"
 ORACLE_TOKEN = "SEA_JAX_ORACLE_TOKEN"
 PEOPLE_TOKEN = "SEA_JAX_PEOPLE_TOKEN"
+CHAT_TOKEN = "SEA_JAX_CHAT_TOKEN"
+OPERATOR_TOKEN = "SEA_JAX_OPERATOR_TOKEN"
 # The last three are read by huggingface_hub and Ray.
-VARIABLES = (JUDGE_KEY, ORACLE_TOKEN, PEOPLE_TOKEN, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_AUTH_TOKEN")
+VARIABLES = (
+    JUDGE_KEY, ORACLE_TOKEN, PEOPLE_TOKEN, CHAT_TOKEN, OPERATOR_TOKEN,
+    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_AUTH_TOKEN",
+)  # fmt: skip
 _SHORTEST = 8  # characters; shorter values, such as 'none' and 'EMPTY', are no secrets
 _USER_OF_URL = re.compile(r"(?<=://)[^/?#\s]*@")  # 'user:password@'
 

@@ -16,7 +16,7 @@ from sea_jax.run import Choice, Run
 from sea_jax.runtime.checkpoint_folder import CheckpointFolder
 from sea_jax.runtime.mesh import bytes_from_main, to_host
 from sea_jax.runtime.stop import StopRequest
-from sea_jax.types import Duel, SeaState
+from sea_jax.types import Duel, PolicyState, SeaState
 
 
 def save(folder: CheckpointFolder, run: Run, observed: dict[str, Any], score: float | None = None) -> None:
@@ -67,6 +67,17 @@ def restore(folder: CheckpointFolder, run: Run) -> dict[str, Any] | None:
         _require_labels(run)
     run.actor.stored = _stored_proposals(run)
     return found[0]["observed"] if found else None
+
+
+def policy_of(folder: CheckpointFolder, run: Run, step: int) -> PolicyState:
+    """Reads the policy and its optimizer's state from the checkpoint of a step, onto the run's devices.
+
+    Raises:
+        InputError: there is no such checkpoint, or it cannot be read.
+    """
+    if step not in folder.steps():
+        raise InputError(f"{folder.folder}: no checkpoint of step {step}; valid: one of {folder.steps()}")
+    return folder.read(step, state=_arrays(run.state))["state"]["policy"]
 
 
 def _require_labels(run: Run) -> None:

@@ -146,14 +146,14 @@ class CheckpointFolder:
         wait_for_all(f"{self.folder}: damaged checkpoints")
         self._manager.reload()
 
-    def read(self, step: int, *names: str) -> dict[str, Any]:
-        """Reads trees of one checkpoint as arrays on the host.
+    def read(self, step: int, *names: str, **trees: Any) -> dict[str, Any]:
+        """Reads trees of one checkpoint: those in `names` as arrays on the host, others as by `newest`.
 
         Raises:
             InputError: it cannot be read.
         """
         try:
-            return self._read(step, dict.fromkeys(names))[1]
+            return self._read(step, dict.fromkeys(names) | trees)[1]
         except _UNREADABLE as error:
             place = self.folder / str(step)
             raise InputError(

@@ -1,1 +1,1 @@
-"""Services for other programs: the preference oracle over HTTP."""
+"""Services: a preference oracle over HTTP, and a chat whose policy learns from its users."""
