@@ -102,7 +102,7 @@ class Totals(NamedTuple):
 
 
 class Online(NamedTuple):
-    """How the policy fared against the one it began from, before users who did not know which is which."""
+    """Comparisons of the policy with the one that it began from, by users who do not know which is which."""
 
     compared: int
     wins: float  # a tie counts ½

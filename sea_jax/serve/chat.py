@@ -1,4 +1,4 @@
-"""Answers conversations: checks them, draws which get two answers, and writes pairs down before they are seen."""
+"""Answers conversations: checks them, draws which get two answers, and writes pairs before users see them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from starlette.concurrency import run_in_threadpool
 
 from sea_jax.labels.chat import ChatDuels, Pair, Shown
 from sea_jax.labels.journal import pack_tokens
-from sea_jax.serve.engine import CONTROL, ONE, TWO, Answer, Engine, Event, Failure, Part, Request, Two
+from sea_jax.serve.engine import Engine
+from sea_jax.serve.events import CONTROL, ONE, TWO, Answer, Event, Failure, Part, Request, Two
 from sea_jax.serve.learner import Learner
 from sea_jax.tasks.conversation import ROLES, Message, to_text
 from sea_jax.tasks.protocol import Task

@@ -27,59 +27,11 @@ from sea_jax.models.decoder import Decoder
 from sea_jax.models.generate import Responses, Weights, unstack_layers
 from sea_jax.runtime.mesh import to_host
 from sea_jax.serve.decoding import Written, programs
+from sea_jax.serve.events import CONTROL, ONE, TWO, Answer, BusyError, Failure, Part, Request, Two
 from sea_jax.tasks.protocol import Task
 from sea_jax.types import Array, Candidates, Params
 
-ONE, TWO, CONTROL = "one", "two", "control"  # kinds of requests; CONTROL: one of two by the starting policy
 _HALF_CHARACTER = "\ufffd"  # of a text that ends within a character
-
-
-class Part(NamedTuple):
-    """A further piece of an answer."""
-
-    text: str
-
-
-class Answer(NamedTuple):
-    """The end of a single answer."""
-
-    reason: str  # 'stop' at the EOS, else 'length'
-    prompt_tokens: int
-    tokens: int
-    version: int
-
-
-class Two(NamedTuple):
-    """Two complete answers, to be compared."""
-
-    texts: tuple[str, str]
-    tokens: tuple[np.ndarray, np.ndarray]  # int32, EOS included
-    version: int
-    reference: int | None  # the starting policy wrote the first (0) or the second (1)
-    prompt_tokens: int
-
-
-class Failure(NamedTuple):
-    """The end of a request that could not be answered; the reason is in the log."""
-
-
-Event = Part | Answer | Two | Failure
-
-
-class BusyError(Exception):
-    """More requests wait than may."""
-
-
-@dataclasses.dataclass(eq=False)
-class Request:
-    """A prompt to answer; `emit` is called in the engine's thread."""
-
-    prompt: str
-    emit: Callable[[Event], None]
-    kind: str = ONE
-    temperature: float = 1.0
-    max_tokens: int = 2**31 - 1
-    cancelled: bool = False  # nobody waits any more
 
 
 class Policy(NamedTuple):
@@ -310,7 +262,7 @@ class Engine:
 
 
 class _Stream:
-    """What a request has got of its answer."""
+    """The part of an answer that was sent."""
 
     def __init__(self, task: Task, request: Request):
         self.request, self._task, self._sent = request, task, ""

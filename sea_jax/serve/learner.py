@@ -148,15 +148,15 @@ class Learner(Observer):
     # Observer
 
     def begin(self, run: Run) -> None:
-        """See `Observer`."""
+        """Lets the logbook begin."""
         self._opened.logbook.begin(run)
 
     def flush(self) -> None:
-        """See `Observer`."""
+        """Lets the logbook write the metrics of the last step."""
         self._opened.logbook.flush()
 
     def end_step(self, run: Run, record: Record, last: bool) -> None:
-        """Publishes the new version; see `Observer`."""
+        """Publishes the new version, and lets the logbook end the step."""
         self._publish()
         self._opened.logbook.end_step(run, record, last)
 

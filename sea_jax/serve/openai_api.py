@@ -25,7 +25,8 @@ from sea_jax.labels.chat import ChatDuels, NotYoursError
 from sea_jax.labels.question_tables import BOTH_BAD, TIE
 from sea_jax.people.sessions import Sessions, read_object, whole_number
 from sea_jax.serve.chat import Chat, Compared, ConversationError
-from sea_jax.serve.engine import ONE, Answer, BusyError, Engine, Failure, Part
+from sea_jax.serve.engine import Engine
+from sea_jax.serve.events import ONE, Answer, BusyError, Failure, Part
 
 MODEL = "sea_jax"
 _ANYBODY, _LONGEST_NAME = "api", 40
@@ -45,7 +46,7 @@ class OpenAiApi:
         chat: answers.
         engine: whose version is named.
         duels: takes choices.
-        sessions: counts requests.
+        sessions: counts requests without the token.
         token: that programs must send; empty: none.
     """
 
@@ -116,10 +117,10 @@ class OpenAiApi:
         return await read_object(request)
 
     def _authorise(self, request: Request) -> None:
-        """Counts a request; raises HTTPException without the token."""
-        self._sessions.require_rate(request)
+        """Raises HTTPException without the token; only requests without it are counted."""
         sent = request.headers.get("authorization", "")
         if self._token and not hmac.compare_digest(sent.encode(), f"Bearer {self._token}".encode()):
+            self._sessions.require_rate(request)
             raise HTTPException(401, "valid with the header Authorization: Bearer <token>")
 
 

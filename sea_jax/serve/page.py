@@ -33,7 +33,8 @@ from sea_jax.labels.chat import CHOICES, ChatDuels, NotYoursError
 from sea_jax.people.limits import BodyLimit, SecurityHeaders
 from sea_jax.people.sessions import Sessions, refusal, whole_number
 from sea_jax.serve.chat import Chat, Compared, ConversationError
-from sea_jax.serve.engine import Answer, BusyError, Engine, Part
+from sea_jax.serve.engine import Engine
+from sea_jax.serve.events import Answer, BusyError, Part
 from sea_jax.serve.learner import Learner
 from sea_jax.serve.openai_api import OpenAiApi
 
@@ -47,7 +48,7 @@ PAUSE, RESUME, ROLLBACK = ACTIONS = ("pause", "resume", "rollback")
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """Who may do what.
+    """Tokens, and bounds of what a client may send.
 
     Attributes:
         token: of users and programs; empty: none is needed.
@@ -148,7 +149,7 @@ class ChatPage:
 
     @property
     def _operates(self) -> bool:
-        """Whether somebody may pause learning and roll back on the page."""
+        """True if somebody may pause learning and roll back on the page."""
         return bool(self._access.operator_token) or not self._access.token
 
     async def _operate(self, request: Request) -> Response:

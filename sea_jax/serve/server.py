@@ -23,7 +23,9 @@ from sea_jax.labels.chat import ChatDuels
 from sea_jax.methods import METHODS
 from sea_jax.methods.scorers import EnsembleScorer
 from sea_jax.oracles.access import check_address, read_key
+from sea_jax.pretraining.policy import save_policy
 from sea_jax.run import Run
+from sea_jax.runtime.mesh import to_host
 from sea_jax.runtime.owner import own
 from sea_jax.serve.chat import Chat
 from sea_jax.serve.engine import Engine, Settings
@@ -37,7 +39,7 @@ _ORACLE = "people"
 
 
 def serve(config: Config, workdir: str) -> None:
-    """Serves until a signal comes; goes on where the work directory's run stood.
+    """Serves until a signal comes, and saves the policy then; goes on where the work directory's run stood.
 
     Args:
         config: with one method, and oracle.kind='people'.
@@ -66,8 +68,12 @@ def serve(config: Config, workdir: str) -> None:
             learner = Learner(opened, duels, engine)
             engine.warm_up()
             chat = Chat(task, engine, duels, learner, opened.run.config)
-            with engine.running(), _pages(config, host, chat, engine, learner, duels):
-                learner.learn()
+            try:
+                with engine.running(), serve_pages(config, host, chat, engine, learner, duels):
+                    learner.learn()
+            finally:
+                params = to_host(opened.run.state.policy.params)
+                save_policy(config, opened.folder / "policy", shared.model, params, task)
 
 
 def require_servable(config: Config) -> str:
@@ -141,7 +147,7 @@ def _strategy(run: Run) -> str:
 
 
 @contextlib.contextmanager
-def _pages(
+def serve_pages(
     config: Config, host: str, chat: Chat, engine: Engine, learner: Learner, duels: ChatDuels
 ) -> Iterator[None]:
     """Serves the pages in a thread while the context lasts, and says where they are.

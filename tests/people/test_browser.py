@@ -3,15 +3,12 @@
 Also makes the screenshots of docs/guides/people.md, if SCREENSHOTS names a folder.
 """
 
-import contextlib
 import os
-import shutil
 import signal
 import sqlite3
-import time
-from pathlib import Path
 
 import pytest
+from browsing import Visitor, browser
 from services import free_port
 
 from configs import quickstart
@@ -24,52 +21,8 @@ RUN = "sea-seed0"
 KEYS = {"first": "1 2", "second": "2 1", "tie": "3 3", "both_bad": "4 4"}  # where the first is left; right
 
 
-@contextlib.contextmanager
-def browser():
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,720"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
-        yield Annotator(driver)
-    finally:
-        driver.quit()
-
-
-class Annotator:
-    """Somebody at the page: presses keys, and sees what is shown."""
-
-    def __init__(self, driver):
-        self.driver = driver
-
-    def log_in(self, address, name):
-        self.driver.get(address)
-        self.find("name").send_keys(name + "\n")
-
-    def find(self, name):
-        from selenium.webdriver.common.by import By
-
-        return self.driver.find_element(By.ID, name)
-
-    def press(self, key):
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.driver).send_keys(key).perform()
-
-    def wait(self, condition, seconds=20):
-        from selenium.common.exceptions import WebDriverException
-
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            with contextlib.suppress(WebDriverException):
-                if found := condition():
-                    return found
-            time.sleep(0.02)
-        raise TimeoutError(self.find("message").text)
+class Annotator(Visitor):
+    """Somebody who labels: sees what is shown, and answers by keys."""
 
     def question(self, besides=""):
         """Waits for a question that is shown and is not `besides`; returns its id."""
@@ -82,10 +35,6 @@ class Annotator:
         left, right = KEYS[verdict].split()
         self.press(left if self.find("left").text.startswith("first") else right)
         return shown
-
-    def screenshot(self, name):
-        if folder := os.environ.get("SCREENSHOTS"):
-            self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))
 
 
 @pytest.fixture
@@ -118,7 +67,8 @@ def test_twenty_duels_by_keys_two_taken_back_and_a_reload_in_the_middle(page, tm
     """The file holds exactly the twenty verdicts, and the two that were taken back as such."""
     offer(tmp_path, 20)
     verdicts = [("first", "second", "tie", "both_bad")[i % 4] for i in range(20)]
-    with browser() as anna:
+    said = {}  # by question: which one follows a verdict that was taken back depends on time
+    with browser(Annotator) as anna:
         anna.driver.get(page.address)
         anna.screenshot("people_login")
         anna.log_in(page.address, "anna")
@@ -137,6 +87,7 @@ def test_twenty_duels_by_keys_two_taken_back_and_a_reload_in_the_middle(page, tm
                 anna.wait(lambda: "3 answers of yours" in anna.find("progress").text)
                 anna.screenshot("people_page")
             shown = anna.answer(verdict)
+            said[int(shown)] = verdict
             if number < 19:
                 anna.question(besides=shown)
         anna.wait(lambda: anna.find("waiting").is_displayed())
@@ -146,15 +97,17 @@ def test_twenty_duels_by_keys_two_taken_back_and_a_reload_in_the_middle(page, tm
         assert not [line for line in messages if "409" not in line], messages
         anna.driver.get(f"{page.address}progress")
         anna.screenshot("people_progress")
-    assert votes(tmp_path) == sorted((i, "anna", verdict) for i, verdict in enumerate(verdicts))
+    assert len(said) == 20
     with sqlite3.connect(tmp_path / FILE) as db:
+        found = db.execute("SELECT question, annotator, verdict FROM votes ORDER BY question").fetchall()
+        assert found == [(question, "anna", verdict) for question, verdict in sorted(said.items())]
         assert db.execute("SELECT count(*) FROM verdicts WHERE undone_at IS NOT NULL").fetchone() == (2,)
         assert db.execute("SELECT min(seconds) > 0 FROM verdicts").fetchone() == (1,)
 
 
 def test_quick_keys_answer_one_question_each(page, tmp_path):
     offer(tmp_path, 12)
-    with browser() as anna:
+    with browser(Annotator) as anna:
         anna.log_in(page.address, "anna")
         anna.question()
         for _ in range(400):
@@ -167,7 +120,7 @@ def test_quick_keys_answer_one_question_each(page, tmp_path):
 
 def test_two_browsers_never_have_one_question_and_a_killed_server_loses_nothing(page, tmp_path):
     offer(tmp_path, 16)
-    with browser() as anna, browser() as ben:
+    with browser(Annotator) as anna, browser(Annotator) as ben:
         anna.log_in(page.address, "anna")
         ben.log_in(page.address, "ben")
         for turn in range(8):

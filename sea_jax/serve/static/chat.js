@@ -112,11 +112,17 @@ async function answer() {
   setBusy(false);
 }
 
+// While a choice is due, there is nothing to write.
+function showPairOnly(value) {
+  byId("pair").hidden = !value;
+  byId("ask").hidden = value;
+}
+
 function showPair(two) {
   pair = two;
   byId("left").textContent = two.left.trim();
   byId("right").textContent = two.right.trim();
-  byId("pair").hidden = false;
+  showPairOnly(true);
   byId("pair").scrollIntoView({ block: "end" });
 }
 
@@ -124,7 +130,7 @@ async function choose(choice) {
   if (!pair) return;
   const { duel, left, right } = pair;
   pair = null;
-  byId("pair").hidden = true;
+  showPairOnly(false);
   const chosen = (choice === "right" ? right : left).trim() || "…";
   bubble("assistant", chosen);
   keep("assistant", chosen);
@@ -164,7 +170,7 @@ byId("new").addEventListener("click", () => {
   pair = null;
   sessionStorage.removeItem(KEY);
   byId("turns").replaceChildren();
-  byId("pair").hidden = true;
+  showPairOnly(false);
   say("");
   setBusy(false);
 });
