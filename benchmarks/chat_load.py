@@ -44,7 +44,8 @@ def chat(job: tuple[int, int, str, float, float]) -> Log:
     task, reward = mini_tldr.load(), mini_tldr.reward_fn(0)
     log, end = Log(), time.monotonic() + seconds
     threads = [
-        threading.Thread(target=_one, args=(first + i, address, pause_s, end, task, reward, log)) for i in range(count)
+        threading.Thread(target=_one, args=(first + i, address, pause_s, end, task, reward, log))
+        for i in range(count)
     ]
     for thread in threads:
         thread.start()
@@ -109,7 +110,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--port", type=int, default=8513)
     parser.add_argument("--workdir", default="", help="keeps the run; default: a folder that is deleted")
-    parser.add_argument("--cache", default="runs/quickstart/cache", help="of trained parts, as `make run` leaves them")
+    parser.add_argument(
+        "--cache", default="runs/quickstart/cache", help="of trained parts, as `make run` leaves them"
+    )
     options, further = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(options.workdir or folder)
@@ -148,8 +151,12 @@ def _load(options: argparse.Namespace, workdir: Path, server: subprocess.Popen) 
     for name, what in (("first_s", "first part"), ("whole_s", "whole answer"), ("choose_s", "choice taken")):
         if len(seconds := of(name)):
             p50, p99 = np.quantile(seconds, (0.5, 0.99))
-            print(f"  {what}: p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms, slowest {1000 * seconds.max():.0f} ms")
-    print(f"  {len(errors)} errors {sorted({*errors})[:3]}; {sum(log.busy for log in logs)} told to come again")
+            print(
+                f"  {what}: p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms, slowest {1000 * seconds.max():.0f} ms"
+            )
+    print(
+        f"  {len(errors)} errors {sorted({*errors})[:3]}; {sum(log.busy for log in logs)} told to come again"
+    )
     with ChatDuels(workdir) as duels:
         totals, online = duels.totals(), duels.online()
         with duels.reading() as db:

@@ -27,7 +27,13 @@ class Serve(Section):
         at_least=0,
         at_most=1,
     )
-    answer_s: float = field(600.0, "seconds for which a user can choose between two answers", above=0)
+    answer_s: float = field(300.0, "seconds for which a user can choose between two answers", above=0)
+    pairs: int = field(
+        16,
+        "pairs that wait for a choice or to be learned from, at most; with so many nobody is asked, as a "
+        "policy gets worse that learns from answers of much older versions",
+        at_least=1,
+    )
     at_once: int = field(16, "requests that are answered together, at most", at_least=1)
     waiting: int = field(256, "requests that wait, at most; further ones get status 503", at_least=1)
     chunk: int = field(8, "tokens between two parts of a streamed answer", at_least=1)

@@ -37,7 +37,7 @@ CREATE TABLE duels (
   row INTEGER
 ) STRICT;
 CREATE UNIQUE INDEX duels_of_a_step ON duels (step, row);
-CREATE INDEX fresh_duels ON duels (given_at, id) WHERE step IS NULL AND verdict IS NOT NULL;
+CREATE INDEX fresh_duels ON duels (verdict, given_at, id) WHERE step IS NULL;
 CREATE TABLE rollbacks (
   id INTEGER PRIMARY KEY,
   version INTEGER NOT NULL,         -- whose policy is taken up again
@@ -128,7 +128,7 @@ class ChatDuels(Store):
         InputError, StorageError: as `Store`.
     """
 
-    def __init__(self, folder: Path, answer_s: float = 600.0):
+    def __init__(self, folder: Path, answer_s: float = 300.0):
         super().__init__(folder / FILE, _LAYOUT)
         self._answer_s = answer_s
 
@@ -184,7 +184,7 @@ class ChatDuels(Store):
         Returns:
             The batch; empty if there are not enough choices.
         """
-        usable = (FIRST, SECOND, TIE) if with_ties else (FIRST, SECOND, FIRST)
+        usable = _usable(with_ties)
         with self._writing() as db:
             if not db.execute("SELECT 1 FROM duels WHERE step = ?", (step,)).fetchone():
                 fresh = db.execute(
@@ -197,6 +197,16 @@ class ChatDuels(Store):
                 places = [(step, row, id) for row, (id,) in enumerate(fresh)]
                 db.executemany("UPDATE duels SET step = ?, row = ? WHERE id = ?", places)
             return self._of_step(step)
+
+    def waiting(self, with_ties: bool = False) -> int:
+        """Counts the pairs that wait for a choice, or to be learned from."""
+        with self.reading() as db:
+            (found,) = db.execute(
+                "SELECT count(*) FILTER (WHERE verdict IS NOT NULL OR until >= ?) FROM duels "
+                "WHERE step IS NULL AND (verdict IS NULL OR verdict IN (?, ?, ?))",
+                (time.time(), *_usable(with_ties)),
+            ).fetchone()
+        return found
 
     def of_step(self, step: int) -> list[Chosen]:
         """Returns the choices that step t learns from."""
@@ -265,3 +275,8 @@ class ChatDuels(Store):
         with self.reading() as db:
             query = "SELECT version, step, failure FROM rollbacks ORDER BY id DESC LIMIT 1"
             return db.execute(query).fetchone()
+
+
+def _usable(with_ties: bool) -> tuple[str, str, str]:
+    """Returns the verdicts that say something."""
+    return (FIRST, SECOND, TIE) if with_ties else (FIRST, SECOND, FIRST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
@@ -48,6 +49,8 @@ class Chat:
     def __init__(self, task: Task, engine: Engine, duels: ChatDuels, learner: Learner, config: Config):
         self._task, self._engine, self._duels, self._learner = task, engine, duels, learner
         self._config, self.temperature = config.serve, config.train.temperature
+        self._with_ties = config.oracle.ties == "coin"
+        self._lock, self._in_work = threading.Lock(), 0  # pairs that are being written
 
     def prompt_of(self, messages: Any) -> str:
         """Reads a conversation as OpenAI's API has it, and returns it as a prompt.
@@ -66,14 +69,19 @@ class Chat:
             raise ConversationError(f"it has {len(ids)} tokens; valid: at most {most}")
         return prompt
 
-    def kind(self) -> str:
-        """Draws whether a request of the page gets one answer or two."""
-        if not self._learner.asks or random.random() >= self._config.share:
-            return ONE
-        return self.kind_of_two()
+    def kind(self, share: float | None = None) -> str:
+        """Draws whether a request gets one answer or two, and whether one of two is the starting policy's.
 
-    def kind_of_two(self) -> str:
-        """Draws whether one of two answers is the starting policy's; never before there is another policy."""
+        Args:
+            share: of the requests that get two, where a choice would be learned from soon; None: that of the
+                page.
+        """
+        if random.random() >= (self._config.share if share is None else share) or not self._learner.asks:
+            return ONE
+        with self._lock:
+            if self._in_work + self._duels.waiting(self._with_ties) >= self._config.pairs:
+                return ONE
+            self._in_work += 1  # until `answer` ends
         control = self._engine.version > 0 and random.random() < self._config.control_share
         return CONTROL if control else TWO
 
@@ -98,18 +106,26 @@ class Chat:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         request = Request(prompt, emit, kind, temperature, max_tokens)
-        self._engine.submit(request)
         try:
+            self._engine.submit(request)
             while True:
                 event = await events.get()
                 if isinstance(event, Two):
-                    yield await run_in_threadpool(self._compared, user, prompt, event)
-                else:
-                    yield event
+                    event = await run_in_threadpool(self._compared, user, prompt, event)
                 if not isinstance(event, Part):
+                    self._end(request)
+                    yield event
                     return
+                yield event
         finally:
-            request.cancelled = True
+            self._end(request)
+
+    def _end(self, request: Request) -> None:
+        """Marks a request as one that nobody waits for; the second time it does nothing."""
+        with self._lock:
+            if not request.cancelled:
+                request.cancelled = True
+                self._in_work -= request.kind != ONE
 
     def _compared(self, user: str, prompt: str, two: Two) -> Compared:
         first, second = map(pack_tokens, two.tokens)

@@ -89,7 +89,7 @@ class OpenAiApi:
         stream, usage = _flag(body, "stream"), _flag(_object(body, "stream_options"), "include_usage")
         if two and stream:
             raise HTTPException(400, "compare: valid without stream")
-        kind = self._chat.kind_of_two() if two else ONE
+        kind = await run_in_threadpool(self._chat.kind, 1.0) if two else ONE
         events = self._chat.answer(user, prompt, kind, temperature, most)
         head = dict(id=f"chatcmpl-{secrets.token_hex(12)}", created=int(time.time()), model=MODEL)
         first = await anext(events)  # a full queue is refused before the reply begins

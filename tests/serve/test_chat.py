@@ -65,8 +65,6 @@ def test_an_answer_is_that_of_the_policy(tmp_path):
             num_responses=1, temperature=0.0,
         )  # fmt: skip
         ((expected,),) = chat.task.decode(np.array(out.tokens), np.array(out.mask))
-        events = chat.ask(chat.client(), prompt)
-        assert [*events[0]] == ["two"]
         api = chat.client("")
         body = dict(model="m", messages=[dict(role="user", content=prompt)], temperature=0)
         found = api.post("/v1/chat/completions", json=body).json()
@@ -92,7 +90,7 @@ def test_control_pairs_compare_with_the_starting_policy(tmp_path, monkeypatch):
     with live(tmp_path, **{"serve.control_share": 1.0}) as chat:
         anna = chat.client()
         for i in range(4):
-            chat.choose(anna, i)  # of version 0, which is the starting policy: no control
+            chat.choose(anna, i)  # version 0 is the starting policy: no control
         assert chat.duels.online().compared == 0
         chat.wait(lambda: chat.engine.version == 1)
         for i in range(3):
@@ -139,7 +137,7 @@ def test_paused_learning_keeps_choices_for_later(tmp_path):
         chat.duels.set_paused(True)
         assert [*chat.ask(anna, "a post")[0]] == ["part"]  # nobody is asked in vain
         chat.duels.set_paused(False)
-        pairs = [chat.ask(anna, f"post {i}")[0]["two"] for i in range(4)]
+        pairs = [chat.pair(anna, f"post {i}") for i in range(4)]
         assert anna.post("/api/operate", json=dict(action="pause")).json()["paused"] is True
         for two in pairs:
             anna.post("/api/choose", json=dict(duel=two["duel"], choice="left"))
@@ -147,6 +145,22 @@ def test_paused_learning_keeps_choices_for_later(tmp_path):
             chat.wait(lambda: chat.engine.version == 1, seconds=1)
         assert anna.post("/api/operate", json=dict(action="resume")).json()["paused"] is False
         chat.wait(lambda: chat.engine.version == 1)
+
+
+def test_no_more_pairs_wait_than_may(tmp_path):
+    """So that a policy does not learn from answers of much older versions."""
+    with live(tmp_path, **{"serve.pairs": 6}) as chat:
+        anna, api = chat.client(), chat.client("")
+        chat.duels.set_paused(True)
+        chat.duels.set_paused(False)
+        pairs = [chat.pair(anna, f"post {i}") for i in range(6)]
+        assert [*chat.ask(anna, "a post")[0]] == ["part"] and chat.duels.waiting() == 6
+        body = dict(messages=[dict(role="user", content="a post")], compare=True)
+        assert len(api.post("/v1/chat/completions", json=body).json()["choices"]) == 1
+        for two, choice in zip(pairs, ["tie", "both_bad", "left", "left", "left", "skip"], strict=True):
+            anna.post("/api/choose", json=dict(duel=two["duel"], choice=choice))
+        assert chat.duels.waiting() == 3 and chat.duels.waiting(with_ties=True) == 4
+        chat.pair(anna, "a post")
 
 
 def test_a_rollback_takes_up_a_policy_again_and_keeps_the_labels(tmp_path):
@@ -197,12 +211,12 @@ def test_after_the_budget_it_goes_on_answering(tmp_path):
 def test_several_turns_are_one_prompt(tmp_path):
     with live(tmp_path, learns=False) as chat:
         anna = chat.client()
-        (event,) = chat.ask(anna, "a", "b", "c")
+        two = chat.pair(anna, "a", "b", "c")
         with chat.duels.reading() as db:
             assert db.execute("SELECT prompt FROM duels").fetchall() == [
                 ("[user]\na\n\n[assistant]\nb\n\n[user]\nc",)
             ]
-        assert event["two"]["duel"] == 1
+        assert two["duel"] == 1
 
 
 @pytest.mark.parametrize(
@@ -312,8 +326,7 @@ def test_tokens_of_users_programs_and_operators(tmp_path):
 def test_another_user_cannot_choose(tmp_path):
     with live(tmp_path, learns=False) as chat:
         anna, eve = chat.client("anna"), chat.client("eve")
-        (event,) = chat.ask(anna, "a post")
-        duel = event["two"]["duel"]
+        duel = chat.pair(anna, "a post")["duel"]
         assert eve.post("/api/choose", json=dict(duel=duel, choice="left")).status_code == 409
         assert eve.post("/v1/feedback", json=dict(duel=duel, choice=0)).status_code == 409
         assert anna.post("/api/choose", json=dict(duel=duel, choice="middle")).status_code == 400
@@ -327,7 +340,9 @@ def test_a_program_compares_by_the_api(tmp_path):
         assert api.get("/v1/models").json()["data"][0]["version"] == 0
         for i in range(4):
             body = dict(messages=[dict(role="user", content=f"post {i}")], compare=True, user="robot")
-            found = api.post("/v1/chat/completions", json=body).json()
+            found = {}
+            while "duel" not in found:
+                found = api.post("/v1/chat/completions", json=body).json()
             texts = [choice["message"]["content"] for choice in found["choices"]]
             feedback = dict(duel=found["duel"], choice=texts.index(min(texts)), user="robot")
             assert api.post("/v1/feedback", json=feedback).status_code == 200

@@ -10,6 +10,7 @@ from real_text import CHAT, byte_tokenizer, posts
 from tokenizers import processors
 
 from sea_jax.errors import InputError
+from sea_jax.tasks.conversation import Message, to_text
 from sea_jax.tasks.tokenizer import load_tokenizer
 
 END, START, STOP = 0, 1, 2  # <|endoftext|>, <|start|>, <|end|>
@@ -50,6 +51,11 @@ def test_template_as_transformers_applies_it(folder):
     asked = theirs.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False)
     whole = theirs.apply_chat_template(messages, return_dict=False)
     assert found.encode([found.chat("we ran"), found.chat_pair("we ran", "home")]) == [asked, whole]
+    turns = [Message("user", "we"), Message("assistant", "ran"), Message("user", "home")]
+    asked = theirs.apply_chat_template(
+        [turn._asdict() for turn in turns], add_generation_prompt=True, return_dict=False
+    )
+    assert found.encode([found.chat(to_text(turns))]) == [asked]
     (ids,) = found.encode([found.chat_pair("we ran", "home<|end|><|start|>user")])
     assert ids.count(STOP) == ids.count(START) == 2  # those of the template
     assert load_tokenizer(folder, chat="no").eos_id == END

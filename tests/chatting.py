@@ -20,7 +20,7 @@ from sea_jax.serve.server import make_engine
 
 # Random weights are as unsure as they are: all requests of the page get two answers.
 FIELDS = {
-    "ensemble.kind": "mlp", "serve.share": 1.0, "serve.least_std": 0.0, "serve.control_share": 0.0, "serve.at_once": 4,
+    "ensemble.kind": "mlp", "serve.share": 1.0, "serve.least_std": 0.0, "serve.control_share": 0.0, "serve.pairs": 100, "serve.at_once": 4,
     "serve.chunk": 2, "oracle.kind": "people", "checkpoint.every_s": 0.0, "checkpoint.keep": 9, "train.query_budget": 64,
     "eval.every_queries": 1000, "serve.requests_per_s": 1e6,
 }  # fmt: skip
@@ -54,11 +54,16 @@ class Live:
         assert reply.status_code == 200, reply.text
         return [json.loads(line.removeprefix("data: ")) for line in reply.text.strip().split("\n\n")]
 
+    def pair(self, client, *contents):
+        """Two answers to a conversation, as `ask`; where all heads agree, or both are equal, it asks again."""
+        while True:
+            if two := self.ask(client, *contents)[0].get("two"):
+                return two
+
     def choose(self, client, number, pick=max):
         """Asks about a prompt of the task, and chooses the left or right text that `pick` takes; returns the pair."""
         prompts = self.task.prompts["train"]
-        (event,) = self.ask(client, prompts[number % len(prompts)])
-        two = event["two"]
+        two = self.pair(client, prompts[number % len(prompts)])
         side = "left" if pick(two["left"], two["right"]) == two["left"] else "right"
         reply = client.post("/api/choose", json=dict(duel=two["duel"], choice=side))
         assert reply.status_code == 200, reply.text
