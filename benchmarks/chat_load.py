@@ -61,9 +61,10 @@ def chat(job: tuple[int, int, str, float, float]) -> Log:
 def _one(number: int, address: str, pause_s: float, end: float, task, reward, log: Log) -> None:
     rng = random.Random(number)
     with httpx2.Client(base_url=address, timeout=120) as client:
-        client.post("/login", data=dict(name=f"user {number}"))
-        client.headers["x-csrf-token"] = client.get("/").text.split('name="csrf" content="')[1].split('"')[0]
         time.sleep(rng.random() * pause_s)
+        while client.post("/login", data=dict(name=f"user {number}")).status_code == 429:
+            time.sleep(1 + rng.random())  # all users come from one address, whose logins are bounded
+        client.headers["x-csrf-token"] = client.get("/").text.split('name="csrf" content="')[1].split('"')[0]
         while time.monotonic() < end:
             prompt, two = rng.choice(task.prompts["train"]), None
             try:
