@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import sqlite3
 import time
@@ -67,7 +68,13 @@ class Desk(Questions):
         super().__init__(folder)
         self._lease_s, self._skips = lease_s, skips
 
-    def next(self, annotator: str, shown: bool = True, besides: int = 0) -> Shown | None:
+    def next(
+        self,
+        annotator: str,
+        shown: bool = True,
+        besides: int = 0,
+        present: Sequence[str] | None = None,
+    ) -> Shown | None:
         """Hands out the open question of the earliest step that the posterior is least sure of.
 
         A question that the annotator was handed before, and has not answered, comes first. One that is shown
@@ -77,6 +84,8 @@ class Desk(Questions):
             annotator: name.
             shown: False: the page loads it ahead; another annotator may have it if there is no other.
             besides: id of a question that is not wanted; 0: none.
+            present: annotators whose pages are open. Where there is no other question, those of the absent
+                are handed out; None: nobody is absent.
 
         Returns:
             The question; None if there is none for this annotator.
@@ -86,6 +95,12 @@ class Desk(Questions):
             db.execute("DELETE FROM leases WHERE until < ?", (now,))
             wanted = dict(me=annotator, besides=besides, shown=int(shown))
             row = db.execute(_NEXT, wanted).fetchone()
+            if row is None and present is not None:
+                names = json.dumps([*present, annotator])
+                db.execute(
+                    "DELETE FROM leases WHERE annotator NOT IN (SELECT value FROM json_each(?))", (names,)
+                )
+                row = db.execute(_NEXT, wanted).fetchone()
             if row is None:
                 return None
             return self._lease(db, row[0], annotator, shown, now)

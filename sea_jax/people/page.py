@@ -32,11 +32,12 @@ from sea_jax.labels.desk import Desk, NotLeasedError, Shown
 from sea_jax.labels.question_tables import BOTH_BAD, SKIP, TIE
 from sea_jax.people import progress
 from sea_jax.people.limits import BodyLimit, SecurityHeaders
-from sea_jax.people.sessions import Sessions, refusal, whole_number
+from sea_jax.people.sessions import Session, Sessions, refusal, whole_number
 
 _HERE = Path(__file__).parent
 TITLE = "Which answer is better?"
 _LONGEST_SHOWN_S = 86_400.0
+_AWAY_S = 15.0  # without a request, of which a page that is open sends one every 5 seconds
 CHOICES = ("left", "right", TIE, BOTH_BAD, SKIP)
 
 
@@ -67,6 +68,8 @@ class Page:
 
     def __init__(self, desk: Desk, settings: PageSettings):
         self._desk, self._settings = desk, settings
+        self._heard: dict[str, float] = {}  # annotator -> instant of the last request
+        self._since = time.monotonic()
         self._templates = Jinja2Templates(_HERE / "templates")
         self._sessions = Sessions(desk, self._templates, TITLE, settings.token, settings.requests_per_s)
         api = {
@@ -111,10 +114,10 @@ class Page:
     # What the page's script calls
 
     async def _next(self, request: Request) -> Response:
-        session = await self._sessions.require(request)
+        session = await self._required(request)
         ahead = request.query_params.get("ahead") == "1"
         besides = whole_number(request.query_params.get("besides", "0"), "question")
-        shown = await run_in_threadpool(self._desk.next, session.name, not ahead, besides)
+        shown = await run_in_threadpool(self._desk.next, session.name, not ahead, besides, self._present())
         return _question(shown)
 
     async def _show(self, request: Request) -> Response:
@@ -149,8 +152,22 @@ class Page:
         return _question(shown)
 
     async def _progress(self, request: Request) -> Response:
-        session = await self._sessions.require(request)
+        session = await self._required(request)
         return JSONResponse(await run_in_threadpool(self._facts, session.name))
+
+    # Who is there
+
+    async def _required(self, request: Request) -> Session:
+        """Returns the session of a request, whose annotator is at the page."""
+        session = await self._sessions.require(request)
+        self._heard[session.name] = time.monotonic()
+        return session
+
+    def _present(self) -> list[str] | None:
+        """Returns the annotators whose pages are open; None while the server has just begun."""
+        since = time.monotonic() - _AWAY_S
+        self._heard = {name: heard for name, heard in self._heard.items() if heard >= since}
+        return [*self._heard] if self._since < since else None
 
     # Facts
 

@@ -1,6 +1,8 @@
 """The page's HTTP interface: who may do what, what is refused, and that no text becomes HTML."""
 
 import re
+import time
+import types
 
 import pytest
 from starlette.testclient import TestClient
@@ -8,6 +10,7 @@ from starlette.testclient import TestClient
 from sea_jax.labels.desk import Desk
 from sea_jax.labels.questions import Question
 from sea_jax.people import limits
+from sea_jax.people import page as pages
 from sea_jax.people.page import CHOICES, Page, PageSettings
 
 TOKEN = "a token of 24 characters"
@@ -61,6 +64,28 @@ def test_an_annotator_answers_takes_back_and_sees_the_progress(client, desk):
     assert len(desk.votes()) == 4
     page = client.get("/progress").text
     assert "anna" in page and "unknown yet" in page
+
+
+def test_questions_of_annotators_who_left_are_handed_out_again(tmp_path, monkeypatch):
+    """Those of an annotator whose page is open are not."""
+    now = [1000.0]
+    monkeypatch.setattr(pages, "time", types.SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    with Desk(tmp_path) as desk:
+        desk.offer("run", [Question(i, f"prompt {i}", "a", "b") for i in range(2)])
+        app = Page(desk, PageSettings(requests_per_s=1e6, hosts=("localhost",))).app
+        anna, ben, carl = (
+            log_in(TestClient(app, base_url="http://localhost", follow_redirects=False), name)
+            for name in ("anna", "ben", "carl")
+        )
+        mine = [client.get("/api/next").json()["question"]["id"] for client in (anna, ben)]
+        assert carl.get("/api/next").json()["question"] is None
+        for _ in range(4):  # ben's page is open, anna's was closed
+            now[0] += 5
+            ben.get("/api/progress")
+        assert carl.get("/api/next").json()["question"]["id"] == mine[0]
+        verdict = dict(choice="left", seconds=1)
+        assert anna.post("/api/answer", json=verdict | dict(question=mine[0])).status_code == 409
+        assert ben.post("/api/answer", json=verdict | dict(question=mine[1])).status_code == 200
 
 
 def test_the_same_verdict_may_be_sent_again(client, desk):

@@ -5,7 +5,7 @@
 const csrf = document.querySelector("meta[name=csrf]").content;
 const byId = (id) => document.getElementById(id);
 const RETRY_MS = 1000;
-const POLL_MS = 10000; // for the progress of others
+const POLL_MS = 5000; // for the progress of others; also says that the page is open
 const WAIT_MS = 500; // while there is no question
 
 let current = null; // the question that is shown
