@@ -114,10 +114,10 @@ def _problems_of_method(config: Config, name: str) -> list[str]:
     ]
     scored = method.scorer is None or isinstance(method.scorer, EnsembleScorer)
     own_answers = method.reference_share(config) == 0 and method.steps_per_round(config) == 1
-    if not (scored and own_answers and "policy" in method.learns):
+    if not scored or not own_answers or method.keeps_policy or method.reads_oracle:
         problems.append(
             f"config.methods=({name!r},): valid with serve is a method that learns the policy from its own "
-            "answers, chosen at random or by a posterior, as 'ee_ts', 'sea' or 'passive'"
+            "answers, chosen at random or by a posterior, as 'ee_ts', 'sea', 'passive' or 'posterior_rl'"
         )
     return problems
 

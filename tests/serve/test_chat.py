@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from chatting import live
+from small_run import FEW_UPDATES
 
 from sea_jax.actors.sampler import sample_now
 from sea_jax.labels.chat import Pair
@@ -355,11 +356,15 @@ def test_a_program_compares_by_the_api(tmp_path):
     )
 
 
-def test_a_passive_method_asks_too(tmp_path):
-    with live(tmp_path, "passive") as chat:
-        for i in range(4):
+@pytest.mark.parametrize(("method", "fields"), [("passive", {}), ("posterior_rl", FEW_UPDATES)])
+def test_other_methods_learn_too(tmp_path, method, fields):
+    """Without a posterior, and from the posterior between labels."""
+    with live(tmp_path, method, **fields) as chat:
+        before = leaves(chat.run.state.policy.params)
+        for i in range(8):
             chat.choose(chat.client(), i)
-        chat.wait(lambda: chat.engine.version == 1)
+        chat.wait(lambda: chat.engine.version == 2)
+        assert not equal(chat.run.state.policy.params, before)
 
 
 def test_configs_that_cannot_be_served():
