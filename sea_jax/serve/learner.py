@@ -87,7 +87,7 @@ class ChatActor(Actor):
         """Waits for the choices of step t; imported labels come first."""
         self._learner.begin_step(step)
         while step not in self.given:
-            self._learner.wait()
+            self._learner.operate()
             left = self.config.train.query_budget - self._run.labeller.num_queries
             size, with_ties = min(self.config.train.batch_size, left), self.config.oracle.ties == "coin"
             chosen = [] if self._duels.paused() else self._duels.take(step, size, with_ties)
@@ -97,6 +97,8 @@ class ChatActor(Actor):
                     Duel(c.id, step, c.row, c.prompt, c.first, c.second, c.first_tokens, c.second_tokens)
                     for c in chosen
                 ]
+            else:
+                time.sleep(_POLL_S)
         super().begin(policy, step, key)
 
     def policy_step(self, step: int) -> int:
@@ -167,8 +169,8 @@ class Learner(Observer):
         for rollback in self._duels.rollbacks(step):
             self._roll_back(rollback, step)
 
-    def wait(self) -> None:
-        """Does what operators ask for, and sleeps.
+    def operate(self) -> None:
+        """Does what operators ask for.
 
         Raises:
             StoppedError: a signal came; the run is saved.
@@ -176,7 +178,6 @@ class Learner(Observer):
         self._stop_if_asked()
         for rollback in self._duels.rollbacks():
             self._roll_back(rollback, self.run.step)
-        time.sleep(_POLL_S)
 
     def _stop_if_asked(self) -> None:
         if not self._opened.stop.number:

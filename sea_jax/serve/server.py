@@ -14,7 +14,7 @@ from typing import Any
 
 from sea_jax.config.overrides import for_method
 from sea_jax.credentials import CHAT_TOKEN, OPERATOR_TOKEN
-from sea_jax.errors import InputError, ServiceError
+from sea_jax.errors import InputError, ServiceError, StoppedError
 from sea_jax.experiment import assets, inputs, validate
 from sea_jax.experiment.commands import cache_folder
 from sea_jax.experiment.run import OpenRun, open_run
@@ -71,9 +71,10 @@ def serve(config: Config, workdir: str) -> None:
             try:
                 with engine.running(), serve_pages(config, host, chat, engine, learner, duels):
                     learner.learn()
-            finally:
+            except StoppedError:
                 params = to_host(opened.run.state.policy.params)
                 save_policy(config, opened.folder / "policy", shared.model, params, task)
+                raise
 
 
 def require_servable(config: Config) -> str:
