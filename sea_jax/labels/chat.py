@@ -62,7 +62,7 @@ class Pair(NamedTuple):
     reference: int | None = None  # the starting policy wrote the first (0) or the second (1)
 
 
-class Shown(NamedTuple):
+class ShownPair(NamedTuple):
     """A pair as the user sees it."""
 
     duel: int
@@ -132,7 +132,7 @@ class ChatDuels(Store):
         super().__init__(folder / FILE, _LAYOUT)
         self._answer_s = answer_s
 
-    def show(self, user: str, pair: Pair) -> Shown:
+    def show(self, user: str, pair: Pair) -> ShownPair:
         """Writes a pair before the user sees it, with sides drawn at random."""
         now, first_on_left = time.time(), secrets.randbelow(2)
         with self._writing() as db:
@@ -143,7 +143,7 @@ class ChatDuels(Store):
             )
             assert added.lastrowid is not None
         sides = (pair.first, pair.second) if first_on_left else (pair.second, pair.first)
-        return Shown(added.lastrowid, *sides)
+        return ShownPair(added.lastrowid, *sides)
 
     def choose(self, duel: int, user: str, choice: str) -> str:
         """Writes a user's choice, one of CHOICES; the same one twice is written once.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 
-from sea_jax.labels.chat import ChatDuels, Pair, Shown
+from sea_jax.labels.chat import ChatDuels, Pair, ShownPair
 from sea_jax.labels.journal import pack_tokens
 from sea_jax.serve.engine import Engine
 from sea_jax.serve.events import CONTROL, ONE, TWO, Answer, Event, Failure, Part, Request, Two
@@ -29,7 +29,7 @@ class ConversationError(Exception):
 class Compared(NamedTuple):
     """Two answers that a user was shown, and is to choose between."""
 
-    shown: Shown
+    shown: ShownPair
     version: int
     prompt_tokens: int
     tokens: int  # of both
