@@ -59,7 +59,8 @@ def _one(
                 return None
             return reply.json()
 
-        client.post("/login", data=dict(name=name))
+        while client.post("/login", data=dict(name=name)).status_code == 429:
+            time.sleep(1 + rng.random())  # all come from one address, whose logins are bounded
         page = client.get("/").text
         client.headers["x-csrf-token"] = page.split('name="csrf" content="')[1].split('"')[0]
         while found := (call("/api/next") or {}).get("question"):
