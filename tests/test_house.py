@@ -238,6 +238,19 @@ def test_what_is_imported_is_required(folders, extra):
         assert {normal(owner) for owner in owners[name]} & {n.partition("[")[0] for n in names}, name
 
 
+def test_files_of_pages_are_packaged():
+    """What is no Python file and stands in a package is in what pip installs."""
+    found = {
+        f"sea_jax.{file.parents[1].name}: {file.parent.name}/*"
+        for file in (ROOT / "sea_jax").rglob("*")
+        if file.is_file() and file.suffix not in (".py", ".pyc")
+    }
+    packaged = PROJECT["tool"]["setuptools"]["package-data"]
+    assert found == {
+        f"{package}: {pattern}" for package, patterns in packaged.items() for pattern in patterns
+    }
+
+
 def test_the_sidecars_environment_is_pinned():
     """And what it shares with us needs NumPy alone: that environment has no JAX."""
     found = pins("requirements-vllm.txt")
