@@ -163,6 +163,29 @@ def init_decoding(
     )
 
 
+def append_token(
+    state: DecodingState, token: Array, logprob: Array, past: tuple[Past, ...], eos_id: int
+) -> DecodingState:
+    """Returns the state after a further token was drawn.
+
+    Args:
+        state: before it.
+        token: [B, M] int32; those of responses that have ended do not count.
+        logprob: [B, M] f32 nats.
+        past: the caches, from `next_logits`.
+        eos_id: ends a response.
+    """
+    return DecodingState(
+        t=state.t + 1,
+        token=token,
+        length=state.length + ~state.ended,
+        ended=state.ended | (token == eos_id),
+        past=past,
+        tokens=state.tokens.at[state.t].set(token),
+        logprobs=state.logprobs.at[state.t].set(logprob),
+    )
+
+
 def to_responses(state: DecodingState, pad_id: int) -> Responses:
     """Returns the drawn tokens, masked after each response's EOS."""
     mask = jnp.arange(state.tokens.shape[0]) < state.length[..., None]
@@ -260,15 +283,7 @@ def _respond(
     def step(state: DecodingState) -> DecodingState:
         logits, past = next_logits(model, params, layers, prompt_mask, state)
         token, logprob = sample_token(logits, uniforms[state.t], temperature)
-        return DecodingState(
-            t=state.t + 1,
-            token=token,
-            length=state.length + ~state.ended,
-            ended=state.ended | (token == eos_id),
-            past=past,
-            tokens=state.tokens.at[state.t].set(token),
-            logprobs=state.logprobs.at[state.t].set(logprob),
-        )
+        return append_token(state, token, logprob, past, eos_id)
 
     def unfinished(state: DecodingState) -> Array:
         return (state.t < T) & ~state.ended.all()

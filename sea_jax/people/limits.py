@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -75,6 +78,20 @@ class BodyLimit:
             return next(whole, None) or await receive()
 
         await self._app(scope, replay, send)
+
+
+def protection(hosts: Sequence[str], longest: int = _LONGEST_BODY) -> list[Middleware]:
+    """Returns what stands before the routes of a page: security headers, and bounds of what is answered.
+
+    Args:
+        hosts: values of the header Host that are answered; '*' is any.
+        longest: body, in bytes.
+    """
+    return [
+        Middleware(SecurityHeaders),
+        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
+        Middleware(BodyLimit, longest=longest),
+    ]
 
 
 class RequestRates:

@@ -19,8 +19,6 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
@@ -31,7 +29,7 @@ from sea_jax.labels.agreement import cohen_kappa, krippendorff_alpha
 from sea_jax.labels.desk import Desk, NotLeasedError, Shown
 from sea_jax.labels.question_tables import BOTH_BAD, SKIP, TIE
 from sea_jax.people import progress
-from sea_jax.people.limits import BodyLimit, SecurityHeaders
+from sea_jax.people.limits import protection
 from sea_jax.people.sessions import Session, Sessions, refusal, whole_number
 
 _HERE = Path(__file__).parent
@@ -84,11 +82,7 @@ class Page:
                 *(Route(f"/api/{name}", call, methods=[method]) for name, (call, method) in api.items()),
                 Mount("/static", StaticFiles(directory=_HERE / "static")),
             ],
-            middleware=[
-                Middleware(SecurityHeaders),
-                Middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts)),
-                Middleware(BodyLimit),
-            ],
+            middleware=protection(settings.hosts),
             exception_handlers={HTTPException: refusal},
         )
 

@@ -15,6 +15,7 @@ from sea_jax.models.generate import (
     DecodingState,
     Layer,
     Weights,
+    append_token,
     init_decoding,
     next_logits,
     sample_token,
@@ -93,15 +94,7 @@ def advance(
     def step(state: DecodingState) -> DecodingState:
         logits, past = next_logits(model, weights.rest, layers, written.prompt_mask, state)
         token, logprob = _draw(logits, written.uniforms[state.t], written.temperature)
-        return DecodingState(
-            t=state.t + 1,
-            token=token,
-            length=state.length + ~state.ended,
-            ended=state.ended | (token == eos_id),
-            past=past,
-            tokens=state.tokens.at[state.t].set(token),
-            logprobs=state.logprobs.at[state.t].set(logprob),
-        )
+        return append_token(state, token, logprob, past, eos_id)
 
     def unfinished(state: DecodingState) -> Array:
         return (state.t < stop) & ~state.ended.all()

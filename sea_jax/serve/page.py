@@ -20,8 +20,6 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -30,7 +28,7 @@ from starlette.templating import Jinja2Templates
 
 from sea_jax import people
 from sea_jax.labels.chat import CHOICES, ChatDuels, NotYoursError
-from sea_jax.people.limits import BodyLimit, SecurityHeaders
+from sea_jax.people.limits import protection
 from sea_jax.people.sessions import Sessions, refusal, whole_number
 from sea_jax.serve.chat import Chat, Compared, ConversationError
 from sea_jax.serve.engine import Engine
@@ -94,11 +92,7 @@ class ChatPage:
                 Mount("/static", StaticFiles(directory=_PEOPLE / "static")),
                 Mount("/chat", StaticFiles(directory=_HERE / "static")),
             ],
-            middleware=[
-                Middleware(SecurityHeaders),
-                Middleware(TrustedHostMiddleware, allowed_hosts=list(access.hosts)),
-                Middleware(BodyLimit, longest=_LONGEST_BODY),
-            ],
+            middleware=protection(access.hosts, _LONGEST_BODY),
             exception_handlers={HTTPException: refusal},
         )
 
